@@ -1,0 +1,170 @@
+"""Every error that wsrecover raises, in one tree.
+
+::
+
+    WsrecoverError
+    ├── ConfigError           a setting is wrong: names the field and the accepted values
+    ├── FrameError            what the peer sent is not a frame; carries the `error` frame to answer with
+    ├── InvalidEvent          what an agent emitted cannot be logged: names the field and the limit
+    ├── CommandError          a command was refused: code, message, field, retry_after
+    ├── TokenError            a token does not prove who it speaks for
+    ├── StoreError
+    │   ├── StoreUnavailable  nothing was committed; the store may heal
+    │   ├── StoreFailed       the store cannot know what is on disk: it stays down until it is opened again
+    │   ├── StoreLocked       another process has it
+    │   ├── StoreMismatch     written by a schema that this version does not know
+    │   └── StoreCorrupt      what it holds contradicts itself
+    ├── RunError
+    │   ├── RunBroken         a commit with events of this run failed; it can emit no more
+    │   └── RunEnded          the run has its terminal event already
+    └── TransportError
+        ├── ConnectionClosed  the WebSocket ended: code, reason
+        └── HandshakeRefused  the peer answered the upgrade with an HTTP status
+
+`CommandError` and `FrameError` carry the error codes of SPEC.md, the same on server and client.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CommandError",
+    "ConfigError",
+    "ConnectionClosed",
+    "FrameError",
+    "HandshakeRefused",
+    "InvalidEvent",
+    "RunBroken",
+    "RunEnded",
+    "RunError",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreFailed",
+    "StoreLocked",
+    "StoreMismatch",
+    "StoreUnavailable",
+    "TokenError",
+    "TransportError",
+    "WsrecoverError",
+]
+
+
+class WsrecoverError(Exception):
+    """The root of all errors that wsrecover raises."""
+
+
+class ConfigError(WsrecoverError):
+    """A setting is wrong. The message names `field` and what is accepted."""
+
+    def __init__(self, field: str, problem: str, accepted: str) -> None:
+        super().__init__(f"{field}: {problem}; accepted: {accepted}")
+        self.field = field
+        self.problem = problem
+        self.accepted = accepted
+
+
+class FrameError(WsrecoverError):
+    """What the peer sent is not a frame of this protocol.
+
+    `close` is the close code that must follow, or None where the connection safely survives.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        field: str | None = None,
+        ref: str | None = None,
+        close: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+        self.ref = ref
+        self.close = close
+
+
+class InvalidEvent(WsrecoverError):
+    """An event cannot be logged as given. Nothing was logged; the run goes on."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class CommandError(WsrecoverError):
+    """A command was refused; `code` is one of SPEC.md's error codes. `retry_after` is in seconds."""
+
+    def __init__(
+        self, code: str, message: str, *, field: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+        self.retry_after = retry_after
+
+
+class TokenError(WsrecoverError):
+    """A token does not prove who it speaks for. The message never contains the token."""
+
+
+class StoreError(WsrecoverError):
+    """The root of what a store raises."""
+
+
+class StoreUnavailable(StoreError):
+    """Nothing of the call took effect; a later one may succeed (disk full, store gone)."""
+
+
+class StoreFailed(StoreError):
+    """A write or fsync failed so that nobody knows what is on disk. The store must be opened again."""
+
+
+class StoreLocked(StoreError):
+    """Another process has the store open."""
+
+
+class StoreMismatch(StoreError):
+    """The store was written by a schema that this version does not know."""
+
+
+class StoreCorrupt(StoreError):
+    """What the store holds contradicts itself."""
+
+
+class RunError(WsrecoverError):
+    """The root of what a run raises to its agent."""
+
+
+class RunBroken(RunError):
+    """A commit that held events of this run failed: it can emit no more, so that its log has no hole."""
+
+
+class RunEnded(RunError):
+    """The run has its terminal event already."""
+
+
+class TransportError(WsrecoverError):
+    """The root of what the transport raises."""
+
+
+class ConnectionClosed(TransportError):
+    """The WebSocket ended. `code` is its close code (1006: no close frame came), `reason` the peer's words."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(f"closed with {code}" + (f": {reason}" if reason else ""))
+        self.code = code
+        self.reason = reason
+
+
+class HandshakeRefused(TransportError):
+    """The server answered the upgrade with an HTTP status. `retry_after` is in seconds."""
+
+    def __init__(self, status: int, body: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(f"HTTP {status}" + (f": {body}" if body else ""))
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after

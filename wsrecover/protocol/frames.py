@@ -1,0 +1,369 @@
+"""Every frame of both directions, as attrs classes. `op` is the frame's name on the wire.
+
+Fields are those of SPEC.md, which says what each means; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final, Literal, TypeAlias
+
+import attrs
+
+from .cursor import Position
+from .events import Event
+
+__all__ = [
+    "CLIENT_FRAMES",
+    "ERROR_CODES",
+    "SERVER_FRAMES",
+    "SUBPROTOCOL",
+    "VERSION",
+    "Ack",
+    "Auth",
+    "AuthRequired",
+    "Bye",
+    "ClientFrame",
+    "Drain",
+    "Ephemeral",
+    "ErrorBody",
+    "ErrorFrame",
+    "EventFrame",
+    "Follow",
+    "Gap",
+    "Hello",
+    "Live",
+    "Part",
+    "Ping",
+    "Pong",
+    "PrincipalInfo",
+    "Reply",
+    "RunInfo",
+    "Send",
+    "ServerFrame",
+    "Skip",
+    "Snapshot",
+    "StreamInfo",
+    "Streams",
+    "Welcome",
+]
+
+VERSION: Final = 1
+SUBPROTOCOL: Final = "wsrecover.v1"
+
+ERROR_CODES: Final = frozenset(
+    {
+        "malformed",
+        "unknown_op",
+        "unknown_type",
+        "invalid",
+        "too_large",
+        "not_found",
+        "forbidden",
+        "rate_limited",
+        "overloaded",
+        "id_conflict",
+        "expired",
+        "outcome_unknown",
+        "already_resolved",
+        "store_unavailable",
+        "internal",
+    }
+)
+
+From: TypeAlias = Literal["snapshot", "start", "live"]
+ResumeReason: TypeAlias = Literal["new", "epoch_changed", "trimmed", "ahead"]
+
+
+@attrs.frozen
+class Hello:
+    """Who connects and where it is. `client` is one per tab or device."""
+
+    op: ClassVar[str] = "hello"
+    client: str
+    token: str | None = attrs.field(default=None, repr=False)
+    resume: dict[str, Position] = attrs.field(factory=dict)
+    part: dict[str, tuple[int, int]] = attrs.field(factory=dict)
+    threads: tuple[str, ...] | None = None
+    fresh: tuple[str, ...] = ()
+    from_: From = "snapshot"
+
+
+@attrs.frozen
+class Ack:
+    """Processed up to, per stream."""
+
+    op: ClassVar[str] = "ack"
+    pos: dict[str, int]
+
+
+@attrs.frozen
+class Send:
+    """A command. `age` is the seconds since it was first tried."""
+
+    op: ClassVar[str] = "send"
+    id: str
+    type: str
+    data: dict[str, Any]
+    thread: str | None = None
+    age: float | None = None
+
+
+@attrs.frozen
+class Follow:
+    """Replaces the filter of the user stream; None follows every thread."""
+
+    op: ClassVar[str] = "follow"
+    id: str
+    threads: tuple[str, ...] | None
+
+
+@attrs.frozen
+class Auth:
+    """A fresh token for the connection as it stands."""
+
+    op: ClassVar[str] = "auth"
+    id: str
+    token: str = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Ping:
+    """Either side may ask whether the other is there."""
+
+    op: ClassVar[str] = "ping"
+
+
+@attrs.frozen
+class Pong:
+    """The answer to a ping."""
+
+    op: ClassVar[str] = "pong"
+
+
+@attrs.frozen
+class Bye:
+    """The client leaves for good; the server closes with 1000."""
+
+    op: ClassVar[str] = "bye"
+
+
+@attrs.frozen
+class PrincipalInfo:
+    """Who the token speaks for, as told to the client."""
+
+    tenant: str
+    user: str
+    roles: tuple[str, ...] = ()
+    tier: str | None = None
+
+
+@attrs.frozen
+class StreamInfo:
+    """Where a stream stands and the first seq that will follow (`from_`)."""
+
+    epoch: str
+    head: int
+    oldest: int
+    from_: int
+    resumed: bool
+    reason: ResumeReason | None = None
+
+
+@attrs.frozen
+class RunInfo:
+    """A run under way."""
+
+    run: str
+    agent: str
+    status: str
+    thread: str | None = None
+
+
+@attrs.frozen
+class Welcome:
+    """The first frame of every connection. `heartbeat` and `token_expires_in` are in seconds."""
+
+    op: ClassVar[str] = "welcome"
+    protocol: int
+    connection: str
+    principal: PrincipalInfo
+    streams: dict[str, StreamInfo]
+    heartbeat: float
+    limits: dict[str, Any]
+    token_expires_in: float
+    runs: tuple[RunInfo, ...] = ()
+
+
+@attrs.frozen
+class Streams:
+    """Entitlements changed while connected."""
+
+    op: ClassVar[str] = "streams"
+    added: dict[str, StreamInfo]
+    removed: tuple[str, ...]
+
+
+@attrs.frozen
+class EventFrame(Event):
+    """A logged event on the wire."""
+
+    op: ClassVar[str] = "event"
+
+
+@attrs.frozen
+class Part:
+    """A piece, base64 in `bytes`, of the encoded event `seq`, which has `total` bytes."""
+
+    op: ClassVar[str] = "part"
+    stream: str
+    seq: int
+    offset: int
+    total: int
+    bytes: str = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Snapshot:
+    """The context of some threads as of `seq`."""
+
+    op: ClassVar[str] = "snapshot"
+    stream: str
+    seq: int
+    threads: dict[str, Any]
+    more: bool = False
+
+
+@attrs.frozen
+class Live:
+    """The replay that this connection asked for is done."""
+
+    op: ClassVar[str] = "live"
+    stream: str
+    seq: int
+
+
+@attrs.frozen
+class Skip:
+    """What was not sent up to `to` was filtered out."""
+
+    op: ClassVar[str] = "skip"
+    stream: str
+    to: int
+
+
+@attrs.frozen
+class Gap:
+    """Events `from_..to` are gone."""
+
+    op: ClassVar[str] = "gap"
+    stream: str
+    reason: str
+    from_: int | None = None
+    to: int | None = None
+
+
+@attrs.frozen
+class ErrorBody:
+    """Why a command was refused. `retry_after` is in seconds."""
+
+    code: str
+    message: str
+    field: str | None = None
+    retry_after: float | None = None
+
+
+@attrs.frozen
+class Reply:
+    """The answer to a command."""
+
+    op: ClassVar[str] = "reply"
+    id: str
+    status: Literal["ok", "duplicate", "error"]
+    result: dict[str, Any] | None = None
+    error: ErrorBody | None = None
+
+
+@attrs.frozen
+class Ephemeral:
+    """Like an event, but not logged; may be dropped under pressure."""
+
+    op: ClassVar[str] = "ephemeral"
+    stream: str
+    ts: float
+    type: str
+    data: dict[str, Any]
+    thread: str | None = None
+    run: str | None = None
+
+
+@attrs.frozen
+class AuthRequired:
+    """The token expires in so many seconds."""
+
+    op: ClassVar[str] = "auth_required"
+    expires_in: float
+
+
+@attrs.frozen
+class Drain:
+    """Reconnect after `retry_after` plus a random part of `jitter`, both in seconds."""
+
+    op: ClassVar[str] = "drain"
+    retry_after: float
+    jitter: float
+
+
+@attrs.frozen
+class ErrorFrame:
+    """About a frame, or just before a close. `ref` is the id of what was refused."""
+
+    op: ClassVar[str] = "error"
+    code: str
+    message: str
+    field: str | None = None
+    ref: str | None = None
+    retry_after: float | None = None
+
+
+ClientFrame: TypeAlias = Hello | Ack | Send | Follow | Auth | Ping | Pong | Bye
+ServerFrame: TypeAlias = (
+    Welcome
+    | Streams
+    | EventFrame
+    | Part
+    | Snapshot
+    | Live
+    | Skip
+    | Gap
+    | Reply
+    | Ephemeral
+    | AuthRequired
+    | Drain
+    | ErrorFrame
+    | Ping
+    | Pong
+)
+
+CLIENT_FRAMES: Final[dict[str, type[ClientFrame]]] = {
+    frame.op: frame for frame in (Hello, Ack, Send, Follow, Auth, Ping, Pong, Bye)
+}
+SERVER_FRAMES: Final[dict[str, type[ServerFrame]]] = {
+    frame.op: frame
+    for frame in (
+        Welcome,
+        Streams,
+        EventFrame,
+        Part,
+        Snapshot,
+        Live,
+        Skip,
+        Gap,
+        Reply,
+        Ephemeral,
+        AuthRequired,
+        Drain,
+        ErrorFrame,
+        Ping,
+        Pong,
+    )
+}
