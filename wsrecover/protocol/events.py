@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import attrs
 
@@ -28,6 +28,7 @@ CRITICAL: Final = frozenset(
 class Event:
     """One logged event. `ts` is unix seconds; `first_seq` is set where it covers `first_seq..seq`."""
 
+    op: ClassVar[str] = "event"
     stream: str
     seq: int
     ts: float

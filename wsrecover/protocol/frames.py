@@ -27,7 +27,7 @@ __all__ = [
     "Ephemeral",
     "ErrorBody",
     "ErrorFrame",
-    "EventFrame",
+    "Event",
     "Follow",
     "Gap",
     "Hello",
@@ -204,13 +204,6 @@ class Streams:
 
 
 @attrs.frozen
-class EventFrame(Event):
-    """A logged event on the wire."""
-
-    op: ClassVar[str] = "event"
-
-
-@attrs.frozen
 class Part:
     """A piece, base64 in `bytes`, of the encoded event `seq`, which has `total` bytes."""
 
@@ -329,7 +322,7 @@ ClientFrame: TypeAlias = Hello | Ack | Send | Follow | Auth | Ping | Pong | Bye
 ServerFrame: TypeAlias = (
     Welcome
     | Streams
-    | EventFrame
+    | Event
     | Part
     | Snapshot
     | Live
@@ -352,7 +345,7 @@ SERVER_FRAMES: Final[dict[str, type[ServerFrame]]] = {
     for frame in (
         Welcome,
         Streams,
-        EventFrame,
+        Event,
         Part,
         Snapshot,
         Live,

@@ -1,0 +1,251 @@
+"""The Store contract: where streams are kept.
+
+A store holds streams (logs of encoded events), the answers given to commands, and the runs under way. What
+belongs together is one `Unit` and takes effect whole or not at all; many units share one commit.
+
+Epochs. An epoch is `<incarnation>-<generation>`. The incarnation is random, made when the stream is first
+written or loaded, and persisted before anybody is told. The generation is random, made each time the store is
+opened. The store keeps the lineage of its generations and, per stream, the first seq that each generation wrote:
+that tells a restart (same history) from a restored backup that has since written other events under the same seqs.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, TypeAlias
+
+import attrs
+
+from ..protocol.cursor import Position
+
+__all__ = [
+    "ANSWER_WINDOW",
+    "Answer",
+    "AnswerKey",
+    "Append",
+    "Applied",
+    "Conflict",
+    "Duplicate",
+    "Entry",
+    "NewEvent",
+    "Outcome",
+    "Retention",
+    "RunRecord",
+    "Store",
+    "StoreStatistics",
+    "StreamKey",
+    "StreamState",
+    "Unit",
+]
+
+ANSWER_WINDOW: Final = 600.0
+"""Seconds for which an answer is kept."""
+
+
+@attrs.frozen
+class StreamKey:
+    """Names one stream. `name` is the user, tier or role; empty for `tenant` and `all`."""
+
+    scope: Literal["user", "tenant", "tier", "role", "all"]
+    tenant: str = ""
+    name: str = ""
+
+
+@attrs.frozen
+class NewEvent:
+    """An event on its way into the log.
+
+    `body` is its JSON object without `op`, `stream` and `seq`, encoded once. With an `id` the event is appended at
+    most once per stream within `ANSWER_WINDOW`: the same id and digest gives the first one's position.
+    """
+
+    body: bytes
+    ts: float
+    thread: str | None = None
+    id: str | None = None
+    digest: bytes = b""
+
+
+@attrs.frozen
+class Entry:
+    """A logged event: its seq and the encoded body (see `NewEvent`)."""
+
+    seq: int
+    body: bytes
+    thread: str | None = None
+
+
+@attrs.frozen
+class Append:
+    """Events for one stream, in order."""
+
+    key: StreamKey
+    events: tuple[NewEvent, ...]
+
+
+@attrs.frozen
+class AnswerKey:
+    """Who asked, and the id that they gave the command."""
+
+    tenant: str
+    user: str
+    id: str
+
+
+@attrs.frozen
+class Answer:
+    """What a command was answered: a JSON object, or None where the positions say it all.
+
+    `digest` stands for the command's body: another one under the same id is a conflict. `at` is unix seconds.
+    """
+
+    key: AnswerKey
+    digest: bytes
+    at: float
+    result: bytes | None = None
+
+
+@attrs.frozen
+class RunRecord:
+    """A run under way, as a restart needs it to write the terminal event that its process could not."""
+
+    run: str
+    tenant: str
+    user: str
+    agent: str
+    started: float
+    thread: str | None = None
+
+
+@attrs.frozen
+class Unit:
+    """What takes effect together. At most one answer is conditional: see `Store.commit`."""
+
+    appends: tuple[Append, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    runs_started: tuple[RunRecord, ...] = ()
+    runs_ended: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Applied:
+    """The unit took effect. `entries` are what was appended, per append; `positions` are per event, in order.
+
+    An event whose id was known already is not in `entries`; its position is the first one's.
+    """
+
+    entries: tuple[tuple[StreamKey, tuple[Entry, ...]], ...]
+    positions: tuple[Position, ...]
+
+
+@attrs.frozen
+class Duplicate:
+    """Nothing was done: the command was answered before, with this result and these positions."""
+
+    result: bytes | None
+    positions: tuple[Position, ...]
+
+
+@attrs.frozen
+class Conflict:
+    """Nothing was done: `id` was used before with another body."""
+
+    id: str
+
+
+Outcome: TypeAlias = Applied | Duplicate | Conflict
+
+
+@attrs.frozen
+class StreamState:
+    """A stream as the store knows it. `oldest` is head + 1 where nothing is kept.
+
+    `marks` are (generation, first seq it wrote), oldest first, for the generations that wrote to this stream.
+    """
+
+    incarnation: str
+    head: int
+    oldest: int
+    marks: tuple[tuple[str, int], ...] = ()
+
+
+@attrs.frozen
+class Retention:
+    """How much of a stream is kept: events, bytes of their bodies, and seconds of age."""
+
+    events: int = 10_000
+    bytes: int = 16 * 1024 * 1024
+    age: float = 24 * 3600.0
+
+
+@attrs.frozen
+class StoreStatistics:
+    """Counts since the store was opened; `healthy` is False while the last commit failed."""
+
+    commits: int
+    events: int
+    failures: int
+    healthy: bool
+
+
+class Store(abc.ABC):
+    """Where streams are kept. All methods may be called from many tasks; calls take effect one after the other.
+
+    Errors: `StoreUnavailable` means that nothing of the call took effect and a later one may succeed; `StoreFailed`
+    that the store is down until it is opened again; `StoreCorrupt` that what was read contradicts itself.
+
+    Cancellation: `commit` may not be left half known: once handed to the store it completes before the cancellation
+    is raised, under a shield whose deadline is the store's time-out. Reads may be abandoned at any time.
+    """
+
+    generation: str
+    """This opening of the store."""
+
+    lineage: tuple[str, ...]
+    """Every generation in whose history this store stands, oldest first, this one last."""
+
+    @abc.abstractmethod
+    async def load(self, key: StreamKey) -> StreamState:
+        """The stream's state. A stream that nobody wrote yet gets its incarnation here, durably."""
+
+    @abc.abstractmethod
+    async def commit(self, units: Sequence[Unit]) -> list[Outcome]:
+        """Apply each unit whole, in order, and put the batch on stable storage; one outcome per unit.
+
+        A unit with an answer whose key was answered within `ANSWER_WINDOW` is not applied (`Duplicate` or, with
+        another digest, `Conflict`); a unit with an event id that was used with another digest is not applied either
+        (`Conflict`). Answers that are applied are kept with the positions of the unit's events.
+        Only the first answer of a unit is checked in this way; the others are kept as they are.
+        """
+
+    @abc.abstractmethod
+    async def read(self, key: StreamKey, after: int, *, upto: int, max_events: int, max_bytes: int) -> list[Entry]:
+        """The entries after seq `after`, up to and including `upto`, contiguous from `after` + 1.
+
+        At most `max_events`, and as many as fit `max_bytes` of bodies but at least one. Where `after` + 1 was trimmed
+        it begins at the oldest that is kept.
+        """
+
+    @abc.abstractmethod
+    async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> dict[StreamKey, int]:
+        """Forget what is over the limits, oldest first, and old answers; the new `oldest` of each stream that was trimmed.
+
+        The newest event may go by age but never by count or bytes.
+        """
+
+    @abc.abstractmethod
+    async def answer(self, key: AnswerKey) -> tuple[Answer, tuple[Position, ...]] | None:
+        """What the command was answered, if that is within the window."""
+
+    @abc.abstractmethod
+    async def runs(self) -> list[RunRecord]:
+        """The runs that were started and not ended."""
+
+    @abc.abstractmethod
+    def statistics(self) -> StoreStatistics:
+        """Counts, without waiting."""
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Close for good. Commits that were handed over complete first."""
