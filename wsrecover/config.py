@@ -1,0 +1,332 @@
+"""Every setting of a server: frozen, checked where it is made, each default with its reason.
+
+::
+
+    Config ─┬─ timeouts             Timeouts   seconds
+            ├─ limits               Limits     bytes and counts
+            ├─ retention            Retention  of each user's stream
+            └─ retention_broadcast  Retention  of each broadcast stream
+
+A wrong value raises `ConfigError`, which names the field (`limits.message_bytes`) and what is accepted.
+`load_config` reads the same tree from TOML: each class above is a table, each field a key.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
+
+import attrs
+import cattrs
+
+from .errors import ConfigError
+
+__all__ = [
+    "Config",
+    "Limits",
+    "LogFormat",
+    "LogLevel",
+    "Retention",
+    "Timeouts",
+    "default_store",
+    "load_config",
+    "state_folder",
+]
+
+LogFormat: TypeAlias = Literal["console", "json"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+SECRET_BYTES: Final = 32
+"""The shortest secret: RFC 7518, section 3.2, asks HS256 for a key of at least its hash's size."""
+
+TABLES: Final = ("timeouts", "limits", "retention", "retention_broadcast")
+"""The fields of `Config` that have fields of their own."""
+
+Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def state_folder() -> Path:
+    """Where a user's server keeps its data: `wsrecover` in `$XDG_STATE_HOME`, else in `~/.local/state`."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    # The XDG base directory specification: a relative path is to be ignored.
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "wsrecover"
+
+
+def default_store() -> str:
+    """SQLite in the user's state folder, so that what was acknowledged outlives the process by default."""
+    return f"sqlite:{state_folder() / 'wsrecover.db'}"
+
+
+def _named(instance: object, attribute: attrs.Attribute[Any]) -> str:
+    section = getattr(type(instance), "section", "")
+    return f"{section}.{attribute.name}" if section else attribute.name
+
+
+def _seconds(*, zero: bool = False, none: bool = False) -> Validator:
+    accepted = f"a number of seconds {'≥' if zero else '>'} 0" + (", or none" if none else "")
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is None and none:
+            return
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]  # `number` is the proof
+            raise ConfigError(_named(instance, attribute), f"is {value!r}", accepted)
+
+    return check
+
+
+def _count(least: int, most: int | None = None, unit: str = "") -> Validator:
+    bounds = f"≥ {least}" if most is None else f"from {least} to {most}"
+    accepted = f"a whole number{f' of {unit}' if unit else ''} {bounds}"
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]  # `whole` is the proof
+            raise ConfigError(_named(instance, attribute), f"is {value!r}", accepted)
+
+    return check
+
+
+def _bytes(least: int) -> Validator:
+    return _count(least, unit="bytes")
+
+
+def _one_of(accepted: tuple[str, ...]) -> Validator:
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value not in accepted:
+            raise ConfigError(_named(instance, attribute), f"is {value!r}", " or ".join(accepted))
+
+    return check
+
+
+def _text(accepted: str, *, none: bool = False) -> Validator:
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not (value is None and none) and not (isinstance(value, str) and value):
+            raise ConfigError(_named(instance, attribute), f"is {value!r}", accepted)
+
+    return check
+
+
+def _a(kind: type) -> Validator:
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, kind):
+            raise ConfigError(_named(instance, attribute), f"is {value!r}", f"a {kind.__name__}")
+
+    return check
+
+
+@attrs.frozen(kw_only=True)
+class Timeouts:
+    """How long things may take, all in seconds."""
+
+    section: ClassVar[str] = "timeouts"
+
+    handshake: float = attrs.field(default=5.0, validator=_seconds())
+    """From accept to the upgrade, and again to `hello`: a slow phone needs 2, a stranger gets 5."""
+    heartbeat: float = attrs.field(default=25.0, validator=_seconds())
+    """Silence after which a `ping` is sent: under the 30 s in which NATs and proxies forget a connection."""
+    heartbeat_grace: float = attrs.field(default=10.0, validator=_seconds())
+    """More silence after the ping: the link is dead (4003). Time for a mobile radio to wake up."""
+    write_progress: float = attrs.field(default=10.0, validator=_seconds())
+    """No byte taken by the peer while there is something to send: too slow (4002)."""
+    linger: float = attrs.field(default=60.0, validator=_seconds(zero=True))
+    """A session without connections and runs stays in memory: most drops are shorter than this."""
+    run: float | None = attrs.field(default=None, validator=_seconds(none=True))
+    """The longest a run may take; None: agents work as long as they need."""
+    drain: float = attrs.field(default=10.0, validator=_seconds(zero=True))
+    """From the order to stop until all connections are closed: the usual supervisors kill after 10 to 30."""
+    token_leeway: float = attrs.field(default=30.0, validator=_seconds(zero=True))
+    """A token counts until `exp` plus this: clocks differ, and a refresh takes a moment."""
+    store: float = attrs.field(default=30.0, validator=_seconds())
+    """One call to the store: a busy disk's worst fsync takes seconds, more is a store that is gone."""
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What one peer, one user and the process may take up. Sizes are in bytes of encoded JSON."""
+
+    section: ClassVar[str] = "limits"
+
+    message_bytes: int = attrs.field(default=64 * 1024, validator=_bytes(1024))
+    """One inbound message: commands are small; larger ones close with 1009."""
+    event_bytes: int = attrs.field(default=1024 * 1024, validator=_bytes(1024))
+    """One event: room for a tool's output. Larger ones are refused at emit."""
+    part_bytes: int = attrs.field(default=32 * 1024, validator=_bytes(1024))
+    """A larger event goes out in parts of this size: a 10 KB/s link stays alive between two of them."""
+    page_bytes: int = attrs.field(default=256 * 1024, validator=_bytes(4096))
+    """One page of a replay, and one snapshot frame: what a connection holds in memory to catch up."""
+    page_events: int = attrs.field(default=500, validator=_count(1))
+    """Events of one page: about a millisecond of reading, so other tasks are not held up."""
+    tail_events: int = attrs.field(default=256, validator=_count(1))
+    """The newest events that each stream keeps in memory: a drop of seconds resumes without the store."""
+    tail_bytes: int = attrs.field(default=256 * 1024, validator=_bytes(0))
+    """The same in bytes."""
+    tails_bytes: int = attrs.field(default=256 * 1024 * 1024, validator=_bytes(0))
+    """All tails of the process together: 1,000 streams of full tails."""
+    journal_units: int = attrs.field(default=10_000, validator=_count(1))
+    """What waits for its commit: a second of a busy server. A full journal makes agents wait."""
+    journal_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=_bytes(4096))
+    """The same in bytes."""
+    commands_in_flight: int = attrs.field(default=32, validator=_count(1))
+    """Unanswered commands of one connection; more are answered `rate_limited`."""
+    handshakes: int = attrs.field(default=1_000, validator=_count(1))
+    """Connections that are not upgraded yet, at once; more are answered 503."""
+    connections_per_user: int = attrs.field(default=50, validator=_count(1))
+    """Tabs and devices of one user; more are closed with 4006."""
+    runs_per_user: int = attrs.field(default=100, validator=_count(1))
+    """Runs under way of one user; more are answered `rate_limited`."""
+    head_bytes: int = attrs.field(default=16 * 1024, validator=_bytes(1024))
+    """The head of an upgrade request: a token, cookies and positions fit; more is answered 431."""
+
+
+@attrs.frozen
+class Retention:
+    """How much of a stream is kept: events, bytes of their bodies, and seconds of age."""
+
+    section: ClassVar[str] = "retention"
+
+    events: int = attrs.field(default=10_000, validator=_count(1))
+    """Events: an hour of a busy agent."""
+    bytes: int = attrs.field(default=16 * 1024 * 1024, validator=_bytes(1024))
+    """Bytes of their bodies: 10,000 events of a usual size fit four times."""
+    age: float = attrs.field(default=24 * 3600.0, validator=_seconds())
+    """Seconds: who closes the lid at night resumes in the morning."""
+
+
+def _broadcast() -> Retention:
+    return Retention(events=1_000)
+
+
+def _store(_: object, __: attrs.Attribute[Any], value: object) -> None:
+    if value != "memory" and not (
+        isinstance(value, str) and value.removeprefix("sqlite:") not in ("", value)
+    ):
+        raise ConfigError("store", f"is {value!r}", "memory or sqlite:FILE")
+
+
+def _secret(_: object, __: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not (isinstance(value, bytes) and len(value) >= SECRET_BYTES):
+        problem = f"has {len(value)} bytes" if isinstance(value, bytes) else f"is a {type(value).__name__}"
+        raise ConfigError("secret", problem, f"bytes, at least {SECRET_BYTES} of them")
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """All settings of one server. `evolve` gives a changed copy."""
+
+    host: str = attrs.field(default="127.0.0.1", validator=_text("a host name or an address"))
+    """The address to listen at: this machine only, until somebody decides otherwise."""
+    port: int = attrs.field(default=8765, validator=_count(0, 65535))
+    """The port; 0 takes any free one, and `ready` tells which."""
+    store: str = attrs.field(factory=default_store, validator=_store)
+    """`memory` or `sqlite:FILE`; the default is `default_store()`: a promise of durability needs a file."""
+
+    secret: bytes | None = attrs.field(default=None, repr=False, validator=_secret)
+    """What tokens are signed with (HS256). This or `secret_file`."""
+    secret_file: str | None = attrs.field(default=None, validator=_text("the name of a file", none=True))
+    """A file that holds the secret, so that it stands neither in a command line nor in a config file."""
+
+    tls_certificate: str | None = attrs.field(
+        default=None, validator=_text("the name of a PEM file", none=True)
+    )
+    """A PEM file with the certificate chain; None: plain `ws://`, for a proxy in front or this machine."""
+    tls_key: str | None = attrs.field(default=None, validator=_text("the name of a PEM file", none=True))
+    """A PEM file with the certificate's key."""
+
+    log_format: LogFormat = attrs.field(default="console", validator=_one_of(get_args(LogFormat)))
+    """`console` for a reader, `json` (one object per line) for a collector."""
+    log_level: LogLevel = attrs.field(default="info", validator=_one_of(get_args(LogLevel)))
+    """The least severe level that is logged."""
+
+    timeouts: Timeouts = attrs.field(factory=Timeouts, validator=_a(Timeouts))
+    limits: Limits = attrs.field(factory=Limits, validator=_a(Limits))
+    retention: Retention = attrs.field(factory=Retention, validator=_a(Retention))
+    """Of each user's stream."""
+    retention_broadcast: Retention = attrs.field(factory=_broadcast, validator=_a(Retention))
+    """Of each broadcast stream: fewer events, for everybody reads them."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.secret is not None and self.secret_file is not None:
+            raise ConfigError("secret_file", "is given beside secret", "one of the two")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_certificate"
+            raise ConfigError(missing, "is missing", "tls_certificate and tls_key together, or neither")
+        if self.limits.event_bytes > self.retention.bytes:
+            accepted = f"at least limits.event_bytes, which is {self.limits.event_bytes}"
+            raise ConfigError("retention.bytes", f"is {self.retention.bytes}", accepted)
+
+    @property
+    def store_file(self) -> Path | None:
+        """The store's file, or None for a store in memory."""
+        return None if self.store == "memory" else Path(self.store.removeprefix("sqlite:")).expanduser()
+
+    def evolve(self, **changes: Any) -> Config:
+        """A copy with other values, checked like a new one; an unknown name raises `ConfigError`."""
+        for name in changes:
+            _known(name, Config, "")
+        return attrs.evolve(self, **changes)
+
+
+def load_config(path: str | Path) -> Config:
+    """The settings in a TOML file. An unknown key or a wrong type raises `ConfigError`."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("config", f"{path} cannot be read: {error}", "a readable TOML file") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("config", f"{path} is not TOML: {error}", "TOML 1.0") from error
+    if "secret" in tree:
+        raise ConfigError(
+            "secret", "stands in a config file", "secret_file, the name of a file that holds it"
+        )
+    for section in TABLES:
+        if not isinstance(tree.get(section, {}), dict):
+            raise ConfigError(section, f"is {tree[section]!r}", f"a table, [{section}]")
+    try:
+        return _converter().structure(tree, Config)
+    except cattrs.BaseValidationError as error:
+        raise next(_problems(error, "")) from error
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    # Values pass as they are: cattrs would make 3 of "3", while every field has a validator that refuses it.
+    for kind in (str, int, float):
+        converter.register_structure_hook(kind, lambda value, _: value)
+    converter.register_structure_hook_func(lambda kind: kind in (LogFormat, LogLevel), lambda value, _: value)
+    return converter
+
+
+def _problems(error: BaseException, path: str) -> Iterator[ConfigError]:
+    """What cattrs found wrong in the table `path`, as errors that name the whole path."""
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        for name in sorted(error.extra_fields):
+            yield _unknown(name, error.cl, path)
+    elif isinstance(error, cattrs.ClassValidationError):
+        located, others = error.group_exceptions()
+        for inner, note in located:
+            yield from _problems(inner, note.name)
+        for other in others:
+            yield from _problems(other, path)
+    elif isinstance(error, ConfigError):
+        # A validator names its class's table, but two tables are of one class.
+        field = f"{path}.{error.field.rpartition('.')[2]}" if path else error.field
+        yield ConfigError(field, error.problem, error.accepted)
+    else:
+        raise error
+
+
+def _known(name: str, cls: type, path: str) -> None:
+    if name not in attrs.fields_dict(cls):
+        raise _unknown(name, cls, path)
+
+
+def _unknown(name: str, cls: type, path: str) -> ConfigError:
+    known = ", ".join(field for field in attrs.fields_dict(cls) if field != "secret")
+    return ConfigError(f"{path}.{name}" if path else name, "is not a setting", known)
