@@ -1,4 +1,4 @@
-"""Cursor arithmetic: what an arriving event means to one who is at a position. Used by server and client alike."""
+"""Cursor arithmetic: what an arriving event means to one who is at a position. For both sides."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Position"]
 
 @attrs.frozen
 class Position:
-    """A place in a stream: everything up to `seq`, in the history that `epoch` names. On the wire `[epoch, seq]`."""
+    """A place in a stream: all up to `seq`, in the history that `epoch` names. On the wire `[epoch, seq]`."""
 
     epoch: str
     seq: int

@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Final
 
 import attrs
 
-__all__ = ["AGENT_EVENTS", "CRITICAL", "EVENT_TYPE", "TERMINAL", "Event"]
+from .fields import Id, Seq, StreamName
+
+__all__ = ["AGENT_EVENTS", "CRITICAL", "EVENT_TYPE", "TERMINAL", "TYPES", "Event"]
 
 EVENT_TYPE: Final = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
 """What an event type's name may be."""
@@ -15,7 +17,13 @@ EVENT_TYPE: Final = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
 TERMINAL: Final = "agent_completed"
 """The one event that ends a run."""
 
-AGENT_EVENTS: Final = ("agent_started", "agent_thinking", "tool_executing", "tool_completed", "agent_completed")
+AGENT_EVENTS: Final = (
+    "agent_started",
+    "agent_thinking",
+    "tool_executing",
+    "tool_completed",
+    "agent_completed",
+)
 """The five that a user must always see."""
 
 CRITICAL: Final = frozenset(
@@ -23,20 +31,31 @@ CRITICAL: Final = frozenset(
 )
 """Never shed, never merged with another type."""
 
+TYPES: Final = CRITICAL | {
+    "tool_progress",
+    "message_started",
+    "message_delta",
+    "state_patch",
+    "user_message",
+    "chat",
+    "notice",
+}
+"""Every type that the protocol itself knows; others are the app's own."""
+
 
 @attrs.frozen
 class Event:
     """One logged event. `ts` is unix seconds; `first_seq` is set where it covers `first_seq..seq`."""
 
     op: ClassVar[str] = "event"
-    stream: str
-    seq: int
+    stream: StreamName
+    seq: Seq
     ts: float
     type: str
     data: dict[str, Any]
-    thread: str | None = None
-    run: str | None = None
-    first_seq: int | None = None
+    thread: Id | None = None
+    run: Id | None = None
+    first_seq: Seq | None = None
 
     @property
     def first(self) -> int:

@@ -11,8 +11,10 @@ import attrs
 
 from .cursor import Position
 from .events import Event
+from .fields import Id, Seconds, Seq, StreamName, ThreadIds
 
 __all__ = [
+    "ALWAYS",
     "CLIENT_FRAMES",
     "ERROR_CODES",
     "SERVER_FRAMES",
@@ -29,6 +31,7 @@ __all__ = [
     "ErrorFrame",
     "Event",
     "Follow",
+    "From",
     "Gap",
     "Hello",
     "Live",
@@ -37,6 +40,7 @@ __all__ = [
     "Pong",
     "PrincipalInfo",
     "Reply",
+    "ResumeReason",
     "RunInfo",
     "Send",
     "ServerFrame",
@@ -70,6 +74,9 @@ ERROR_CODES: Final = frozenset(
     }
 )
 
+ALWAYS: Final = "always"
+"""Metadata of a field that is on the wire even where it holds its default; other defaults are left out."""
+
 From: TypeAlias = Literal["snapshot", "start", "live"]
 ResumeReason: TypeAlias = Literal["new", "epoch_changed", "trimmed", "ahead"]
 
@@ -79,12 +86,12 @@ class Hello:
     """Who connects and where it is. `client` is one per tab or device."""
 
     op: ClassVar[str] = "hello"
-    client: str
+    client: Id
     token: str | None = attrs.field(default=None, repr=False)
-    resume: dict[str, Position] = attrs.field(factory=dict)
-    part: dict[str, tuple[int, int]] = attrs.field(factory=dict)
-    threads: tuple[str, ...] | None = None
-    fresh: tuple[str, ...] = ()
+    resume: dict[StreamName, Position] = attrs.field(factory=dict)
+    part: dict[StreamName, tuple[Seq, Seq]] = attrs.field(factory=dict)
+    threads: ThreadIds | None = None
+    fresh: ThreadIds = ()
     from_: From = "snapshot"
 
 
@@ -93,7 +100,7 @@ class Ack:
     """Processed up to, per stream."""
 
     op: ClassVar[str] = "ack"
-    pos: dict[str, int]
+    pos: dict[StreamName, Seq]
 
 
 @attrs.frozen
@@ -101,11 +108,11 @@ class Send:
     """A command. `age` is the seconds since it was first tried."""
 
     op: ClassVar[str] = "send"
-    id: str
-    type: str
+    id: Id
+    type: Id
     data: dict[str, Any]
-    thread: str | None = None
-    age: float | None = None
+    thread: Id | None = None
+    age: Seconds | None = None
 
 
 @attrs.frozen
@@ -113,8 +120,8 @@ class Follow:
     """Replaces the filter of the user stream; None follows every thread."""
 
     op: ClassVar[str] = "follow"
-    id: str
-    threads: tuple[str, ...] | None
+    id: Id
+    threads: ThreadIds | None
 
 
 @attrs.frozen
@@ -122,7 +129,7 @@ class Auth:
     """A fresh token for the connection as it stands."""
 
     op: ClassVar[str] = "auth"
-    id: str
+    id: Id
     token: str = attrs.field(repr=False)
 
 
@@ -153,30 +160,33 @@ class PrincipalInfo:
 
     tenant: str
     user: str
-    roles: tuple[str, ...] = ()
+    roles: tuple[str, ...] = attrs.field(default=(), metadata={ALWAYS: True})
     tier: str | None = None
 
 
 @attrs.frozen
 class StreamInfo:
-    """Where a stream stands and the first seq that will follow (`from_`)."""
+    """Where a stream stands and the first seq that will follow (`from_`).
+
+    `reason` is a `ResumeReason`; a later server may know more of them, so a client takes any.
+    """
 
     epoch: str
-    head: int
-    oldest: int
-    from_: int
+    head: Seq
+    oldest: Seq
+    from_: Seq
     resumed: bool
-    reason: ResumeReason | None = None
+    reason: str | None = None
 
 
 @attrs.frozen
 class RunInfo:
     """A run under way."""
 
-    run: str
+    run: Id
     agent: str
     status: str
-    thread: str | None = None
+    thread: Id | None = None
 
 
 @attrs.frozen
@@ -185,13 +195,13 @@ class Welcome:
 
     op: ClassVar[str] = "welcome"
     protocol: int
-    connection: str
+    connection: Id
     principal: PrincipalInfo
-    streams: dict[str, StreamInfo]
-    heartbeat: float
+    streams: dict[StreamName, StreamInfo]
+    heartbeat: Seconds
     limits: dict[str, Any]
     token_expires_in: float
-    runs: tuple[RunInfo, ...] = ()
+    runs: tuple[RunInfo, ...] = attrs.field(default=(), metadata={ALWAYS: True})
 
 
 @attrs.frozen
@@ -199,8 +209,8 @@ class Streams:
     """Entitlements changed while connected."""
 
     op: ClassVar[str] = "streams"
-    added: dict[str, StreamInfo]
-    removed: tuple[str, ...]
+    added: dict[StreamName, StreamInfo]
+    removed: tuple[StreamName, ...]
 
 
 @attrs.frozen
@@ -208,10 +218,10 @@ class Part:
     """A piece, base64 in `bytes`, of the encoded event `seq`, which has `total` bytes."""
 
     op: ClassVar[str] = "part"
-    stream: str
-    seq: int
-    offset: int
-    total: int
+    stream: StreamName
+    seq: Seq
+    offset: Seq
+    total: Seq
     bytes: str = attrs.field(repr=False)
 
 
@@ -220,8 +230,8 @@ class Snapshot:
     """The context of some threads as of `seq`."""
 
     op: ClassVar[str] = "snapshot"
-    stream: str
-    seq: int
+    stream: StreamName
+    seq: Seq
     threads: dict[str, Any]
     more: bool = False
 
@@ -231,8 +241,8 @@ class Live:
     """The replay that this connection asked for is done."""
 
     op: ClassVar[str] = "live"
-    stream: str
-    seq: int
+    stream: StreamName
+    seq: Seq
 
 
 @attrs.frozen
@@ -240,8 +250,8 @@ class Skip:
     """What was not sent up to `to` was filtered out."""
 
     op: ClassVar[str] = "skip"
-    stream: str
-    to: int
+    stream: StreamName
+    to: Seq
 
 
 @attrs.frozen
@@ -249,10 +259,10 @@ class Gap:
     """Events `from_..to` are gone."""
 
     op: ClassVar[str] = "gap"
-    stream: str
+    stream: StreamName
     reason: str
-    from_: int | None = None
-    to: int | None = None
+    from_: Seq | None = None
+    to: Seq | None = None
 
 
 @attrs.frozen
@@ -262,7 +272,7 @@ class ErrorBody:
     code: str
     message: str
     field: str | None = None
-    retry_after: float | None = None
+    retry_after: Seconds | None = None
 
 
 @attrs.frozen
@@ -270,7 +280,7 @@ class Reply:
     """The answer to a command."""
 
     op: ClassVar[str] = "reply"
-    id: str
+    id: Id
     status: Literal["ok", "duplicate", "error"]
     result: dict[str, Any] | None = None
     error: ErrorBody | None = None
@@ -281,12 +291,12 @@ class Ephemeral:
     """Like an event, but not logged; may be dropped under pressure."""
 
     op: ClassVar[str] = "ephemeral"
-    stream: str
+    stream: StreamName
     ts: float
     type: str
     data: dict[str, Any]
-    thread: str | None = None
-    run: str | None = None
+    thread: Id | None = None
+    run: Id | None = None
 
 
 @attrs.frozen
@@ -302,8 +312,8 @@ class Drain:
     """Reconnect after `retry_after` plus a random part of `jitter`, both in seconds."""
 
     op: ClassVar[str] = "drain"
-    retry_after: float
-    jitter: float
+    retry_after: Seconds
+    jitter: Seconds
 
 
 @attrs.frozen
@@ -314,8 +324,8 @@ class ErrorFrame:
     code: str
     message: str
     field: str | None = None
-    ref: str | None = None
-    retry_after: float | None = None
+    ref: Id | None = None
+    retry_after: Seconds | None = None
 
 
 ClientFrame: TypeAlias = Hello | Ack | Send | Follow | Auth | Ping | Pong | Bye

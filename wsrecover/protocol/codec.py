@@ -1,0 +1,20 @@
+"""Bytes to frames and back: the one place to import from. See `encode` and `decode` for how."""
+
+from __future__ import annotations
+
+from .decode import decode_client, decode_event, decode_server
+from .encode import digest, encode, encode_event, encode_json, event_frame, event_prefix, join, parts
+
+__all__ = [
+    "decode_client",
+    "decode_event",
+    "decode_server",
+    "digest",
+    "encode",
+    "encode_event",
+    "encode_json",
+    "event_frame",
+    "event_prefix",
+    "join",
+    "parts",
+]

@@ -1,0 +1,198 @@
+"""Bytes to frames: strict, bounded, one typed error. Import from `codec`.
+
+What a client sends is read by the standard library's parser, which shows duplicate keys; what a server sends
+is read by orjson. `structure` makes frames of both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, Final, NoReturn
+
+import orjson
+
+from wsrecover.errors import FrameError
+
+from .events import Event
+from .fields import MAX_DEPTH, MAX_FRAMES, MAX_INT, is_id
+from .frames import CLIENT_FRAMES, SERVER_FRAMES, ClientFrame, ServerFrame
+from .structure import structurer
+
+__all__ = ["decode_client", "decode_event", "decode_server"]
+
+_CLIENT: Final = {op: structurer(cls) for op, cls in CLIENT_FRAMES.items()}
+_SERVER: Final = {op: structurer(cls) for op, cls in SERVER_FRAMES.items()}
+_structure_event: Final = structurer(Event)
+
+_SUSPECT: Final = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{16}|[eE]\+?[0-9]{3}")
+"""Where this does not match there is no lone surrogate, no integer above 2^53 and no float that overflows."""
+
+
+def decode_client(message: str | bytes, *, max_bytes: int) -> list[ClientFrame | FrameError]:
+    """The frames of a client's message, in order; a `FrameError` stands where one is bad, the others count.
+
+    Raises `FrameError` where the message as a whole is none: binary (with the close code that must follow),
+    above `max_bytes`, not strict JSON (RFC 8259; no duplicate keys, NaN, integers beyond ±(2^53-1) or lone
+    surrogates), nested deeper than 64 levels, or an array of no frames or more than 256. Never anything else.
+    """
+    if not isinstance(message, str):
+        raise FrameError("malformed", "binary messages are not part of this protocol", close=4502)
+    _check_size(message, max_bytes)
+    value = _parse(message)
+    if isinstance(value, dict):
+        return [_client_frame(value)]
+    if not isinstance(value, list):
+        raise FrameError("malformed", "a message is a frame or an array of frames")
+    if not 1 <= len(value) <= MAX_FRAMES:
+        raise FrameError("malformed", f"an array of {len(value)} frames, 1 to {MAX_FRAMES} are allowed")
+    return [_client_frame(item) for item in value]
+
+
+def _check_size(message: str, max_bytes: int) -> None:
+    size = len(message)
+    if size <= max_bytes and not message.isascii():
+        try:
+            size = len(message.encode())
+        except UnicodeEncodeError:
+            raise FrameError("malformed", "not UTF-8: a lone surrogate") from None
+    if size > max_bytes:
+        raise FrameError("too_large", f"a message of more than {max_bytes} bytes")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise FrameError("malformed", "duplicate keys in an object")
+    return found
+
+
+def _constant(name: str) -> NoReturn:
+    raise FrameError("malformed", f"{name} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+
+
+def _parse(message: str) -> Any:
+    try:
+        value = _DECODER.decode(message)
+    except RecursionError:
+        raise FrameError("malformed", f"nested deeper than {MAX_DEPTH} levels") from None
+    except json.JSONDecodeError as exc:
+        raise FrameError("malformed", f"not JSON: {exc.msg} at character {exc.pos}") from None
+    except ValueError:  # The interpreter's own bound on the digits of an integer.
+        raise FrameError("malformed", "an integer beyond ±(2^53-1)") from None
+    if message.count("{") + message.count("[") > MAX_DEPTH or _SUSPECT.search(message) is not None:
+        _check_strict(value)
+    return value
+
+
+def _check_strict(value: Any) -> None:
+    """Refuse what the parser lets through: see `decode_client`."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+            else:
+                _check_scalar(item)
+        if not below:
+            return
+        level = below
+    if any(isinstance(item, dict | list) for item in level):
+        raise FrameError("malformed", f"nested deeper than {MAX_DEPTH} levels")
+    for item in level:
+        _check_scalar(item)
+
+
+def _check_scalar(value: Any) -> None:
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise FrameError("malformed", "a lone surrogate in a string")
+    elif isinstance(value, int):
+        if abs(value) > MAX_INT:
+            raise FrameError("malformed", "an integer beyond ±(2^53-1)")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise FrameError("malformed", "a number too large for a double")
+
+
+def _client_frame(item: Any) -> ClientFrame | FrameError:
+    if not isinstance(item, dict):
+        return FrameError("malformed", "a frame is an object")
+    ref = item.get("id")
+    if not is_id(ref):
+        ref = None
+    op = item.get("op")
+    if not isinstance(op, str):
+        return FrameError("malformed", "op: must be a string", field="op", ref=ref)
+    make = _CLIENT.get(op)
+    if make is None:
+        return FrameError("unknown_op", f"unknown op {op[:40]!a}", field="op", ref=ref)
+    try:
+        return make(item)
+    except FrameError as exc:
+        exc.ref = ref
+        return exc
+
+
+def decode_server(message: str | bytes) -> list[ServerFrame]:
+    """The frames of a server's message, in order; unknown ops are left out. Raises only `FrameError`."""
+    value = _loads(message)
+    items = value if isinstance(value, list) else [value]
+    frames: list[ServerFrame] = []
+    for item in items:
+        if not isinstance(item, dict):
+            raise FrameError("malformed", "a frame is an object")
+        op = item.get("op")
+        if op == "event":
+            frames.append(_event(item))
+        elif isinstance(op, str):
+            if op in _SERVER:
+                frames.append(_SERVER[op](item))
+        else:
+            raise FrameError("malformed", "op: must be a string", field="op")
+    return frames
+
+
+def decode_event(data: bytes) -> Event:
+    """The event of an encoded `event` frame, put together from its parts. Raises `FrameError`."""
+    item = _loads(data)
+    if not isinstance(item, dict) or item.get("op") != "event":
+        raise FrameError("malformed", "the parts do not make an event")
+    return _event(item)
+
+
+def _loads(message: str | bytes) -> Any:
+    try:
+        return orjson.loads(message)
+    except orjson.JSONDecodeError as exc:
+        raise FrameError("malformed", f"not JSON: {exc.msg} at character {exc.pos}") from None
+
+
+def _event(item: dict[str, Any]) -> Event:
+    """The hot path: what fits at a glance is constructed directly, else `structure` names the field."""
+    get = item.get
+    stream, seq, ts, name, data = get("stream"), get("seq"), get("ts"), get("type"), get("data")
+    thread, run, first = get("thread"), get("run"), get("first_seq")
+    if (
+        stream.__class__ is str
+        and seq.__class__ is int
+        and ts.__class__ is float
+        and name.__class__ is str
+        and data.__class__ is dict
+        and (thread is None or thread.__class__ is str)
+        and (run is None or run.__class__ is str)
+        and first is None
+        and 0 < seq <= MAX_INT
+    ):
+        return Event(stream, seq, ts, name, data, thread, run)
+    event = _structure_event(item)
+    if not 1 <= event.first <= event.seq:
+        raise FrameError("invalid", "first_seq: must be within 1 … seq", field="first_seq")
+    return event

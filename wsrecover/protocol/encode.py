@@ -1,0 +1,270 @@
+"""Frames and events to bytes. Import from `codec`.
+
+JSON by orjson, with what it would bend silently refused: NaN and the infinities (it writes null), integers
+that JavaScript cannot hold (RFC 8259, section 6), and all that would not come back as it was given, save that
+a tuple comes back as a list, a UUID as its text and an enum member as its value.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import functools
+import hashlib
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+import orjson
+
+from wsrecover.errors import InvalidEvent
+
+from .cursor import Position
+from .events import EVENT_TYPE, TYPES
+from .fields import MAX_DEPTH, MAX_ID, MAX_INT, is_id
+from .frames import (
+    ALWAYS,
+    CLIENT_FRAMES,
+    SERVER_FRAMES,
+    ClientFrame,
+    ErrorBody,
+    PrincipalInfo,
+    RunInfo,
+    ServerFrame,
+    StreamInfo,
+)
+
+__all__ = ["digest", "encode", "encode_event", "encode_json", "event_frame", "event_prefix", "join", "parts"]
+
+_STRICT: Final = (
+    orjson.OPT_STRICT_INTEGER
+    | orjson.OPT_PASSTHROUGH_DATETIME
+    | orjson.OPT_PASSTHROUGH_DATACLASS
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
+_REQUIRED: Final = object()
+
+
+def _wire_fields(cls: type) -> tuple[tuple[str, str, Any], ...]:
+    """(attribute, name on the wire, the default that is left out) of each field of `cls`."""
+    fields = []
+    for field in attrs.fields(cls):
+        default = field.default
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # attrs types its Factory class as a function
+            default = default.factory()
+        if default is attrs.NOTHING or ALWAYS in field.metadata:
+            default = _REQUIRED
+        fields.append((field.name, field.name.rstrip("_"), default))
+    return tuple(fields)
+
+
+_FIELDS: Final = {
+    cls: _wire_fields(cls)
+    for cls in (
+        *CLIENT_FRAMES.values(),
+        *SERVER_FRAMES.values(),
+        StreamInfo,
+        PrincipalInfo,
+        RunInfo,
+        ErrorBody,
+    )
+}
+
+
+def _plain(value: Any) -> Any:
+    """A frame, or a part of one, as what orjson knows."""
+    if type(value) is Position:
+        return [value.epoch, value.seq]
+    fields = _FIELDS.get(type(value))
+    if fields is None:
+        raise TypeError(f"a {type(value).__name__} is not JSON")
+    plain = {"op": value.op} if hasattr(value, "op") else {}
+    for name, wire, default in fields:
+        item = getattr(value, name)
+        if default is _REQUIRED or item != default:
+            plain[wire] = item
+    return plain
+
+
+def encode(frame: ServerFrame | ClientFrame) -> bytes:
+    """`frame` as one JSON object. Raises `InvalidEvent` where it carries data that is not JSON."""
+    plain = _plain(frame)
+    return _dumps(plain, "")
+
+
+def encode_json(value: object, *, field: str, max_bytes: int) -> bytes:
+    """`value` as strict JSON, for what the app returns. Raises `InvalidEvent` naming `field` as the root."""
+    encoded = _dumps(value, field)
+    _check_depth(value, encoded, field)
+    _check_size(encoded, field, max_bytes)
+    return encoded
+
+
+def encode_event(
+    *,
+    ts: float,
+    type: str,  # noqa: A002  # The word of the wire.
+    data: Mapping[str, Any],
+    thread: str | None = None,
+    run: str | None = None,
+    max_bytes: int,
+) -> bytes:
+    """The body of an event: its JSON object without `op`, `stream` and `seq`, which `event_frame` adds.
+
+    Raises `InvalidEvent` with the path of what is wrong (`data.items[3].x`) and the limit that it breaks.
+    """
+    if type not in TYPES and not (isinstance(type, str) and EVENT_TYPE.match(type)):
+        raise InvalidEvent("type", "must match [a-z][a-z0-9_.]{0,63}")
+    if data.__class__ is not dict:
+        data = _as_dict(data)
+    event: dict[str, Any] = {"ts": ts, "type": type}
+    if thread is not None:
+        _check_id(thread, "thread")
+        event["thread"] = thread
+    if run is not None:
+        _check_id(run, "run")
+        event["run"] = run
+    event["data"] = data
+    body = _dumps(event, "")
+    _check_depth(data, body, "data")
+    _check_size(body, "data", max_bytes)
+    return body
+
+
+def _as_dict(data: object) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise InvalidEvent("data", f"must be an object, not {data.__class__.__name__}")
+    return dict(data)
+
+
+def _check_id(value: object, field: str) -> None:
+    if not is_id(value):
+        raise InvalidEvent(field, f"must be 1 to {MAX_ID} printable ASCII characters")
+
+
+def _check_size(encoded: bytes, field: str, max_bytes: int) -> None:
+    if len(encoded) > max_bytes:
+        raise InvalidEvent(field, f"{len(encoded)} bytes encoded, the limit is {max_bytes}")
+
+
+def _check_depth(value: object, encoded: bytes, field: str) -> None:
+    if encoded.count(b"{") + encoded.count(b"[") <= MAX_DEPTH:
+        return
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for container in level
+            for item in (container.values() if isinstance(container, dict) else container)  # type: ignore[attr-defined]  # only containers get here
+            if isinstance(item, dict | list | tuple)
+        ]
+        if not level:
+            return
+    raise InvalidEvent(field, f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _dumps(value: Any, path: str) -> bytes:
+    try:
+        encoded = orjson.dumps(value, default=_plain, option=_STRICT)
+    except TypeError as exc:
+        field, problem = _offence(value, path, 0) or (path or "data", str(exc))
+        raise InvalidEvent(field, problem) from None
+    if b"null" in encoded and (offence := _offence(value, path, 0)) is not None:
+        raise InvalidEvent(*offence)
+    return encoded
+
+
+def _offence(value: Any, path: str, depth: int) -> tuple[str, str] | None:
+    """The path of the first thing that is not strict JSON, and what is wrong with it."""
+    kind = type(value)
+    if kind in _LEAVES:
+        problem = _LEAVES[kind](value)
+        return None if problem is None else (path, problem)
+    if depth > MAX_DEPTH + 8:  # A frame's own levels come on top of those of its data.
+        return path, f"nested deeper than {MAX_DEPTH} levels"
+    if isinstance(value, enum.Enum):
+        return _offence(value.value, path, depth + 1)
+    if kind in _FIELDS or kind is Position:
+        return _offence(_plain(value), path, depth)
+    if kind is dict:
+        return _offence_in_object(value, path, depth)
+    if kind is list or kind is tuple:
+        found = (_offence(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value))
+        return next(filter(None, found), None)
+    return path, f"a {kind.__name__} is not JSON"
+
+
+def _offence_in_object(value: dict[Any, Any], path: str, depth: int) -> tuple[str, str] | None:
+    for key, item in value.items():
+        if type(key) is not str:
+            return path, f"the key {ascii(key)[:40]} is not a string"
+        if (problem := _bad_text(key)) is not None:
+            return path, f"a key {problem}"
+        if (offence := _offence(item, f"{path}.{key}" if path else key, depth + 1)) is not None:
+            return offence
+    return None
+
+
+def _bad_text(text: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds a lone surrogate, which is not Unicode text"
+    return None
+
+
+def _bad_int(number: int) -> str | None:
+    return None if abs(number) <= MAX_INT else "an integer beyond ±(2^53-1)"
+
+
+def _bad_float(number: float) -> str | None:
+    return None if math.isfinite(number) else f"{number} is not JSON"
+
+
+def _fine(_: object) -> None:
+    return None
+
+
+_LEAVES: Final[dict[type, Any]] = {
+    str: _bad_text,
+    int: _bad_int,
+    float: _bad_float,
+    bool: _fine,
+    type(None): _fine,
+    uuid.UUID: _fine,
+}
+
+
+@functools.lru_cache(maxsize=4096)
+def event_prefix(stream: str) -> bytes:
+    """What every event frame of `stream` begins with, up to its seq."""
+    return b'{"op":"event","stream":%b,"seq":' % orjson.dumps(stream)
+
+
+def event_frame(stream: str, seq: int, body: bytes) -> bytes:
+    """The `event` frame of a body that `encode_event` made."""
+    return b"%b%d,%b" % (event_prefix(stream), seq, body[1:])
+
+
+def join(frames: Sequence[bytes]) -> bytes:
+    """One message of encoded frames: one as it is, several as an array."""
+    if len(frames) == 1:
+        return frames[0]
+    return b"[%b]" % b",".join(frames)
+
+
+def parts(stream: str, seq: int, frame: bytes, *, part_bytes: int, offset: int = 0) -> Iterator[bytes]:
+    """Encoded `part` frames of an encoded event frame, from byte `offset` on, `part_bytes` of it in each."""
+    prefix = b'{"op":"part","stream":%b,"seq":%d,"offset":' % (orjson.dumps(stream), seq)
+    total = len(frame)
+    for start in range(offset, total, part_bytes):
+        piece = base64.b64encode(frame[start : start + part_bytes])
+        yield b'%b%d,"total":%d,"bytes":"%b"}' % (prefix, start, total, piece)
+
+
+def digest(type: str, thread: str | None, data: Mapping[str, Any]) -> bytes:  # noqa: A002  # The word of the wire.
+    """16 bytes that stand for a command's body, whatever the order of its keys."""
+    canonical = orjson.dumps([type, thread, _as_dict(data)], option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(canonical, digest_size=16).digest()
