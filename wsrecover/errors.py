@@ -7,6 +7,7 @@
     ├── FrameError            what the peer sent is not a frame; carries the `error` frame to answer with
     ├── InvalidEvent          what an agent emitted cannot be logged: names the field and the limit
     ├── CommandError          a command was refused: code, message, field, retry_after
+    ├── AgentError            what an agent raises to fail its run in words that its user may read
     ├── TokenError            a token does not prove who it speaks for
     ├── StoreError
     │   ├── StoreUnavailable  nothing was committed; the store may heal
@@ -16,7 +17,8 @@
     │   └── StoreCorrupt      what it holds contradicts itself
     ├── RunError
     │   ├── RunBroken         a commit with events of this run failed; it can emit no more
-    │   └── RunEnded          the run has its terminal event already
+    │   ├── RunEnded          the run has its terminal event already
+    │   └── ScopeEnded        the tool call or message was completed already
     └── TransportError
         ├── ConnectionClosed  the WebSocket ended: code, reason
         └── HandshakeRefused  the peer answered the upgrade with an HTTP status
@@ -27,6 +29,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AgentError",
     "CommandError",
     "ConfigError",
     "ConnectionClosed",
@@ -36,6 +39,7 @@ __all__ = [
     "RunBroken",
     "RunEnded",
     "RunError",
+    "ScopeEnded",
     "StoreCorrupt",
     "StoreError",
     "StoreFailed",
@@ -107,6 +111,19 @@ class CommandError(WsrecoverError):
         self.retry_after = retry_after
 
 
+class AgentError(WsrecoverError):
+    """What an agent raises to fail its run, or a tool call, in words that its user may read.
+
+    Of any other exception the user is told no more than the class name. `retryable`: starting the same run again may help.
+    """
+
+    def __init__(self, message: str, *, code: str = "exception", retryable: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.retryable = retryable
+
+
 class TokenError(WsrecoverError):
     """A token does not prove who it speaks for. The message never contains the token."""
 
@@ -145,6 +162,10 @@ class RunBroken(RunError):
 
 class RunEnded(RunError):
     """The run has its terminal event already."""
+
+
+class ScopeEnded(RunError):
+    """The tool call or message was completed already; nothing was logged."""
 
 
 class TransportError(WsrecoverError):
