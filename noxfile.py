@@ -1,0 +1,57 @@
+"""Sessions: `nox -s tests`, `lint`, `types`, `bench`, `demo`. Plain `nox` runs the first three."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.error_on_missing_interpreters = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+SOURCES = ("wsrecover", "tests", "benches", "noxfile.py")
+
+
+def install(session: nox.Session, *groups: str, package: str = ".") -> None:
+    session.install(package, *nox.project.dependency_groups(PROJECT, *groups))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole suite, against the installed package: `nox -s tests -- -k resume` for a part of it."""
+    install(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting: `ruff check --fix` and `ruff format` mend most of what this finds."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", *SOURCES)
+    session.run("ruff", "format", "--check", *SOURCES)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types of the package, strictly."""
+    install(session, "types")
+    session.run("mypy", "--strict", "wsrecover")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Every bench, or the named ones: `nox -s bench -- live resume`."""
+    install(session, "test")
+    found = {
+        file.stem: file for file in sorted(Path("benches").glob("*.py")) if not file.stem.startswith("_")
+    }
+    for name in session.posargs or found:
+        session.run("python", str(found[name]))
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The proof that a newcomer runs: `nox -s demo -- --cuts 200 --seed 7`."""
+    install(session)
+    session.run("wsrecover", "demo", *session.posargs)

@@ -1,0 +1,31 @@
+"""What all tests share: reproducible examples, and no silent skips where everything must run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+CI = os.environ.get("WSRECOVER_CI") == "1"
+
+# A failure that CI saw must be seen again on the next run and at home: the examples follow from the test alone.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("home", deadline=None, print_blob=True)
+settings.load_profile("ci" if CI else "home")
+
+
+def _skipped(config: pytest.Config) -> int:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return len(reporter.stats.get("skipped", ())) if reporter else 0
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With WSRECOVER_CI=1 a skipped test counts as a failed one: what is not run proves nothing."""
+    if CI and _skipped(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if CI and _skipped(config):
+        terminalreporter.write_line("WSRECOVER_CI=1 asks for every test, and some were skipped.", red=True)

@@ -1,0 +1,57 @@
+"""The public face: what is promised by name is there, and nothing is promised by accident."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import wsrecover
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(wsrecover.__path__, "wsrecover.")
+    if not module.name.endswith("__main__")
+)
+
+
+def bound(module: object) -> set[str]:
+    """The names that a module's own code binds at its top, imports left out."""
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))  # type: ignore[attr-defined]  # modules of this package are files
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return names
+
+
+@pytest.mark.parametrize("name", ["wsrecover", *MODULES])
+def test_every_name_in_all_is_there_once(name: str) -> None:
+    module = importlib.import_module(name)
+    promised = getattr(module, "__all__", ())
+    assert [each for each in promised if not hasattr(module, each)] == []
+    assert len(promised) == len(set(promised))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_with_code_says_what_is_public(name: str) -> None:
+    module = importlib.import_module(name)
+    assert hasattr(module, "__all__") or not bound(module)
+
+
+def test_the_package_promises_what_the_documentation_uses() -> None:
+    documented = {"App", "Config", "Run", "connect", "serve"}
+    assert documented <= set(wsrecover.__all__)
+
+
+def test_an_import_of_the_package_does_not_load_the_command_line() -> None:
+    source = Path(wsrecover.__file__).read_text(encoding="utf-8")
+    assert "cli" not in source
+    assert "demo" not in source
