@@ -1,0 +1,190 @@
+"""From an upgrade request to a connection in its session: who is it, what does it want, who takes it over.
+
+::
+
+    request ──▶ path, subprotocol, token ──▶ token and ?client there ──▶ attach
+                 404, 400, 401 before 101      │ one is missing        ▲
+                                               ▼                       │
+                                             lobby ──▶ hello, token ───┘
+                                             4501 after `handshake` s; 4502 for anything else
+
+`attach` is synchronous: between taking the socket from the listener and giving it to a session there is no
+checkpoint at which it could be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+import orjson
+import trio
+
+from ..access.tokens import Grant
+from ..errors import CommandError, FrameError, TokenError
+from ..protocol.closecodes import CloseCode
+from ..protocol.codec import decode_client, encode
+from ..protocol.frames import SUBPROTOCOL, ClientFrame, ErrorFrame, Hello
+from ..transport.head import Request
+from ..transport.listener import Acceptance, Refusal
+from ..transport.websocket import ServerSocket
+from .connection import Connection
+from .registry import Registry
+from .services import Services
+
+__all__ = ["PATH", "Admission"]
+
+PATH: Final = "/v1/connect"
+
+BEARER: Final = "bearer."
+"""What a browser, which can set no header, puts before its token as a second subprotocol entry."""
+
+JSON_FIELDS: Final = ("resume", "part", "threads", "fresh")
+
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds to wait for the peer's answer to a close frame."""
+
+NO_HELLO: Final = FrameError("invalid", "the first frame must be hello", field="op")
+
+
+@attrs.frozen
+class Goodbye:
+    """How to part from a socket that nobody takes over."""
+
+    code: int
+    reason: str
+    frame: ErrorFrame | None = None
+
+
+class Admission:
+    """Answers upgrade requests. `nursery` holds those who have not said `hello` yet, at most `limits.handshakes`."""
+
+    def __init__(self, nursery: trio.Nursery, registry: Registry, services: Services) -> None:
+        self._nursery = nursery
+        self._registry = registry
+        self._services = services
+        self._waiting = 0
+
+    async def answer(self, request: Request) -> Refusal | Acceptance:
+        """Decide on one upgrade request, before the 101."""
+        if request.path != PATH:
+            return Refusal(404, f"Nothing is here; WebSockets connect at {PATH}.\n")
+        if SUBPROTOCOL not in request.subprotocols:
+            return Refusal(400, f"Sec-WebSocket-Protocol must offer {SUBPROTOCOL}.\n")
+        try:
+            token = _token(request)
+            grant = None if token is None else self._services.verifier.verify(token)
+        except TokenError as error:
+            return Refusal(401, f"{error}\n", (("WWW-Authenticate", 'Bearer error="invalid_token"'),))
+        try:
+            hello = _hello(request)
+        except FrameError as error:
+            return Refusal(400, f"{error.field or 'query'}: {error.message}\n")
+        if grant is None or hello is None:
+            if self._waiting >= self._services.config.limits.handshakes:
+                return Refusal(503, "Too many handshakes are under way.\n", (("Retry-After", "1"),))
+            return Acceptance(SUBPROTOCOL, lambda socket: self._enter_lobby(socket, grant))
+        known, ready = grant, hello
+        return Acceptance(SUBPROTOCOL, lambda socket: self._attach(socket, known, ready))
+
+    def _attach(
+        self, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()
+    ) -> None:
+        session = self._registry.of(grant.principal)
+        try:
+            session.attach(Connection(session, socket, grant, hello, early))
+        except CommandError as error:
+            frame = ErrorFrame(error.code, error.message, retry_after=error.retry_after)
+            goodbye = Goodbye(CloseCode.TOO_MANY_CONNECTIONS, error.message, frame)
+            self._nursery.start_soon(_part_from, socket, goodbye)
+
+    def _enter_lobby(self, socket: ServerSocket, grant: Grant | None) -> None:
+        self._waiting += 1
+        self._nursery.start_soon(self._lobby, socket, grant)
+
+    async def _lobby(self, socket: ServerSocket, grant: Grant | None) -> None:
+        """Wait for the first message. Reading stops with it: whoever takes the socket over reads on."""
+        messages: list[str | bytes] = []
+        try:
+            with trio.move_on_after(self._services.config.timeouts.handshake) as scope:
+
+                def take(message: str | bytes) -> None:
+                    messages.append(message)
+                    scope.cancel()
+
+                await socket.run(take)
+            goodbye = self._introduce(socket, grant, messages)
+        except trio.Cancelled:
+            socket.kill()
+            raise
+        finally:
+            self._waiting -= 1
+        if goodbye is not None:
+            await _part_from(socket, goodbye)
+
+    def _introduce(
+        self, socket: ServerSocket, grant: Grant | None, messages: Sequence[str | bytes]
+    ) -> Goodbye | None:
+        """Attach the socket by its `hello`; or how to part from it."""
+        if not messages:
+            return Goodbye(CloseCode.AUTHENTICATION_FAILED, "no hello came in time")
+        try:
+            hello, *early = self._decode(messages)
+            if not isinstance(hello, Hello):
+                raise hello if isinstance(hello, FrameError) else NO_HELLO
+            if grant is None:
+                grant = self._services.verifier.verify(hello.token or "")
+        except FrameError as error:
+            frame = ErrorFrame(error.code, error.message, field=error.field, ref=error.ref)
+            return Goodbye(CloseCode.PROTOCOL_ERROR, error.message, frame)
+        except TokenError as error:
+            return Goodbye(CloseCode.AUTHENTICATION_FAILED, str(error))
+        self._attach(socket, grant, hello, early)
+        return None
+
+    def _decode(self, messages: Sequence[str | bytes]) -> list[ClientFrame | FrameError]:
+        limit = self._services.config.limits.message_bytes
+        return [frame for message in messages for frame in decode_client(message, max_bytes=limit)]
+
+
+async def _part_from(socket: ServerSocket, goodbye: Goodbye) -> None:
+    if goodbye.frame is not None:
+        socket.offer(encode(goodbye.frame))
+    await socket.aclose(goodbye.code, goodbye.reason, timeout=CLOSE_TIMEOUT)
+
+
+def _token(request: Request) -> str | None:
+    """The token of the Authorization header, else of a `bearer.` subprotocol. Raises `TokenError`."""
+    header = request.headers.get("authorization")
+    if header is not None:
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise TokenError("Authorization: must be `Bearer` and a token")
+        return token.strip()
+    for entry in request.subprotocols:
+        if entry.startswith(BEARER):
+            return entry.removeprefix(BEARER)
+    return None
+
+
+def _hello(request: Request) -> Hello | None:
+    """The `hello` that rides in the URL, if one does. Raises `FrameError`, as for the frame itself."""
+    query = request.query
+    if "client" not in query:
+        return None
+    fields: dict[str, object] = {"op": "hello", "client": query["client"]}
+    for name in JSON_FIELDS:
+        if name in query:
+            try:
+                fields[name] = orjson.loads(query[name])
+            except orjson.JSONDecodeError as error:
+                raise FrameError("malformed", "must be JSON, URL-encoded", field=name) from error
+    if "from" in query:
+        fields["from"] = query["from"]
+    encoded = orjson.dumps(fields).decode()
+    (hello,) = decode_client(encoded, max_bytes=len(encoded) + 1)
+    if isinstance(hello, FrameError):
+        raise hello
+    assert isinstance(hello, Hello)
+    return hello

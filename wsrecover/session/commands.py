@@ -1,0 +1,248 @@
+"""The commands of a session: each takes effect once, however often it is sent.
+
+A command's answer is kept by the store in the same transaction as what the command appended. So a repeat needs no
+look-up of its own: the commit itself says `Duplicate` and gives the first answer. A repeat of a command that is
+still under way joins it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import attrs
+import orjson
+import structlog
+import trio
+
+from ..access.principal import Principal
+from ..agents.lifecycle import Execution
+from ..errors import CommandError, InvalidEvent, StoreError
+from ..protocol import codec
+from ..protocol.cursor import Position
+from ..protocol.frames import ErrorBody, Reply, Send
+from ..streams.store import (
+    ANSWER_WINDOW,
+    Answer,
+    AnswerKey,
+    Append,
+    Applied,
+    Conflict,
+    Duplicate,
+    NewEvent,
+    Outcome,
+    StreamKey,
+    Unit,
+)
+from .fields import event_of, object_field, text_field, user_field
+
+if TYPE_CHECKING:
+    from .session import Session
+
+__all__ = ["Commands"]
+
+log = structlog.get_logger(__name__)
+
+Status: TypeAlias = Literal["ok", "duplicate"]
+Result: TypeAlias = dict[str, Any]
+
+PUBLISH_EVENTS: Final = 100
+"""Events that one `publish` may carry."""
+
+STORE_RETRY_AFTER: Final = 1.0
+"""Seconds after which a client may repeat what the store could not take."""
+
+
+@attrs.frozen
+class Call:
+    """One command as its handler sees it."""
+
+    principal: Principal
+    send: Send
+    key: AnswerKey
+    digest: bytes
+    now: float
+
+    def answer(self, result: Result | None = None) -> Answer:
+        """What the store is to keep for a repeat; None where the positions say it all."""
+        encoded = None if result is None else orjson.dumps(result)
+        return Answer(self.key, self.digest, self.now, encoded)
+
+
+@attrs.define
+class UnderWay:
+    """A command that was not answered yet."""
+
+    digest: bytes
+    reply: Reply | None = None
+    done: trio.Event = attrs.field(factory=trio.Event)
+
+
+class Commands:
+    """Takes a session's commands, at most `limits.commands_in_flight` at once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._in_flight = 0
+        self._under_way: dict[str, UnderWay] = {}
+        self._handlers: Mapping[str, Callable[[Call], Awaitable[tuple[Status, Result]]]] = {
+            "start_agent": self._start_agent,
+            "cancel_run": self._cancel_run,
+            "user_message": self._say,
+            "chat": self._say,
+            "publish": self._publish,
+        }
+
+    def admit(self) -> None:
+        """Make room for a command that `answer` will then take. Raises `CommandError("overloaded")`."""
+        limit = self._session.services.config.limits.commands_in_flight
+        if self._in_flight >= limit:
+            raise CommandError("overloaded", f"{limit} commands are under way, the limit", retry_after=1.0)
+        self._in_flight += 1
+
+    async def answer(self, principal: Principal, send: Send) -> Reply:
+        """The reply to a command that was admitted; never raises what a command can cause.
+
+        Cancelled, it may have taken effect; a repeat of the same id then gives its answer.
+        """
+        try:
+            reply = await self._answer_once(principal, send)
+        except CommandError as error:
+            reply = _refusal(send.id, error.code, error.message, field=error.field, retry_after=error.retry_after)
+        except InvalidEvent as error:
+            reply = _refusal(send.id, "invalid", str(error), field=error.field)
+        except StoreError as error:
+            log.warning("command_not_logged", command=send.type, error=repr(error))
+            reply = _refusal(
+                send.id, "store_unavailable", "the log cannot be written now", retry_after=STORE_RETRY_AFTER
+            )
+        except Exception:  # noqa: BLE001 - a fault of ours must not end the session; its traceback is logged
+            log.exception("command_failed", command=send.type)
+            reply = _refusal(send.id, "internal", "the command failed in the server")
+        finally:
+            self._in_flight -= 1
+        self._session.services.counts[f"commands.{reply.status}"] += 1
+        return reply
+
+    async def _answer_once(self, principal: Principal, send: Send) -> Reply:
+        handler = self._handlers.get(send.type)
+        if handler is None:
+            raise CommandError("unknown_type", f"there is no command {send.type!r}", field="type")
+        digest = codec.digest(send.type, send.thread, send.data)
+        first = self._under_way.get(send.id)
+        while first is not None:
+            if first.digest != digest:
+                raise _conflict(send.id)
+            await first.done.wait()
+            if first.reply is not None:
+                return attrs.evolve(first.reply, status="duplicate")
+            first = self._under_way.get(send.id)
+        self._under_way[send.id] = under_way = UnderWay(digest)
+        try:
+            key = AnswerKey(principal.tenant, principal.user, send.id)
+            call = Call(principal, send, key, digest, self._session.services.clock())
+            await self._refuse_expired(call)
+            status, result = await handler(call)
+            under_way.reply = Reply(send.id, status, result=result)
+            return under_way.reply
+        finally:
+            del self._under_way[send.id]
+            under_way.done.set()
+
+    async def _refuse_expired(self, call: Call) -> None:
+        age = call.send.age
+        if age is not None and age > ANSWER_WINDOW and await self._session.services.store.answer(call.key) is None:
+            raise CommandError("expired", f"answers are kept for {ANSWER_WINDOW:g} s; this one is older", field="age")
+
+    async def _commit(
+        self, call: Call, appends: tuple[Append, ...], render: Callable[[Sequence[Position]], Result]
+    ) -> tuple[Status, Result]:
+        outcome = await self._session.services.journal.commit(Unit(appends=appends, answers=(call.answer(),)))
+        match outcome:
+            case Applied(positions=positions):
+                return "ok", render(positions)
+            case Duplicate(positions=positions):
+                return "duplicate", render(positions)
+            case Conflict():
+                raise _conflict(outcome.id)
+
+    async def _say(self, call: Call) -> tuple[Status, Result]:
+        send = call.send
+        if send.type == "user_message":
+            text_field(send.data, "text", path="data")
+        body = codec.encode_event(
+            ts=call.now,
+            type=send.type,
+            data=send.data,
+            thread=send.thread,
+            max_bytes=self._session.services.config.limits.event_bytes,
+        )
+        append = Append(self._session.key, (NewEvent(body, call.now, send.thread),))
+        return await self._commit(call, (append,), lambda positions: {"seq": positions[0].seq})
+
+    async def _publish(self, call: Call) -> tuple[Status, Result]:
+        if "service" not in call.principal.roles:
+            raise CommandError("forbidden", "publish needs the role service")
+        data = call.send.data
+        user = user_field(data, "user", tenant=call.principal.tenant, path="data")
+        events = data.get("events")
+        if not isinstance(events, list) or not 1 <= len(events) <= PUBLISH_EVENTS:
+            raise CommandError("invalid", f"must be a list of 1 to {PUBLISH_EVENTS} events", field="data.events")
+        event_bytes = self._session.services.config.limits.event_bytes
+        fresh = tuple(
+            event_of(event, path=f"data.events[{place}]", now=call.now, max_bytes=event_bytes)
+            for place, event in enumerate(events)
+        )
+        append = Append(StreamKey("user", call.principal.tenant, user), fresh)
+        return await self._commit(
+            call, (append,), lambda positions: {"positions": [[at.epoch, at.seq] for at in positions]}
+        )
+
+    async def _start_agent(self, call: Call) -> tuple[Status, Result]:
+        session, services = self._session, self._session.services
+        name = text_field(call.send.data, "agent", path="data")
+        given = object_field(call.send.data, "input", path="data")
+        agent = services.app.find(name)
+        if agent is None:
+            raise CommandError("not_found", "there is no such agent", field="data.agent")
+        execution = session.execution(agent, given, thread=call.send.thread)
+        result = {"run": execution.run.id}
+        outcome = await session.launch(execution, call.answer(result))
+        return _settled(outcome, result)
+
+    async def _cancel_run(self, call: Call) -> tuple[Status, Result]:
+        run = text_field(call.send.data, "run", path="data")
+        known = await self._session.services.store.answer(call.key)
+        if known is not None:
+            answer, positions = known
+            if answer.digest != call.digest:
+                raise _conflict(call.key.id)
+            return _settled(Duplicate(answer.result, positions), {})
+        execution = self._session.runs.get(run)
+        if execution is None:
+            raise CommandError("not_found", "there is no such run under way", field="data.run")
+        execution.cancel(call.key, call.digest)
+        status = await execution.wait_ended()
+        return "ok", {"run": run, "status": status}
+
+
+def _settled(outcome: Outcome, result: Result) -> tuple[Status, Result]:
+    match outcome:
+        case Applied():
+            return "ok", result
+        case Duplicate(result=first):
+            return "duplicate", orjson.loads(first or b"{}")
+        case Conflict():
+            raise _conflict(outcome.id)
+
+
+def _conflict(ref: str) -> CommandError:
+    return CommandError("id_conflict", f"the id {ref!r} was used with another body", field="id")
+
+
+def _refusal(
+    ref: str, code: str, message: str, *, field: str | None = None, retry_after: float | None = None
+) -> Reply:
+    return Reply(ref, "error", error=ErrorBody(code, message, field=field, retry_after=retry_after))
+
+

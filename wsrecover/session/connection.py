@@ -1,0 +1,298 @@
+"""One WebSocket of a session: its deadlines, what comes in, and how it ends.
+
+::
+
+    attached ──▶ opening ──▶ welcomed ──▶ ended
+                 (streams)   (reading, delivering)
+
+A connection runs in its session's nursery. It ends by itself when its socket does, when its peer is silent for
+`heartbeat` + `heartbeat_grace` seconds, when its token expires, or when `close()` or `kill()` is called; ending it
+never touches a run.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
+
+import structlog
+import trio
+
+from ..access.tokens import Grant
+from ..config import Limits, Timeouts
+from ..errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError
+from ..protocol.closecodes import CloseCode
+from ..protocol.codec import decode_client, encode
+from ..protocol.frames import (
+    VERSION,
+    Ack,
+    Auth,
+    AuthRequired,
+    Bye,
+    ClientFrame,
+    ErrorBody,
+    ErrorFrame,
+    Follow,
+    Hello,
+    Ping,
+    Pong,
+    PrincipalInfo,
+    Reply,
+    Send,
+    ServerFrame,
+    StreamInfo,
+    Welcome,
+)
+from ..streams.stream import Stream
+from ..transport.websocket import ServerSocket
+from .delivery import Delivery
+
+if TYPE_CHECKING:
+    from .session import Session
+
+__all__ = ["Connection"]
+
+log = structlog.get_logger(__name__)
+
+Args = TypeVarTuple("Args")
+
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds to wait for the peer's answer to a close frame."""
+
+AUTH_NOTICE: Final = 60.0
+"""Seconds before a token's expiry at which the client is asked for another."""
+
+
+class Connection:
+    """One WebSocket of a session; see the module's text for its life."""
+
+    def __init__(
+        self,
+        session: Session,
+        socket: ServerSocket,
+        grant: Grant,
+        hello: Hello,
+        early: Sequence[ClientFrame | FrameError] = (),
+    ) -> None:
+        self.session = session
+        self.socket = socket
+        self.grant = grant
+        self.client = hello.client
+        self.id = secrets.token_hex(8)
+        self.processed: dict[str, int] = {}
+        self.limits: Limits = session.services.config.limits
+        self.timeouts: Timeouts = session.services.config.timeouts
+        self._hello: Hello | None = hello
+        self._early = early
+        self._ending: ConnectionClosed | None = None
+        self._asked_at = 0.0
+        self._asked_for_token = False
+        self._alive = trio.CancelScope()
+        self._entitled = trio.CancelScope(deadline=self._expiry())
+        wanted = None if hello.threads is None else frozenset(hello.threads)
+        self._delivery = Delivery(self, socket, wanted)
+
+    @property
+    def lagging(self) -> bool:
+        """Whether the peer takes less than there is to send."""
+        return self._delivery.lagging
+
+    async def run(self) -> None:
+        """Serve until the connection ends. Cancelling it closes with 1001; the socket is closed in any case."""
+        try:
+            with self._entitled, self._alive:
+                await self._serve()
+            self._end_by_deadline()
+        except Exception:
+            self._ending = ConnectionClosed(CloseCode.INTERNAL_ERROR, "internal error")
+            raise
+        finally:
+            ending = self._ending or ConnectionClosed(CloseCode.GOING_AWAY, "the server stops")
+            self._delivery.end()
+            self.session.detach(self)
+            self.session.services.counts[f"closed.{ending.code}"] += 1
+            with trio.move_on_after(CLOSE_TIMEOUT + 1, shield=True):
+                await self.socket.aclose(ending.code, ending.reason, timeout=CLOSE_TIMEOUT)
+            self.socket.kill()
+
+    def _end_by_deadline(self) -> None:
+        if self._ending is None and self._entitled.cancelled_caught:
+            self._ending = ConnectionClosed(CloseCode.TOKEN_EXPIRED, "the token expired")
+        elif self._ending is None:
+            self._ending = ConnectionClosed(CloseCode.HEARTBEAT_LOST, "nothing was heard")
+
+    async def _serve(self) -> None:
+        try:
+            with trio.fail_after(self.timeouts.store):
+                streams = await self.session.open_streams()
+        except (StoreError, trio.TooSlowError) as error:
+            log.warning("streams_unavailable", error=repr(error))
+            self._last_word(ErrorFrame("store_unavailable", "the log cannot be read now", retry_after=1.0))
+            self._ending = ConnectionClosed(CloseCode.TRY_AGAIN_LATER, "the log cannot be read now")
+            return
+        self._begin(streams)
+        early, self._early = self._early, ()
+        for frame in early:
+            self._take(frame)
+        self.heard()
+        ended = await self.socket.run(self._on_message, on_bytes=self.heard)
+        self._ending = self._ending or ended
+
+    def _begin(self, streams: dict[str, Stream]) -> None:
+        hello, self._hello = self._hello, None
+        assert hello is not None
+        infos: dict[str, StreamInfo] = {}
+        after: dict[str, int] = {}
+        counts = self.session.services.counts
+        for name, stream in streams.items():
+            verdict = stream.judge(hello.resume.get(name), hello.from_)
+            infos[name] = stream.info(verdict)
+            after[name] = verdict.from_seq - 1
+            counts[f"resume.{verdict.reason or 'resumed'}"] += 1
+        self._delivery.begin(streams, after, hello.part, encode(self._welcome(infos)))
+
+    def _welcome(self, infos: dict[str, StreamInfo]) -> Welcome:
+        principal = self.grant.principal
+        return Welcome(
+            protocol=VERSION,
+            connection=self.id,
+            principal=PrincipalInfo(
+                principal.tenant, principal.user, roles=tuple(sorted(principal.roles)), tier=principal.tier
+            ),
+            streams=infos,
+            heartbeat=self.timeouts.heartbeat,
+            limits={
+                "message_bytes": self.limits.message_bytes,
+                "part_bytes": self.limits.part_bytes,
+                "connections": self.limits.connections_per_user,
+                "commands_in_flight": self.limits.commands_in_flight,
+            },
+            token_expires_in=self.grant.expires_at - self.session.services.clock(),
+            runs=self.session.run_infos(),
+        )
+
+    def heard(self) -> None:
+        """The peer is alive: its silence is counted from now."""
+        self._alive.deadline = trio.current_time() + self.timeouts.heartbeat + self.timeouts.heartbeat_grace
+
+    def tick(self, now: float, unix: float) -> None:
+        """Ask a silent peer whether it is there, and one whose token runs out for another. `now` is trio's time."""
+        silent_since = self.socket.received_at
+        if now - silent_since >= self.timeouts.heartbeat and self._asked_at < silent_since:
+            self._asked_at = now
+            self._delivery.control(Ping())
+        expires_in = self.grant.expires_at - unix
+        if expires_in <= AUTH_NOTICE and not self._asked_for_token:
+            self._asked_for_token = True
+            self._delivery.control(AuthRequired(max(0.0, expires_in)))
+
+    def close(self, code: int, reason: str) -> None:
+        """End the connection with a close frame. Returns at once; the first reason given counts."""
+        if self._ending is None:
+            self._ending = ConnectionClosed(code, reason)
+        self._delivery.end()
+        self._alive.cancel()
+
+    def kill(self) -> None:
+        """End a connection whose socket is gone. Returns at once."""
+        self.close(CloseCode.ABNORMAL_CLOSURE, "the socket broke")
+        self.socket.kill()
+
+    def start(self, member: Callable[[Unpack[Args]], Awaitable[None]], *args: Unpack[Args]) -> None:
+        """Run a task in the session's nursery."""
+        self.session.start(member, *args)
+
+    def replayed(self, events: int) -> None:
+        """Count events that were sent from the log."""
+        self.session.services.counts["replayed"] += events
+
+    def _on_message(self, message: str | bytes) -> None:
+        try:
+            frames = decode_client(message, max_bytes=self.limits.message_bytes)
+        except FrameError as error:
+            self._refuse(error)
+            return
+        for frame in frames:
+            self._take(frame)
+
+    def _take(self, frame: ClientFrame | FrameError) -> None:
+        if self._ending is not None:
+            return
+        match frame:
+            case Ack():
+                self._acknowledge(frame)
+            case Send():
+                self._command(frame)
+            case Ping():
+                self._delivery.control(Pong())
+            case Pong():
+                pass
+            case Auth():
+                self._authenticate(frame)
+            case Bye():
+                self.close(CloseCode.NORMAL_CLOSURE, "bye")
+            case FrameError():
+                self._refuse(frame)
+            case Hello():
+                self._refuse(FrameError("invalid", "this connection had its hello", field="op"))
+            case Follow():
+                self._refuse(FrameError("unknown_op", "follow is not served by this release", ref=frame.id))
+
+    def _refuse(self, error: FrameError) -> None:
+        frame = ErrorFrame(error.code, error.message, field=error.field, ref=error.ref)
+        if error.close is None:
+            self._delivery.control(frame)
+        else:
+            self._last_word(frame)
+            self.close(error.close, error.message)
+
+    def _last_word(self, frame: ServerFrame) -> None:
+        """Tell why, as far as the socket takes it, before a close."""
+        self.socket.offer(encode(frame))
+
+    def _acknowledge(self, ack: Ack) -> None:
+        for name, seq in ack.pos.items():
+            sent = self._delivery.position(name)
+            if sent is None or seq > sent:
+                problem = "no such stream" if sent is None else f"{seq} was not sent yet, only up to {sent}"
+                self._delivery.control(ErrorFrame("invalid", problem, field=f"pos.{name}"))
+            elif seq > self.processed.get(name, 0):
+                self.processed[name] = seq
+
+    def _command(self, send: Send) -> None:
+        try:
+            self.session.commands.admit()
+        except CommandError as error:
+            self._delivery.control(_refusal(send.id, error))
+            return
+        self.session.start(self._answer, send)
+
+    async def _answer(self, send: Send) -> None:
+        reply = await self.session.commands.answer(self.grant.principal, send)
+        self._delivery.control(reply)
+
+    def _authenticate(self, auth: Auth) -> None:
+        principal = self.grant.principal
+        try:
+            grant = self.session.services.verifier.verify(auth.token)
+            if (grant.principal.tenant, grant.principal.user) != (principal.tenant, principal.user):
+                raise TokenError("the token speaks for somebody else")
+        except TokenError as error:
+            self._last_word(_refusal(auth.id, CommandError("forbidden", str(error), field="token")))
+            self.close(CloseCode.AUTHENTICATION_FAILED, str(error))
+            return
+        self.grant = grant
+        self._asked_for_token = False
+        self._entitled.deadline = self._expiry()
+        self._delivery.control(Reply(auth.id, "ok", result={}))
+
+    def _expiry(self) -> float:
+        """The trio time at which the token, with its leeway, stops counting."""
+        left = self.grant.expires_at + self.timeouts.token_leeway - self.session.services.clock()
+        return trio.current_time() + left
+
+
+def _refusal(ref: str, error: CommandError) -> Reply:
+    body: dict[str, Any] = {"field": error.field, "retry_after": error.retry_after}
+    return Reply(ref, "error", error=ErrorBody(error.code, error.message, **body))

@@ -1,0 +1,257 @@
+"""What one connection is sent: a cursor per stream that is either live (at the head) or lags.
+
+::
+
+                     pump() reached the head
+        lagging ─────────────────────────────▶ live
+           ▲                                    │
+           └────────────────────────────────────┘
+              the socket would not take an event
+
+Live means being in `Stream.live`, which means being at its head; only a lagging stream has a cursor here. Nothing
+queues for a slow reader: what it was not sent stays in the log, and its catch-up task, which exists only while
+something is owed, reads on as the socket drains. So it holds at most one page and the outbox's last write.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+import attrs
+import structlog
+import trio
+
+from ..errors import StoreCorrupt, StoreError
+from ..protocol.closecodes import CloseCode
+from ..protocol.codec import encode
+from ..protocol.frames import Gap, Live, ServerFrame, Skip
+from ..streams.stream import Batch, Page, Stream
+from ..transport.websocket import ServerSocket, text_frame
+from .owner import Owner
+from .replay import Filter, frames_of, pack
+
+__all__ = ["Delivery"]
+
+log = structlog.get_logger(__name__)
+
+CONTROLS = 128
+"""Replies and the like that wait for a socket that takes nothing; more than commands may be under way at once."""
+
+STORE_RETRY = 1.0
+"""Seconds between two tries to read a page from a store that is unavailable."""
+
+
+@attrs.define(eq=False)
+class Lag:
+    """Where a lagging stream's cursor is: all up to `after` is in `frames` or was sent."""
+
+    after: int
+    announce: bool
+    part: tuple[int, int] | None = None
+    frames: deque[bytes] = attrs.field(factory=deque)
+    page: Page | None = None
+
+
+class Delivery:
+    """The sending half of a connection. A `Follower` of each of its streams."""
+
+    def __init__(self, owner: Owner, socket: ServerSocket, wanted: Filter) -> None:
+        self._owner = owner
+        self._socket = socket
+        self._outbox = socket.outbox
+        self._wanted = wanted
+        self._limits = owner.limits
+        self._streams: Mapping[str, Stream] = {}
+        self._lags: dict[Stream, Lag] = {}
+        self._unsaid: dict[Stream, int] = {}
+        self._controls: list[bytes] = []
+        self._catch_up: trio.CancelScope | None = None
+        self._ended = False
+
+    @property
+    def lagging(self) -> bool:
+        """Whether some stream is not at its head."""
+        return bool(self._lags)
+
+    def begin(
+        self, streams: Mapping[str, Stream], after: Mapping[str, int], part: Mapping[str, tuple[int, int]], first: bytes
+    ) -> None:
+        """Send `first`, then each stream from `after` on; as much as goes at once is one write."""
+        self._streams = streams
+        self._controls.append(first)
+        for name, stream in streams.items():
+            self._lags[stream] = Lag(after[name], announce=True, part=part.get(name))
+        self._go_on()
+
+    def end(self) -> None:
+        """Leave every stream; nothing is sent any more."""
+        self._ended = True
+        for stream in self._streams.values():
+            stream.leave(self)
+        self._lags.clear()
+        self._controls.clear()
+        if self._catch_up is not None:
+            self._catch_up.cancel()
+
+    def position(self, name: str) -> int | None:
+        """The last seq that was handed to the socket, or None for a stream that is not followed."""
+        stream = self._streams.get(name)
+        if stream is None:
+            return None
+        lag = self._lags.get(stream)
+        return stream.head if lag is None else lag.after
+
+    def control(self, frame: ServerFrame) -> None:
+        """Send a frame that is not an event, before any backlog. A peer that lets too many pile up is cut."""
+        if self._ended:
+            return
+        encoded = encode(frame)
+        if not self._controls and self._outbox.offer(text_frame(encoded)):
+            if self._outbox.pending:
+                self._go_on()
+            return
+        if len(self._controls) >= CONTROLS:
+            self._owner.close(CloseCode.TOO_SLOW, f"{CONTROLS} frames wait to be read")
+            return
+        self._controls.append(encoded)
+        self._go_on()
+
+    def deliver(self, stream: Stream, batch: Batch) -> bool:
+        """What was just committed, straight to the socket. False: this stream lags from here on (`Follower`)."""
+        frame = batch.framed
+        if self._wanted is not None:
+            frame = self._filtered(stream, batch)
+            if not frame:
+                return True
+        elif frame is None:
+            frame = batch.framed = text_frame(batch.message)
+        if len(frame) <= self._limits.part_bytes and self._outbox.offer(frame):
+            if self._outbox.pending:
+                self._go_on()
+            return True
+        self._lag(stream, batch.first - 1)
+        return False
+
+    def lag(self, stream: Stream, after: int) -> None:
+        """The stream dropped this follower, which was at `after` (`Follower`)."""
+        self._lag(stream, after)
+
+    def _lag(self, stream: Stream, after: int) -> None:
+        if not self._ended:
+            self._lags[stream] = Lag(self._unsaid.pop(stream, after), announce=False)
+            self._go_on()
+
+    def _filtered(self, stream: Stream, batch: Batch) -> bytes:
+        """The batch as this connection's filter sees it; a skip at its end waits for the next event that passes."""
+        wanted = self._wanted
+        assert wanted is not None
+        passing = [entry for entry in batch.entries if entry.thread is None or entry.thread in wanted]
+        if not passing:
+            self._unsaid.setdefault(stream, batch.first - 1)
+            return b""
+        frames = list(frames_of(stream, batch.entries, wanted=wanted, part_bytes=self._limits.part_bytes))
+        if self._unsaid.pop(stream, None) is not None:
+            frames.insert(0, encode(Skip(stream.name, batch.first - 1)))
+        return pack(frames, self._limits.part_bytes)
+
+    def _go_on(self) -> None:
+        """Send what goes at once; a catch-up task does the rest, if there is one."""
+        if self._catch_up is None and not self._pump():
+            self._catch_up = trio.CancelScope()
+            self._owner.start(self._run_catch_up, self._catch_up)
+
+    def _pump(self) -> bool:
+        """Send as much as goes without waiting; True once nothing is owed. Synchronous: no event can slip in between."""
+        outbox = self._outbox
+        while not self._ended:
+            if outbox.pending:
+                outbox.flush()
+                if outbox.pending:
+                    return False
+            frames = self._next_frames()
+            if not frames:
+                return not self._lags
+            if not outbox.offer(pack(frames, self._limits.part_bytes)):
+                self._owner.kill()
+                return True
+        return True
+
+    def _next_frames(self) -> list[bytes]:
+        """At most about `part_bytes` of what is owed: controls first, then the lagging streams in turn."""
+        frames = list(self._controls)
+        self._controls.clear()
+        size = sum(map(len, frames))
+        for stream, lag in list(self._lags.items()):
+            if not lag.frames and not self._render(stream, lag):
+                continue
+            while lag.frames and (size < self._limits.part_bytes or not frames):
+                frame = lag.frames.popleft()
+                frames.append(frame)
+                size += len(frame)
+            if lag.frames:
+                break
+            if stream.join(self, lag.after):
+                del self._lags[stream]
+                if lag.announce:
+                    frames.append(encode(Live(stream.name, lag.after)))
+        return frames
+
+    def _render(self, stream: Stream, lag: Lag) -> bool:
+        """Turn the next page into frames. False: it must be read from the store first."""
+        if lag.after >= stream.head:
+            return True
+        page, lag.page = lag.page, None
+        if page is None:
+            page = stream.page_nowait(
+                lag.after, max_events=self._limits.page_events, max_bytes=self._limits.page_bytes
+            )
+        if page is None:
+            return False
+        if page.gap is not None:
+            lag.frames.append(encode(Gap(stream.name, "trimmed", from_=page.gap[0], to=page.gap[1])))
+            lag.after = page.gap[1]
+        if page.entries:
+            lag.frames.extend(
+                frames_of(
+                    stream, page.entries, wanted=self._wanted, part_bytes=self._limits.part_bytes, resume_part=lag.part
+                )
+            )
+            lag.after = page.entries[-1].seq
+            self._owner.replayed(len(page.entries))
+        return True
+
+    async def _run_catch_up(self, scope: trio.CancelScope) -> None:
+        """Send what is owed as the socket drains, reading the store where the tail does not reach back."""
+        try:
+            with scope:
+                while not self._pump():
+                    if self._outbox.pending:
+                        await self._outbox.drain(progress_timeout=self._owner.timeouts.write_progress)
+                    else:
+                        await self._fetch()
+        except trio.TooSlowError:
+            self._owner.close(CloseCode.TOO_SLOW, "the socket took nothing for too long")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._owner.kill()
+        except StoreCorrupt as error:
+            log.error("stream_unreadable", error=str(error))
+            self._owner.close(CloseCode.INTERNAL_ERROR, "the log cannot be read")
+        finally:
+            self._catch_up = None
+
+    async def _fetch(self) -> None:
+        stream, lag = next(iter(self._lags.items()))
+        try:
+            with trio.fail_after(self._owner.timeouts.store):
+                page = await stream.page(
+                    lag.after, max_events=self._limits.page_events, max_bytes=self._limits.page_bytes
+                )
+        except StoreCorrupt:
+            raise
+        except (StoreError, trio.TooSlowError) as error:
+            log.warning("page_unavailable", error=repr(error))
+            await trio.sleep(STORE_RETRY)
+            return
+        if self._lags.get(stream) is lag:
+            lag.page = page

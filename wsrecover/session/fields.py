@@ -1,0 +1,63 @@
+"""The fields of a command's data, taken strictly: a wrong one is a `CommandError("invalid")` that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..access.principal import Principal
+from ..errors import CommandError, InvalidEvent, TokenError
+from ..protocol import codec
+from ..streams.store import NewEvent
+
+__all__ = ["event_of", "object_field", "text_field", "user_field"]
+
+ID_CHARACTERS: Final = 128
+
+
+def text_field(data: Mapping[str, Any], name: str, *, path: str, required: bool = True) -> str:
+    """A non-empty text; the empty one where it is absent and not required."""
+    value = data.get(name)
+    if value is None and not required:
+        return ""
+    if not isinstance(value, str) or not value:
+        raise CommandError("invalid", "must be a non-empty text", field=f"{path}.{name}")
+    return value
+
+
+def object_field(data: Mapping[str, Any], name: str, *, path: str) -> dict[str, Any]:
+    """An object; the empty one where it is absent."""
+    value = data.get(name, {})
+    if not isinstance(value, dict):
+        raise CommandError("invalid", "must be an object", field=f"{path}.{name}")
+    return value
+
+
+def user_field(data: Mapping[str, Any], name: str, *, tenant: str, path: str) -> str:
+    """The name of a user of `tenant`; held to what a token could say."""
+    user = text_field(data, name, path=path)
+    try:
+        return Principal(tenant, user).user
+    except TokenError as error:
+        raise CommandError("invalid", str(error), field=f"{path}.{name}") from error
+
+
+def event_of(event: object, *, path: str, now: float, max_bytes: int) -> NewEvent:
+    """An event of `publish`: {type, data, thread?, run?, id?}, encoded."""
+    if not isinstance(event, dict):
+        raise CommandError("invalid", "must be an object", field=path)
+    optional = {
+        name: text_field(event, name, path=path, required=False) or None for name in ("thread", "run", "id")
+    }
+    for name, value in optional.items():
+        if value is not None and len(value) > ID_CHARACTERS:
+            raise CommandError("invalid", f"has more than {ID_CHARACTERS} characters", field=f"{path}.{name}")
+    kind, data = text_field(event, "type", path=path), object_field(event, "data", path=path)
+    try:
+        body = codec.encode_event(
+            ts=now, type=kind, data=data, thread=optional["thread"], run=optional["run"], max_bytes=max_bytes
+        )
+    except InvalidEvent as error:
+        raise CommandError("invalid", error.problem, field=f"{path}.{error.field}") from error
+    digest = codec.digest(kind, optional["thread"], data)
+    return NewEvent(body, now, optional["thread"], optional["id"], digest)

@@ -1,0 +1,73 @@
+"""The sessions of the process, found by (tenant, user)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import attrs
+import trio
+
+from ..access.principal import Principal
+from .services import Services
+from .session import Session, SessionStatistics
+
+__all__ = ["Registry", "RegistryStatistics"]
+
+
+@attrs.frozen
+class RegistryStatistics:
+    """Now: sessions, connections and runs. Since the start: `counts` by name (see `Services`)."""
+
+    sessions: int
+    connections: int
+    runs: int
+    counts: Mapping[str, int]
+
+
+class Registry:
+    """All sessions of one process; each runs in the nursery that was handed in.
+
+    A session is made by the first who asks for it and forgets itself, in one step with its end, when it was idle for
+    `timeouts.linger` seconds. So whoever gets one from `session()` may start work in it until the next checkpoint.
+    """
+
+    def __init__(self, nursery: trio.Nursery, services: Services) -> None:
+        self._nursery = nursery
+        self._services = services
+        self._sessions: dict[tuple[str, str], Session] = {}
+
+    @property
+    def sessions(self) -> Mapping[tuple[str, str], Session]:
+        """The sessions there are, by (tenant, user)."""
+        return MappingProxyType(self._sessions)
+
+    def session(self, tenant: str, user: str) -> Session:
+        """The user's session, made and started where there was none."""
+        place = (tenant, user)
+        session = self._sessions.get(place)
+        if session is None:
+            session = Session(self._services, tenant, user, forget=self._forget)
+            self._sessions[place] = session
+            self._services.counts["session.started"] += 1
+            self._nursery.start_soon(session.run, name=f"session {tenant}/{user}")
+        return session
+
+    def of(self, principal: Principal) -> Session:
+        """The principal's session."""
+        return self.session(principal.tenant, principal.user)
+
+    def _forget(self, session: Session) -> None:
+        if self._sessions.get((session.tenant, session.user)) is session:
+            del self._sessions[session.tenant, session.user]
+            self._services.counts["session.ended"] += 1
+
+    def statistics(self) -> RegistryStatistics:
+        """Counts, without waiting."""
+        each: list[SessionStatistics] = [session.statistics() for session in self._sessions.values()]
+        return RegistryStatistics(
+            sessions=len(each),
+            connections=sum(one.connections for one in each),
+            runs=sum(one.runs for one in each),
+            counts=dict(self._services.counts),
+        )

@@ -1,0 +1,65 @@
+"""From a page of the log to what goes over the wire: frames, with a filter's skips and large events in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ..protocol.codec import encode, join, parts
+from ..protocol.frames import Skip
+from ..streams.store import Entry
+from ..streams.stream import Stream
+from ..transport.websocket import text_frame
+
+__all__ = ["Filter", "frames_of", "pack"]
+
+Filter = frozenset[str] | None
+"""The threads that are wanted, or None for all; events without a thread always pass."""
+
+
+def frames_of(
+    stream: Stream,
+    entries: Sequence[Entry],
+    *,
+    wanted: Filter,
+    part_bytes: int,
+    resume_part: tuple[int, int] | None = None,
+) -> Iterator[bytes]:
+    """The frames that tell `entries`: events, parts of those above `part_bytes`, and skips over what is filtered out.
+
+    `resume_part` is (seq, offset): the bytes of that event which its receiver holds already.
+    """
+    skipped: int | None = None
+    for entry in entries:
+        if wanted is not None and entry.thread is not None and entry.thread not in wanted:
+            skipped = entry.seq
+            continue
+        if skipped is not None:
+            yield encode(Skip(stream.name, skipped))
+            skipped = None
+        frame = stream.frame(entry)
+        if len(frame) <= part_bytes:
+            yield frame
+        else:
+            offset = resume_part[1] if resume_part is not None and resume_part[0] == entry.seq else 0
+            yield from parts(stream.name, entry.seq, frame, part_bytes=part_bytes, offset=offset)
+    if skipped is not None:
+        yield encode(Skip(stream.name, skipped))
+
+
+def pack(frames: Iterable[bytes], message_bytes: int) -> bytes:
+    """WebSocket text messages, back to back, of at most `message_bytes` unless a single frame is larger.
+
+    Small messages let a slow link show signs of life, and let others' frames pass between them.
+    """
+    framed: list[bytes] = []
+    chunk: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if chunk and size + len(frame) > message_bytes:
+            framed.append(text_frame(join(chunk)))
+            chunk, size = [], 0
+        chunk.append(frame)
+        size += len(frame) + 1
+    if chunk:
+        framed.append(text_frame(join(chunk)))
+    return framed[0] if len(framed) == 1 else b"".join(framed)
