@@ -45,7 +45,7 @@ JSON_FIELDS: Final = ("resume", "part", "threads", "fresh")
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds to wait for the peer's answer to a close frame."""
 
-NO_HELLO: Final = FrameError("invalid", "the first frame must be hello", field="op")
+
 
 
 @attrs.frozen
@@ -132,7 +132,7 @@ class Admission:
         try:
             hello, *early = self._decode(messages)
             if not isinstance(hello, Hello):
-                raise hello if isinstance(hello, FrameError) else NO_HELLO
+                raise hello if isinstance(hello, FrameError) else _not_hello()
             if grant is None:
                 grant = self._services.verifier.verify(hello.token or "")
         except FrameError as error:
@@ -152,6 +152,10 @@ async def _part_from(socket: ServerSocket, goodbye: Goodbye) -> None:
     if goodbye.frame is not None:
         socket.offer(encode(goodbye.frame))
     await socket.aclose(goodbye.code, goodbye.reason, timeout=CLOSE_TIMEOUT)
+
+
+def _not_hello() -> FrameError:
+    return FrameError("invalid", "the first frame must be hello", field="op")
 
 
 def _token(request: Request) -> str | None:

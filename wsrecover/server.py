@@ -1,0 +1,246 @@
+"""The composition root: puts the parts together, starts them in order and stops them in the reverse one.
+
+::
+
+    config ─▶ store ─▶ journal ─▶ lost runs closed ─▶ sessions ─▶ listener ─▶ ready
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Never
+
+import attrs
+import structlog
+import trio
+
+from .access.principal import Principal
+from .access.tokens import TokenVerifier, read_secret
+from .agents.app import App
+from .agents.lifecycle import close_lost_runs
+from .config import Config, Retention
+from .errors import CommandError, ConfigError, StoreUnavailable
+from .protocol import codec
+from .protocol.cursor import Position
+from .session.admission import Admission
+from .session.heartbeat import sweep
+from .session.registry import Registry, RegistryStatistics
+from .session.services import Services
+from .streams.journal import Journal, JournalStatistics
+from .streams.memory import open_memory
+from .streams.sqlite import open_sqlite
+from .streams.store import Append, Applied, NewEvent, Store, StoreStatistics, StreamKey, Unit
+from .streams.stream import Streams
+from .transport.listener import open_listeners, serve_sockets
+
+__all__ = ["Server", "ServerStatistics", "serve"]
+
+log = structlog.get_logger(__name__)
+
+SWITCH_INTERVAL: Final = 0.001
+"""Seconds: with the default of 5 ms the store's thread waits that long for a busy loop at every commit."""
+
+
+@attrs.frozen
+class ServerStatistics:
+    """What the parts count."""
+
+    sessions: RegistryStatistics
+    journal: JournalStatistics
+    store: StoreStatistics
+
+
+class Server:
+    """A running server, as the program that embeds it sees it. `addresses` are the (host, port) it listens on."""
+
+    def __init__(
+        self, services: Services, registry: Registry, addresses: tuple[tuple[str, int], ...]
+    ) -> None:
+        self.addresses = addresses
+        self.registry = registry
+        self._services = services
+
+    @property
+    def url(self) -> str:
+        """Where clients connect: the first address."""
+        scheme = "ws" if self._services.config.tls_certificate is None else "wss"
+        host, port = self.addresses[0]
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def publish(
+        self,
+        tenant: str,
+        user: str,
+        type: str,  # noqa: A002 - the word of the wire
+        data: Mapping[str, Any],
+        *,
+        thread: str | None = None,
+        id: str | None = None,  # noqa: A002 - the word of the wire
+    ) -> Position:
+        """Log an event in the user's stream, connected or not; its position, once it is on stable storage.
+
+        With an `id`, a repeat within ten minutes gives the first one's position.
+
+        Raises `InvalidEvent`, `TokenError` for a name that no token could carry, `StoreUnavailable` or `StoreFailed`
+        (nothing was logged), `CommandError("id_conflict")`. Cancelled, it may have taken effect.
+        """
+        principal, now = Principal(tenant, user), self._services.clock()
+        body = codec.encode_event(
+            ts=now, type=type, data=data, thread=thread, max_bytes=self._services.config.limits.event_bytes
+        )
+        event = NewEvent(body, now, thread, id, codec.digest(type, thread, data) if id else b"")
+        append = Append(StreamKey("user", principal.tenant, principal.user), (event,))
+        outcome = await self._services.journal.commit(Unit(appends=(append,)))
+        if not isinstance(outcome, Applied):
+            raise CommandError("id_conflict", f"the id {id!r} was used with another body", field="id")
+        return outcome.positions[0]
+
+    async def start_agent(
+        self, tenant: str, user: str, agent: str, given: Mapping[str, Any], *, thread: str | None = None
+    ) -> str:
+        """Start an agent for a user, connected or not; the run's id, once its start is on stable storage.
+
+        Raises `CommandError` (`not_found`, `overloaded`), `InvalidEvent`, `StoreUnavailable` or `StoreFailed`.
+        """
+        principal = Principal(tenant, user)
+        found = self._services.app.find(agent)
+        if found is None:
+            raise CommandError("not_found", f"there is no agent {agent!r}", field="agent")
+        session = self.registry.of(principal)
+        execution = session.execution(found, dict(given), thread=thread)
+        await session.launch(execution)
+        return execution.run.id
+
+    def statistics(self) -> ServerStatistics:
+        """Counts, without waiting."""
+        return ServerStatistics(
+            sessions=self.registry.statistics(),
+            journal=self._services.journal.statistics(),
+            store=self._services.store.statistics(),
+        )
+
+
+async def serve(
+    app: App,
+    config: Config,
+    *,
+    wall_clock: Callable[[], float] = time.time,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> Never:
+    """Serve until cancelled. `await nursery.start(serve, app, config)` gives the `Server` once it is ready.
+
+    Raises `ConfigError`, `StoreError` or `TransportError` where a part cannot start; the log says which. Cancelling
+    it ends the runs with `server_stopped` and closes the connections (1001), commits what was accepted, and closes
+    the store; that takes at most `timeouts.drain` seconds and a few for the sockets. `wall_clock` gives unix seconds.
+    """
+    secret = config.secret or read_secret(None if config.secret_file is None else Path(config.secret_file))
+    context = _tls(config)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    async with (
+        _opened_store(config, wall_clock) as store,
+        _running_journal(config, store, wall_clock) as (journal, streams),
+        trio.open_nursery() as nursery,
+    ):
+        services = Services(
+            app=app,
+            config=config,
+            store=store,
+            streams=streams,
+            journal=journal,
+            verifier=TokenVerifier(secret, leeway=config.timeouts.token_leeway, clock=wall_clock),
+            clock=wall_clock,
+        )
+        await close_lost_runs(store, journal, clock=wall_clock)
+        registry = Registry(nursery, services)
+        nursery.start_soon(sweep, registry, services)
+        admission = Admission(nursery, registry, services)
+        listeners = await open_listeners(config.host, config.port)
+        addresses = tuple((name[0], name[1]) for name in (one.getsockname() for one in listeners))
+        await nursery.start(
+            partial(
+                serve_sockets,
+                listeners,
+                admission.answer,
+                handshake_timeout=config.timeouts.handshake,
+                head_bytes=config.limits.head_bytes,
+                max_message_bytes=config.limits.message_bytes,
+                max_handshakes=config.limits.handshakes,
+                ssl_context=context,
+            )
+        )
+        server = Server(services, registry, addresses)
+        log.info("ready", addresses=[f"{host}:{port}" for host, port in addresses], url=server.url, store=config.store)
+        task_status.started(server)
+        await trio.sleep_forever()
+    raise AssertionError("unreachable: only cancellation ends serving")
+
+
+@asynccontextmanager
+async def _opened_store(config: Config, clock: Callable[[], float]) -> AsyncIterator[Store]:
+    path = config.store_path
+    if path is None:
+        store: Store = await open_memory(clock=clock)
+    else:
+        store = await open_sqlite(path, clock=clock)
+    try:
+        yield store
+    finally:
+        with trio.move_on_after(config.timeouts.store, shield=True):
+            await store.aclose()
+
+
+@asynccontextmanager
+async def _running_journal(
+    config: Config, store: Store, clock: Callable[[], float]
+) -> AsyncIterator[tuple[Journal, Streams]]:
+    """The journal, which outlives what is served: a cancelled run still has its last event to write."""
+    limits = config.limits
+    streams = Streams(
+        store, tail_events=limits.tail_events, tail_bytes=limits.tail_bytes, tails_bytes=limits.tails_bytes
+    )
+
+    def retention(key: StreamKey) -> Retention:
+        return config.retention if key.scope == "user" else config.retention_broadcast
+
+    journal = Journal(
+        store,
+        streams,
+        max_units=limits.journal_units,
+        max_bytes=limits.journal_bytes,
+        retention=retention,
+        clock=clock,
+    )
+    async with trio.open_nursery() as nursery:
+        shield = await nursery.start(_run_journal, journal)
+        try:
+            yield journal, streams
+        finally:
+            shield.deadline = trio.current_time() + config.timeouts.drain
+            with trio.CancelScope(shield=True, deadline=shield.deadline):
+                await journal.aclose()
+
+
+async def _run_journal(
+    journal: Journal, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Shielded: whoever started it sets the shield's deadline when it stops serving."""
+    with trio.CancelScope(shield=True) as scope:
+        task_status.started(scope)
+        await journal.run()
+
+
+def _tls(config: Config) -> ssl.SSLContext | None:
+    if config.tls_certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_certificate, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError("tls_certificate", str(error), "a PEM certificate and its key") from error
+    return context
