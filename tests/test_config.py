@@ -66,7 +66,7 @@ class TestConfig:
     ) -> None:
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
         assert Config().store == default_store() == f"sqlite:{tmp_path}/wsrecover/wsrecover.db"
-        assert Config().store_file == tmp_path / "wsrecover" / "wsrecover.db"
+        assert Config().store_path == tmp_path / "wsrecover" / "wsrecover.db"
 
     @pytest.mark.parametrize("base", ["", "relative/folder"])
     def test_ignores_a_state_folder_that_is_not_absolute(
@@ -76,8 +76,8 @@ class TestConfig:
         monkeypatch.setenv("XDG_STATE_HOME", base)
         assert config.state_folder() == tmp_path / ".local" / "state" / "wsrecover"
 
-    def test_in_memory_has_no_store_file(self) -> None:
-        assert Config(store="memory").store_file is None
+    def test_in_memory_has_no_store_path(self) -> None:
+        assert Config(store="memory").store_path is None
 
     def test_never_shows_its_secret(self) -> None:
         assert "hush" not in repr(Config(secret=b"hush" * 8))

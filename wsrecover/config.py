@@ -260,7 +260,7 @@ class Config:
             raise ConfigError("retention.bytes", f"is {self.retention.bytes}", accepted)
 
     @property
-    def store_file(self) -> Path | None:
+    def store_path(self) -> Path | None:
         """The store's file, or None for a store in memory."""
         return None if self.store == "memory" else Path(self.store.removeprefix("sqlite:")).expanduser()
 
