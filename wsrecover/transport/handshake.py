@@ -1,0 +1,109 @@
+"""The WebSocket opening handshake (RFC 6455, sections 4.1 and 4.2), without a socket."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from http import HTTPStatus
+from typing import Final
+
+import attrs
+
+from .head import Headers, Request
+
+__all__ = ["Refusal", "accept_key", "check_upgrade", "encode_refusal", "encode_switch"]
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_CLEAN: Final = re.compile(r"[\t -~]*")
+
+
+def _clean_headers(_: object, __: object, headers: tuple[tuple[str, str], ...]) -> None:
+    for name, value in headers:
+        if not _CLEAN.fullmatch(name) or not _CLEAN.fullmatch(value):
+            raise ValueError(f"headers: {name!r} holds something other than visible ASCII")
+
+
+@attrs.frozen
+class Refusal:
+    """An HTTP answer instead of an upgrade: `status` 400 to 599, `body` one line of plain text."""
+
+    status: int
+    body: str
+    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), validator=_clean_headers)
+
+
+PLAIN_HTTP: Final = (
+    "This is a WebSocket endpoint. Connect with a WebSocket client (ws:// or wss://, RFC 6455, version 13), "
+    "for example: websocat -H 'Authorization: Bearer TOKEN' ws://HOST:PORT/v1/connect"
+)
+
+
+def check_upgrade(request: Request) -> Refusal | None:
+    """What is wrong with `request` as a WebSocket upgrade, or None where nothing is."""
+    headers = request.headers
+    if "websocket" not in (item.lower() for item in headers.tokens("upgrade")):
+        return Refusal(426, PLAIN_HTTP, (("Upgrade", "websocket"),))
+    problem = _flaw(request.method, headers)
+    if problem is not None:
+        return Refusal(400, problem)
+    if headers.get("sec-websocket-version") != "13":
+        return Refusal(
+            426, "Sec-WebSocket-Version: only 13 is spoken here", (("Sec-WebSocket-Version", "13"),)
+        )
+    if not _is_key(headers.get("sec-websocket-key", "")):
+        return Refusal(400, "Sec-WebSocket-Key: not 16 bytes in base64")
+    return None
+
+
+def _flaw(method: str, headers: Headers) -> str | None:
+    if method != "GET":
+        return "method: an upgrade is a GET"
+    if "upgrade" not in (item.lower() for item in headers.tokens("connection")):
+        return "Connection: does not name upgrade"
+    for name in ("content-length", "transfer-encoding"):
+        if name in headers:
+            return f"{name}: an upgrade has no body"
+    return None
+
+
+def _is_key(key: str) -> bool:
+    try:
+        return len(key) == 24 and len(base64.b64decode(key, validate=True)) == 16
+    except binascii.Error:
+        return False
+
+
+def accept_key(key: str) -> str:
+    """The Sec-WebSocket-Accept that answers `key`."""
+    return base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
+
+
+def encode_switch(key: str, subprotocol: str | None) -> bytes:
+    """The 101 answer. Extensions are never accepted, so compression is never negotiated."""
+    chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol is not None else ""
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept_key(key)}\r\n{chosen}\r\n"
+    ).encode("ascii")
+
+
+def encode_refusal(refusal: Refusal) -> bytes:
+    """The whole answer: plain text, its length, and the word that the connection ends."""
+    body = refusal.body.encode() + b"\n"
+    lines = [
+        f"HTTP/1.1 {refusal.status} {_phrase(refusal.status)}",
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Length: {len(body)}",
+        "Connection: close" if refusal.status != 426 else "Connection: close, upgrade",
+        *(f"{name}: {value}" for name, value in refusal.headers),
+    ]
+    return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + body
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Refused"

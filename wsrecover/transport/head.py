@@ -1,0 +1,162 @@
+"""The head of an HTTP/1.1 message, parsed strictly and within bounds (RFC 9112; RFC 9110, section 5).
+
+Only what a WebSocket handshake needs: one start line and headers, each `name: value`, ASCII, CRLF, unfolded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import attrs
+
+__all__ = ["MAX_HEADERS", "HeadError", "Headers", "Request", "parse_headers", "parse_query", "parse_request"]
+
+MAX_HEADERS: Final = 100
+MAX_QUERY_FIELDS: Final = 32
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_ODD_BYTE: Final = re.compile(r"[^\t\r\n -~]|\r(?!\n)|(?<!\r)\n")
+_TARGET: Final = re.compile(r"/[!$-~]*")  # origin-form, visible ASCII, no quote and no fragment
+_BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_ESCAPES: Final = re.compile(r"((?:%[0-9A-Fa-f]{2})+)")
+
+_SINGLE: Final = frozenset(
+    {
+        "authorization",
+        "content-length",
+        "content-type",
+        "host",
+        "origin",
+        "retry-after",
+        "sec-websocket-accept",
+        "sec-websocket-key",
+        "sec-websocket-version",
+        "transfer-encoding",
+        "user-agent",
+    }
+)
+
+
+class HeadError(Exception):
+    """The head breaks the rules; `status` is the HTTP status that says so, 400 or 431."""
+
+    def __init__(self, status: int, problem: str) -> None:
+        super().__init__(problem)
+        self.status = status
+        self.problem = problem
+
+
+class Headers(Mapping[str, str]):
+    """Headers by name, whatever its case. Several of one list-valued name are joined with commas."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = {name.lower(): value for name, value in values.items()}
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def tokens(self, name: str) -> tuple[str, ...]:
+        """The members of a comma-separated header, in order, without the empty ones."""
+        return tuple(item for part in self.get(name, "").split(",") if (item := part.strip(" \t")))
+
+
+@attrs.frozen
+class Request:
+    """What a client asked for. `path` is as sent, `query` is decoded, `peer` is its address as `host:port`.
+
+    Headers and query may hold secrets and stay out of its repr.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str] = attrs.field(repr=False)
+    headers: Headers = attrs.field(repr=False)
+    peer: str
+
+    @property
+    def subprotocols(self) -> tuple[str, ...]:
+        """The subprotocols offered, in the client's order."""
+        return self.headers.tokens("sec-websocket-protocol")
+
+
+def parse_request(head: bytes, peer: str) -> Request:
+    """The request whose head, without the empty line that ends it, is `head`. Raises HeadError."""
+    line, headers = parse_headers(head)
+    parts = line.split(" ")
+    if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]) or parts[2] != "HTTP/1.1":
+        raise HeadError(400, "request line: not `METHOD /path HTTP/1.1`")
+    if not _TARGET.fullmatch(parts[1]):
+        raise HeadError(400, "request target: not an absolute path of visible ASCII")
+    if "host" not in headers:
+        raise HeadError(400, "Host: missing")
+    path, _, query = parts[1].partition("?")
+    return Request(parts[0], path, parse_query(query), headers, peer)
+
+
+def parse_headers(head: bytes) -> tuple[str, Headers]:
+    """The start line and the headers of a head without the empty line that ends it. Raises HeadError."""
+    try:
+        text = head.decode("ascii")
+    except UnicodeDecodeError:
+        raise HeadError(400, "head: not ASCII") from None
+    if _ODD_BYTE.search(text):
+        raise HeadError(400, "head: control characters, or line ends other than CRLF")
+    start, *lines = text.split("\r\n")
+    if len(lines) > MAX_HEADERS:
+        raise HeadError(431, f"head: more than {MAX_HEADERS} headers")
+    values: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not _TOKEN.fullmatch(name):
+            raise HeadError(400, "header: not `name: value`")
+        name = name.lower()
+        value = value.strip(" \t")
+        if name in values:
+            if name in _SINGLE:
+                raise HeadError(400, f"{name}: given twice")
+            value = f"{values[name]}, {value}"
+        values[name] = value
+    return start, Headers(values)
+
+
+def parse_query(query: str) -> dict[str, str]:
+    """The fields of a query string, percent-decoded as UTF-8, `+` as a space. Raises HeadError (400).
+
+    Every field must be `name=value`, escapes must be whole, and no name may come twice.
+    """
+    if not query:
+        return {}
+    fields = query.split("&")
+    if len(fields) > MAX_QUERY_FIELDS:
+        raise HeadError(400, f"query: more than {MAX_QUERY_FIELDS} fields")
+    values: dict[str, str] = {}
+    for field in fields:
+        name, equals, value = field.partition("=")
+        name = _unquote(name)
+        if not equals or not name:
+            raise HeadError(400, "query: a field is not `name=value`")
+        if name in values:
+            raise HeadError(400, "query: a field is given twice")
+        values[name] = _unquote(value)
+    return values
+
+
+def _unquote(text: str) -> str:
+    if _BAD_ESCAPE.search(text):
+        raise HeadError(400, "query: a broken percent escape")
+    try:
+        return _ESCAPES.sub(
+            lambda escape: bytes.fromhex(escape[1].replace("%", "")).decode(), text.replace("+", " ")
+        )
+    except UnicodeDecodeError:
+        raise HeadError(400, "query: a percent escape is not UTF-8") from None

@@ -1,0 +1,306 @@
+"""The stream under one WebSocket: keeps the order between the library's frames and ours, and never tears one.
+
+Every frame is queued whole before anybody waits, so that a cancelled wait cannot leave half a frame behind::
+
+    offer ───────────┐
+    send_all ────────┤   preface          TLS           as far as it takes
+    (pong, close)    ├──▶ rides in ──▶ encrypted ──▶ pipe ──────────────▶ socket
+    put ─────────────┘   front         at once          └─▶ the rest: queue (`pending`), sent by `drain`
+
+`offer` takes a frame only while the queue is empty: "taken iff nothing is pending" is what makes a slow
+reader a cursor that lags instead of a queue that grows.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+from typing import Final
+
+import trio
+
+from .pipe import Pipe
+from .tls import Tls
+
+__all__ = ["CONTROL_BYTES", "RECEIVE_BYTES", "Outbox", "Pipe"]
+
+RECEIVE_BYTES: Final = 16 * 1024
+"""How much one read asks for: a page of most clients' traffic, small enough not to matter per connection."""
+
+CONTROL_BYTES: Final = 16 * 1024
+"""How many bytes of pongs may wait for a peer that does not read before we stop reading from it, too."""
+
+_CLOSE_FRAME: Final = 0x88  # FIN and opcode 8: RFC 6455, section 5.5.1
+
+
+class Outbox(trio.abc.Stream):
+    """See the module. Made for one WebSocket over one `Pipe`; all its methods belong to one trio thread."""
+
+    __slots__ = (
+        "_closed",
+        "_control",
+        "_draining",
+        "_pending",
+        "_pipe",
+        "_preface",
+        "_queue",
+        "_sealed",
+        "_taken",
+        "_tls",
+        "_waiters",
+    )
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._tls: Tls | None = None
+        self._queue: list[bytes | memoryview] = []
+        self._pending = 0
+        self._taken = 0
+        self._preface = b""
+        self._control = 0
+        self._sealed = False
+        self._closed = False
+        self._draining = False
+        self._waiters: trio.lowlevel.ParkingLot | None = None
+
+    @property
+    def pending(self) -> int:
+        """Wire bytes queued and not yet taken by the pipe. A preface does not count."""
+        return self._pending
+
+    @property
+    def taken(self) -> int:
+        """Wire bytes that the pipe has taken so far."""
+        return self._taken
+
+    @property
+    def sealed(self) -> bool:
+        """Whether a close frame was queued or the outbox is closed: nothing more is taken."""
+        return self._sealed
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pipe is closed."""
+        return self._closed
+
+    def offer(self, data: bytes) -> bool:
+        """Take the whole of `data`, one frame or several, iff nothing is pending and no close was queued.
+
+        What the pipe takes at once is sent; the rest is pending until `drain` or `flush`. A lost connection
+        closes the outbox and returns False: its reader says how it ended.
+        """
+        if self._queue or self._sealed:
+            return False
+        return self._write(data)
+
+    def put(self, data: bytes) -> bool:
+        """Queue the whole of `data` behind what is pending; False if a close was queued or the link is lost.
+
+        For what must be sent and is bounded by its caller: a close frame, an HTTP answer, a client's message.
+        """
+        if self._sealed:
+            return False
+        if data[0] == _CLOSE_FRAME:
+            self._sealed = True
+        return self._write(data)
+
+    def preface(self, data: bytes) -> None:
+        """Let `data` ride in front of the next write, as one write with it. Called again, it appends."""
+        self._preface += data
+
+    def flush(self) -> None:
+        """Send what is pending, preface included, as far as the pipe takes it. Never waits, never raises."""
+        if self._closed:
+            return
+        if self._preface:
+            self._write(b"")
+            return
+        try:
+            self._send_queue()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close()
+
+    async def drain(self, *, progress_timeout: float = math.inf) -> None:
+        """Wait until nothing is pending. Any number of tasks may drain.
+
+        Cancelling it is safe: what is queued stays queued, in order and whole.
+
+        Raises:
+            trio.TooSlowError: the pipe took no byte for `progress_timeout` seconds. It stays open.
+            trio.BrokenResourceError, trio.ClosedResourceError: the connection is gone.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._preface:
+            self.flush()
+        if self._closed:
+            raise trio.ClosedResourceError
+        if not self._queue:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        with trio.fail_after(progress_timeout) as patience:
+            while self._queue:
+                taken = self._taken
+                await self._advance()
+                if self._taken != taken:
+                    patience.deadline = trio.current_time() + progress_timeout
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue one of the library's own frames whole; then wait only where nobody else would send it.
+
+        While another task drains it returns at once, so that a reader goes on reading, but never with more
+        than `CONTROL_BYTES` of such frames waiting. A cancelled wait leaves the frame queued. After a close
+        frame everything is refused.
+
+        Raises:
+            trio.BrokenResourceError: the connection is lost.
+            trio.ClosedResourceError: closed, or a close frame was queued before.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._sealed:
+            raise trio.ClosedResourceError("a close frame was sent: nothing may follow it")
+        if not self.put(bytes(data)):
+            raise trio.BrokenResourceError("the connection was lost")
+        if self._queue:
+            self._control += len(data)
+        while self._queue and (not self._draining or self._control > CONTROL_BYTES):
+            await self._advance()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until nothing is pending."""
+        await self.drain()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Wait for bytes of the peer, decrypted; `b""` at the end. Cancelling it loses nothing.
+
+        Raises:
+            trio.BrokenResourceError: the connection was lost.
+            trio.ClosedResourceError: closed on our side.
+        """
+        size = max_bytes or RECEIVE_BYTES
+        if self._tls is None:
+            return await self._pipe.receive_some(size)
+        await trio.lowlevel.checkpoint()
+        while (data := self._tls.decrypt(size)) is None:
+            self._write_raw(self._tls.outgoing())
+            self._tls.feed(await self._pipe.receive_some(RECEIVE_BYTES))
+        self._write_raw(self._tls.outgoing())
+        return data
+
+    async def start_tls(self, context: ssl.SSLContext, *, server_hostname: str | None = None) -> None:
+        """Do the TLS handshake, before anything else is sent or received. `server_hostname`: as a client.
+
+        If it is cancelled or fails, the outbox is of no further use.
+
+        Raises:
+            trio.BrokenResourceError: the peers do not agree, or the connection was lost: see the cause.
+        """
+        tls = Tls(context, server_hostname=server_hostname)
+        done = tls.shake()
+        while True:
+            self._write_raw(tls.outgoing())
+            await self.drain()
+            if done:
+                break
+            tls.feed(await self._pipe.receive_some(RECEIVE_BYTES))
+            done = tls.shake()
+        self._tls = tls
+
+    def send_eof(self) -> None:
+        """Queue nothing more and, where nothing is pending, tell the peer so."""
+        self._sealed = True
+        if not self._queue and not self._closed:
+            if self._tls is not None:
+                self._write_raw(self._tls.close_notify())
+            self._pipe.send_eof()
+
+    def close(self) -> None:
+        """Close the pipe at once; idempotent. What is pending is dropped; whoever waits is woken."""
+        if self._closed:
+            return
+        if self._tls is not None and not self._queue:
+            self._closing_words(self._tls)
+        self._sealed = self._closed = True
+        self._queue.clear()
+        self._pending = 0
+        self._preface = b""
+        self._pipe.close()
+        if self._waiters is not None:
+            self._waiters.unpark_all()
+
+    async def aclose(self) -> None:
+        """`close`, then a checkpoint. Cancelled or not, it is closed."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def _closing_words(self, tls: Tls) -> None:
+        try:
+            self._pipe.send_nowait(tls.close_notify())
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # Nobody is left to hear them.
+
+    def _write(self, data: bytes) -> bool:
+        if self._preface:
+            data = self._preface + data
+            self._preface = b""
+        try:
+            if self._tls is not None:
+                data = self._tls.encrypt(data)
+            if self._queue:
+                self._queue.append(data)
+                self._pending += len(data)
+                return True
+            taken = self._pipe.send_nowait(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close()
+            return False
+        self._taken += taken
+        if taken < len(data):
+            self._queue.append(memoryview(data)[taken:])
+            self._pending = len(data) - taken
+        return True
+
+    def _write_raw(self, data: bytes) -> None:
+        """Queue wire bytes of TLS itself."""
+        if data:
+            self._queue.append(data)
+            self._pending += len(data)
+            self.flush()
+
+    def _send_queue(self) -> None:
+        queue = self._queue
+        while queue:
+            head = queue[0]
+            taken = self._pipe.send_nowait(head)
+            self._taken += taken
+            self._pending -= taken
+            if taken < len(head):
+                queue[0] = memoryview(head)[taken:]
+                return
+            del queue[0]
+        self._control = 0
+
+    async def _advance(self) -> None:
+        """Wait until the pipe might take something, and send. One task waits for it, others for that task.
+
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError: the connection is gone.
+        """
+        if self._draining:
+            if self._waiters is None:
+                self._waiters = trio.lowlevel.ParkingLot()
+            await self._waiters.park()
+        else:
+            self._draining = True
+            try:
+                await self._pipe.wait_writable()
+                self._send_queue()
+            except trio.BrokenResourceError:
+                self.close()
+                raise
+            finally:
+                self._draining = False
+                if self._waiters is not None:
+                    self._waiters.unpark_all()
+        if self._closed:
+            raise trio.ClosedResourceError
