@@ -45,6 +45,7 @@ _STRICT: Final = (
     | orjson.OPT_PASSTHROUGH_SUBCLASS
 )
 _REQUIRED: Final = object()
+_ID: Final = f"must be 1 to {MAX_ID} printable ASCII characters"
 
 
 def _wire_fields(cls: type) -> tuple[tuple[str, str, Any], ...]:
@@ -97,8 +98,9 @@ def encode(frame: ServerFrame | ClientFrame) -> bytes:
 def encode_json(value: object, *, field: str, max_bytes: int) -> bytes:
     """`value` as strict JSON, for what the app returns. Raises `InvalidEvent` naming `field` as the root."""
     encoded = _dumps(value, field)
-    _check_depth(value, encoded, field)
-    _check_size(encoded, field, max_bytes)
+    _check_depth(value, field)
+    if len(encoded) > max_bytes:
+        raise InvalidEvent(field, _too_large(encoded, max_bytes))
     return encoded
 
 
@@ -121,15 +123,19 @@ def encode_event(
         data = _as_dict(data)
     event: dict[str, Any] = {"ts": ts, "type": type}
     if thread is not None:
-        _check_id(thread, "thread")
+        if not is_id(thread):
+            raise InvalidEvent("thread", _ID)
         event["thread"] = thread
     if run is not None:
-        _check_id(run, "run")
+        if not is_id(run):
+            raise InvalidEvent("run", _ID)
         event["run"] = run
     event["data"] = data
     body = _dumps(event, "")
-    _check_depth(data, body, "data")
-    _check_size(body, "data", max_bytes)
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _check_depth(data, "data")
+    if len(body) > max_bytes:
+        raise InvalidEvent("data", _too_large(body, max_bytes))
     return body
 
 
@@ -139,25 +145,17 @@ def _as_dict(data: object) -> dict[str, Any]:
     return dict(data)
 
 
-def _check_id(value: object, field: str) -> None:
-    if not is_id(value):
-        raise InvalidEvent(field, f"must be 1 to {MAX_ID} printable ASCII characters")
+def _too_large(encoded: bytes, max_bytes: int) -> str:
+    return f"{len(encoded)} bytes encoded, the limit is {max_bytes}"
 
 
-def _check_size(encoded: bytes, field: str, max_bytes: int) -> None:
-    if len(encoded) > max_bytes:
-        raise InvalidEvent(field, f"{len(encoded)} bytes encoded, the limit is {max_bytes}")
-
-
-def _check_depth(value: object, encoded: bytes, field: str) -> None:
-    if encoded.count(b"{") + encoded.count(b"[") <= MAX_DEPTH:
-        return
-    level = [value]
-    for _ in range(MAX_DEPTH):
+def _check_depth(value: object, field: str) -> None:
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
         level = [
             item
             for container in level
-            for item in (container.values() if isinstance(container, dict) else container)  # type: ignore[attr-defined]  # only containers get here
+            for item in (container.values() if isinstance(container, dict) else container)
             if isinstance(item, dict | list | tuple)
         ]
         if not level:

@@ -9,7 +9,7 @@ import attrs
 
 from .fields import Id, Seq, StreamName
 
-__all__ = ["AGENT_EVENTS", "CRITICAL", "EVENT_TYPE", "TERMINAL", "TYPES", "Event"]
+__all__ = ["AGENT_EVENTS", "CRITICAL", "EVENT_TYPE", "FRAGMENTS", "TERMINAL", "TYPES", "Event"]
 
 EVENT_TYPE: Final = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
 """What an event type's name may be."""
@@ -30,6 +30,9 @@ CRITICAL: Final = frozenset(
     {*AGENT_EVENTS, "tool_failed", "message_completed", "input_requested", "input_resolved"}
 )
 """Never shed, never merged with another type."""
+
+FRAGMENTS: Final = frozenset({"message_delta", "agent_thinking"})
+"""Pieces of a message, where they carry a `message_id`: adjacent ones may come merged on a replay."""
 
 TYPES: Final = CRITICAL | {
     "tool_progress",

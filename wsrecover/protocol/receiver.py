@@ -1,0 +1,312 @@
+"""A client's duty (SPEC.md) without the socket: what came in, what of it is new, and where to resume.
+
+One `Receiver` lives as long as the client does, over any number of connections::
+
+    hello  ◀── resume(), part()
+    welcome ──▶ welcome()  ──▶ what changed meanwhile
+    frames ──▶ receive()   ──▶ what the app shall see, in order and once
+
+Every `FrameError` that it raises, `Hole` among them, means: this connection cannot be trusted any further,
+connect again with `resume()`. Nothing is lost by it: the positions stand before the frame that raised.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+
+import attrs
+
+from wsrecover.errors import FrameError
+
+from .codec import decode_event
+from .cursor import Position, Step, step
+from .events import FRAGMENTS, Event
+from .frames import (
+    Ephemeral,
+    Gap,
+    Live,
+    Part,
+    ServerFrame,
+    Skip,
+    Snapshot,
+    StreamInfo,
+    Streams,
+    Welcome,
+)
+
+__all__ = ["MAX_PARTIAL_BYTES", "Changed", "Forgotten", "Hole", "Item", "Receiver"]
+
+MAX_PARTIAL_BYTES: Final = 8 * 1024 * 1024
+"""Bytes of events under assembly, of all streams together."""
+
+
+@attrs.frozen
+class Changed:
+    """The position held in `stream` was not accepted: what follows is another history, or misses events.
+
+    `reason` is the server's: `epoch_changed`, `trimmed`, `ahead`; `new` where hello gave no position.
+    `position` is where the stream now goes on from.
+    """
+
+    stream: str
+    reason: str
+    held: Position
+    position: Position
+
+
+@attrs.frozen
+class Forgotten:
+    """The principal may no longer follow `stream`; its position is dropped."""
+
+    stream: str
+
+
+Item: TypeAlias = Event | Ephemeral | Snapshot | Skip | Gap | Live | Changed | Forgotten
+"""What the app is told. `Skip` and `Gap` move the position that it has processed."""
+
+
+class Hole(FrameError):  # noqa: N818  # SPEC.md's word for it.
+    """An event, a gap or `live` came that does not follow on what was received."""
+
+    def __init__(self, stream: str, last: int, first: int) -> None:
+        super().__init__("malformed", f"a hole in {stream}: {first} came after {last}")
+        self.stream = stream
+        self.last = last
+        self.first = first
+
+
+@attrs.define
+class _Partial:
+    """An event under assembly."""
+
+    seq: int
+    total: int
+    data: bytearray = attrs.field(factory=bytearray)
+
+
+@attrs.define
+class _Place:
+    """Where a stream is. `open` after a gap of unknown extent: whatever comes next is accepted as the next.
+
+    `message` and `end` are the message of the last fragment received, and the offset that it reached.
+    """
+
+    epoch: str
+    last: int
+    open: bool = False
+    partial: _Partial | None = None
+    message: str | None = None
+    end: int = 0
+
+    def advance(self, seq: int) -> None:
+        self.last = seq
+        self.open = False
+        self.partial = None
+        self.message = None
+
+
+class Receiver:
+    """The received positions of one client, by stream. Memory: one place per stream, bounded partials."""
+
+    def __init__(
+        self, positions: Mapping[str, Position] | None = None, *, max_partial_bytes: int = MAX_PARTIAL_BYTES
+    ) -> None:
+        """Start from `positions`, the processed ones that the app kept; none on a first start."""
+        self._places = {
+            name: _Place(position.epoch, position.seq) for name, position in (positions or {}).items()
+        }
+        self._max_partial_bytes = max_partial_bytes
+
+    def resume(self) -> dict[str, Position]:
+        """The positions for the next `hello`."""
+        return {
+            name: Position(place.epoch, place.last) for name, place in self._places.items() if not place.open
+        }
+
+    def part(self) -> dict[str, tuple[int, int]]:
+        """The seq and the bytes held of each event under assembly, for the next `hello`."""
+        return {
+            name: (place.partial.seq, len(place.partial.data))
+            for name, place in self._places.items()
+            if place.partial is not None
+        }
+
+    def welcome(self, frame: Welcome) -> list[Item]:
+        """Take in what a new connection starts from."""
+        forgotten = [name for name in self._places if name not in frame.streams]
+        return [*self._forget(forgotten), *self._enter(frame.streams)]
+
+    def _forget(self, names: list[str] | tuple[str, ...]) -> list[Item]:
+        return [Forgotten(name) for name in names if self._places.pop(name, None) is not None]
+
+    def _enter(self, streams: Mapping[str, StreamInfo]) -> list[Item]:
+        items: list[Item] = []
+        for name, info in streams.items():
+            place = self._places.get(name)
+            if place is None or place.open:
+                self._places[name] = _Place(info.epoch, info.from_ - 1)
+            elif info.resumed:
+                if info.from_ > place.last + 1:
+                    raise Hole(name, place.last, info.from_)
+                place.epoch = info.epoch
+            else:
+                held = Position(place.epoch, place.last)
+                self._places[name] = _Place(info.epoch, info.from_ - 1)
+                position = Position(info.epoch, info.from_ - 1)
+                items.append(Changed(name, info.reason or "epoch_changed", held, position))
+        return items
+
+    def receive(self, frame: ServerFrame) -> list[Item]:
+        """What the app shall see of `frame`: nothing for what it has, nor for frames of the connection.
+
+        Raises `Hole` or another `FrameError`: connect again.
+        """
+        match frame:
+            case Event():
+                return self._event(frame)
+            case Part():
+                return self._part(frame)
+            case Skip():
+                return self._skip(frame)
+            case Gap():
+                return self._gap(frame)
+            case Snapshot():
+                return self._snapshot(frame)
+            case Live():
+                return self._live(frame)
+            case Ephemeral():
+                return [frame]
+            case Welcome():
+                return self.welcome(frame)
+            case Streams():
+                return [*self._forget(frame.removed), *self._enter(frame.added)]
+        return []
+
+    def _place(self, stream: str) -> _Place:
+        place = self._places.get(stream)
+        if place is None:
+            raise FrameError("malformed", f"{stream} is not a stream of this connection", field="stream")
+        return place
+
+    def _event(self, event: Event) -> list[Item]:
+        place = self._place(event.stream)
+        judged = Step.NEW if place.open else step(place.last, event.first, event.seq)
+        if judged is Step.DUPLICATE:
+            return []
+        if judged is Step.HOLE:
+            raise Hole(event.stream, place.last, event.first)
+        if judged is Step.OVERLAP:
+            event = _rest(event, place)
+        place.advance(event.seq)
+        if event.type in FRAGMENTS:
+            _remember(event, place)
+        return [event]
+
+    def _part(self, part: Part) -> list[Item]:
+        place = self._place(part.stream)
+        if part.seq <= place.last and not place.open:
+            return []
+        try:
+            self._add(part, place)
+        except FrameError:
+            place.partial = None
+            raise
+        partial = place.partial
+        if partial is None or len(partial.data) < partial.total:
+            return []
+        place.partial = None
+        event = decode_event(bytes(partial.data))
+        if (event.stream, event.seq) != (part.stream, part.seq):
+            raise FrameError("malformed", f"the parts of {part.seq} in {part.stream} make another event")
+        return self._event(event)
+
+    def _add(self, part: Part, place: _Place) -> None:
+        partial = place.partial
+        if partial is None or part.offset == 0:
+            partial = place.partial = _Partial(part.seq, part.total)
+            held = sum(other.partial.total for other in self._places.values() if other.partial is not None)
+            if held > self._max_partial_bytes:
+                raise FrameError(
+                    "too_large",
+                    f"{held} bytes in parts, the limit is {self._max_partial_bytes}",
+                    field="total",
+                )
+        if (part.seq, part.total, part.offset) != (partial.seq, partial.total, len(partial.data)):
+            raise FrameError(
+                "malformed", f"a part of {part.stream} does not follow on the last", field="offset"
+            )
+        try:
+            piece = base64.b64decode(part.bytes, validate=True)
+        except (binascii.Error, ValueError):
+            raise FrameError("invalid", "bytes: not base64", field="bytes") from None
+        if not piece or part.offset + len(piece) > part.total:
+            raise FrameError("invalid", "bytes: empty or beyond total", field="bytes")
+        partial.data += piece
+
+    def _skip(self, skip: Skip) -> list[Item]:
+        place = self._place(skip.stream)
+        if skip.to <= place.last and not place.open:
+            return []
+        place.advance(skip.to)
+        return [skip]
+
+    def _gap(self, gap: Gap) -> list[Item]:
+        place = self._place(gap.stream)
+        if gap.to is None:
+            place.open = True
+            place.partial = None
+            return [gap]
+        if gap.to <= place.last and not place.open:
+            return []
+        if gap.from_ is not None and gap.from_ > place.last + 1 and not place.open:
+            raise Hole(gap.stream, place.last, gap.from_)
+        place.advance(gap.to)
+        return [gap]
+
+    def _snapshot(self, snapshot: Snapshot) -> list[Item]:
+        place = self._place(snapshot.stream)
+        if snapshot.seq > place.last or place.open:
+            place.advance(snapshot.seq)
+        return [snapshot]
+
+    def _live(self, live: Live) -> list[Item]:
+        place = self._place(live.stream)
+        if live.seq > place.last and not place.open:
+            raise Hole(live.stream, place.last, live.seq)
+        return [live]
+
+
+def _rest(event: Event, place: _Place) -> Event:
+    """Of a merged event that begins before the position, the part after it (by offset, in UTF-16 units)."""
+    data = event.data
+    text, offset = data.get("text"), data.get("offset")
+    if (
+        event.type not in FRAGMENTS
+        or place.message is None
+        or data.get("message_id") != place.message
+        or not isinstance(text, str)
+        or type(offset) is not int
+    ):
+        raise Hole(event.stream, place.last, event.first)
+    units = text.encode("utf-16-le")
+    cut = 2 * (place.end - offset)
+    if not 0 <= cut <= len(units):
+        raise Hole(event.stream, place.last, event.first)
+    try:
+        rest = units[cut:].decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise Hole(event.stream, place.last, event.first) from None
+    first = None if event.seq == place.last + 1 else place.last + 1
+    return attrs.evolve(event, data={**data, "offset": place.end, "text": rest}, first_seq=first)
+
+
+def _remember(event: Event, place: _Place) -> None:
+    """Keep how far the message reached, which is what `_rest` cuts at."""
+    data = event.data
+    message, text, offset = data.get("message_id"), data.get("text"), data.get("offset")
+    if isinstance(message, str) and isinstance(text, str) and type(offset) is int:
+        place.message = message
+        place.end = offset + len(text.encode("utf-16-le")) // 2
