@@ -5,19 +5,20 @@ belongs together is one `Unit` and takes effect whole or not at all; many units 
 
 Epochs. An epoch is `<incarnation>-<generation>`. The incarnation is random, made when the stream is first
 written or loaded, and persisted before anybody is told. The generation is random, made each time the store is
-opened. The store keeps the lineage of its generations and, per stream, the first seq that each generation wrote:
-that tells a restart (same history) from a restored backup that has since written other events under the same seqs.
+opened. The store keeps the lineage of its generations and, per stream, the first seq that each generation
+wrote: that tells a restart (same history) from a restored backup that has since written other events under
+the same seqs.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import attrs
 
-from ..protocol.cursor import Position
+from wsrecover.protocol.cursor import Position
 
 __all__ = [
     "ANSWER_WINDOW",
@@ -43,21 +44,24 @@ ANSWER_WINDOW: Final = 600.0
 """Seconds for which an answer is kept."""
 
 
-@attrs.frozen
-class StreamKey:
-    """Names one stream. `name` is the user, tier or role; empty for `tenant` and `all`."""
+class StreamKey(NamedTuple):
+    """Names one stream. `name` is the user, tier or role; empty for `tenant` and `all`.
+
+    A tuple because it is looked up for every event, and a tuple's hash and equality run in C.
+    """
 
     scope: Literal["user", "tenant", "tier", "role", "all"]
     tenant: str = ""
     name: str = ""
 
 
-@attrs.frozen
+@attrs.define
 class NewEvent:
     """An event on its way into the log.
 
-    `body` is its JSON object without `op`, `stream` and `seq`, encoded once. With an `id` the event is appended at
-    most once per stream within `ANSWER_WINDOW`: the same id and digest gives the first one's position.
+    `body` is its JSON object without `op`, `stream` and `seq`, encoded once. With an `id` the event is
+    appended at most once per stream within `ANSWER_WINDOW`: the same id and digest gives the first one's
+    position.
     """
 
     body: bytes
@@ -67,7 +71,7 @@ class NewEvent:
     digest: bytes = b""
 
 
-@attrs.frozen
+@attrs.define
 class Entry:
     """A logged event: its seq and the encoded body (see `NewEvent`)."""
 
@@ -76,7 +80,7 @@ class Entry:
     thread: str | None = None
 
 
-@attrs.frozen
+@attrs.define
 class Append:
     """Events for one stream, in order."""
 
@@ -118,7 +122,7 @@ class RunRecord:
     thread: str | None = None
 
 
-@attrs.frozen
+@attrs.define
 class Unit:
     """What takes effect together. At most one answer is conditional: see `Store.commit`."""
 
@@ -128,15 +132,28 @@ class Unit:
     runs_ended: tuple[str, ...] = ()
 
 
-@attrs.frozen
+@attrs.define
 class Applied:
-    """The unit took effect. `entries` are what was appended, per append; `positions` are per event, in order.
+    """The unit took effect. `entries` are what was appended, per append, and `epochs` the epochs it went to.
 
-    An event whose id was known already is not in `entries`; its position is the first one's.
+    An event whose id was known already is not in `entries`; its position is the first one's. Only a unit that
+    holds such an event has its positions `given`: most are never asked for theirs.
     """
 
     entries: tuple[tuple[StreamKey, tuple[Entry, ...]], ...]
-    positions: tuple[Position, ...]
+    epochs: tuple[str, ...] = ()
+    given: tuple[Position, ...] | None = None
+
+    @property
+    def positions(self) -> tuple[Position, ...]:
+        """Where each of the unit's events is, in order."""
+        if self.given is not None:
+            return self.given
+        return tuple(
+            Position(epoch, entry.seq)
+            for epoch, (_, entries) in zip(self.epochs, self.entries, strict=True)
+            for entry in entries
+        )
 
 
 @attrs.frozen
@@ -190,13 +207,16 @@ class StoreStatistics:
 
 
 class Store(abc.ABC):
-    """Where streams are kept. All methods may be called from many tasks; calls take effect one after the other.
+    """Where streams are kept. All methods may be called from many tasks; calls take effect one after the
+    other.
 
-    Errors: `StoreUnavailable` means that nothing of the call took effect and a later one may succeed; `StoreFailed`
-    that the store is down until it is opened again; `StoreCorrupt` that what was read contradicts itself.
+    Errors: `StoreUnavailable` means that nothing of the call took effect and a later one may succeed;
+    `StoreFailed` that the store is down until it is opened again; `StoreCorrupt` that what was read
+    contradicts itself.
 
-    Cancellation: `commit` may not be left half known: once handed to the store it completes before the cancellation
-    is raised, under a shield whose deadline is the store's time-out. Reads may be abandoned at any time.
+    Cancellation: `commit` may not be left half known: once handed to the store it completes before the
+    cancellation is raised, under a shield whose deadline is the store's time-out. Reads may be abandoned at
+    any time.
     """
 
     generation: str
@@ -213,26 +233,33 @@ class Store(abc.ABC):
     async def commit(self, units: Sequence[Unit]) -> list[Outcome]:
         """Apply each unit whole, in order, and put the batch on stable storage; one outcome per unit.
 
-        A unit with an answer whose key was answered within `ANSWER_WINDOW` is not applied (`Duplicate` or, with
-        another digest, `Conflict`); a unit with an event id that was used with another digest is not applied either
-        (`Conflict`). Answers that are applied are kept with the positions of the unit's events.
-        Only the first answer of a unit is checked in this way; the others are kept as they are.
+        A unit with an answer whose key was answered within `ANSWER_WINDOW` is not applied (`Duplicate` or,
+        with another digest, `Conflict`); a unit with an event id that was used with another digest is not
+        applied either (`Conflict`). Answers that are applied are kept with the positions of the unit's
+        events. Only the first answer of a unit is checked in this way; the others are kept as they are.
         """
 
     @abc.abstractmethod
-    async def read(self, key: StreamKey, after: int, *, upto: int, max_events: int, max_bytes: int) -> list[Entry]:
+    async def read(
+        self, key: StreamKey, after: int, *, upto: int, max_events: int, max_bytes: int
+    ) -> list[Entry]:
         """The entries after seq `after`, up to and including `upto`, contiguous from `after` + 1.
 
-        At most `max_events`, and as many as fit `max_bytes` of bodies but at least one. Where `after` + 1 was trimmed
-        it begins at the oldest that is kept.
+        At most `max_events`, and as many as fit `max_bytes` of bodies but at least one. Where `after` + 1 was
+        trimmed it begins at the oldest that is kept.
         """
 
     @abc.abstractmethod
     async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> dict[StreamKey, int]:
-        """Forget what is over the limits, oldest first, and old answers; the new `oldest` of each stream that was trimmed.
+        """Forget what is over the limits, oldest first, and old answers; the new `oldest` of each stream that
+        was trimmed.
 
         The newest event may go by age but never by count or bytes.
         """
+
+    @abc.abstractmethod
+    async def keys(self, *, after: StreamKey | None = None, limit: int = 1000) -> list[StreamKey]:
+        """The streams that the store knows, in the order of their keys: at most `limit` after `after`."""
 
     @abc.abstractmethod
     async def answer(self, key: AnswerKey) -> tuple[Answer, tuple[Position, ...]] | None:

@@ -1,0 +1,252 @@
+"""The Store contract in memory: for tests, demos and servers that may forget everything when they stop."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+
+import attrs
+import trio
+
+from wsrecover.errors import StoreFailed
+from wsrecover.protocol.cursor import Position
+from wsrecover.protocol.resume import make_epoch
+
+from .store import (
+    ANSWER_WINDOW,
+    Answer,
+    AnswerKey,
+    Applied,
+    Conflict,
+    Duplicate,
+    Entry,
+    Outcome,
+    Retention,
+    RunRecord,
+    Store,
+    StoreStatistics,
+    StreamKey,
+    StreamState,
+    Unit,
+)
+
+__all__ = ["MemoryStore", "open_memory"]
+
+
+async def open_memory(*, clock: Callable[[], float] = time.time) -> MemoryStore:
+    """An empty store. `clock` gives unix seconds."""
+    await trio.lowlevel.checkpoint()
+    return MemoryStore(clock=clock)
+
+
+@attrs.define(eq=False)
+class _Log:
+    """One stream. `size` is the bytes of the bodies that are kept."""
+
+    incarnation: str
+    epoch: str
+    head: int = 0
+    oldest: int = 1
+    size: int = 0
+    written: bool = False
+    entries: deque[Entry] = attrs.field(factory=deque)
+    stamps: deque[float] = attrs.field(factory=deque)
+
+    def forget_oldest(self) -> None:
+        self.size -= len(self.entries.popleft().body)
+        self.stamps.popleft()
+        self.oldest += 1
+
+
+class MemoryStore(Store):
+    """A store that is gone with its process.
+
+    Its calls take effect at one point, after their only checkpoint.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self.generation = secrets.token_hex(8)
+        self.lineage = (self.generation,)
+        self._clock = clock
+        self._logs: dict[StreamKey, _Log] = {}
+        self._answers: dict[AnswerKey, tuple[Answer, tuple[Position, ...]]] = {}
+        self._ids: dict[tuple[StreamKey, str], tuple[bytes, Position, float]] = {}
+        self._runs: dict[str, RunRecord] = {}
+        self._commits = 0
+        self._events = 0
+        self._closed = False
+
+    async def load(self, key: StreamKey) -> StreamState:
+        """See `Store.load`."""
+        await self._ready()
+        log = self._log(key)
+        marks = ((self.generation, 1),) if log.written else ()
+        return StreamState(log.incarnation, log.head, log.oldest, marks)
+
+    async def commit(self, units: Sequence[Unit]) -> list[Outcome]:
+        """See `Store.commit`."""
+        await self._ready()
+        outcomes = [self._apply(unit) for unit in units]
+        self._commits += 1
+        return outcomes
+
+    async def read(
+        self, key: StreamKey, after: int, *, upto: int, max_events: int, max_bytes: int
+    ) -> list[Entry]:
+        """See `Store.read`."""
+        await self._ready()
+        log = self._log(key)
+        start = max(after + 1, log.oldest)
+        page: list[Entry] = []
+        for entry in islice(log.entries, start - log.oldest, max(min(upto, log.head) + 1 - log.oldest, 0)):
+            max_bytes -= len(entry.body)
+            if page and (max_bytes < 0 or len(page) >= max_events):
+                break
+            page.append(entry)
+        return page
+
+    async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> dict[StreamKey, int]:
+        """See `Store.retain`."""
+        await self._ready()
+        trimmed = {}
+        for key, limit in limits.items():
+            log = self._logs.get(key)
+            if log is not None and _trim(log, limit, now - limit.age):
+                trimmed[key] = log.oldest
+        self._forget_old(now - ANSWER_WINDOW)
+        return trimmed
+
+    async def keys(self, *, after: StreamKey | None = None, limit: int = 1000) -> list[StreamKey]:
+        """See `Store.keys`."""
+        await self._ready()
+        return sorted(key for key in self._logs if after is None or key > after)[:limit]
+
+    async def answer(self, key: AnswerKey) -> tuple[Answer, tuple[Position, ...]] | None:
+        """See `Store.answer`."""
+        await self._ready()
+        return self._answered(key)
+
+    async def runs(self) -> list[RunRecord]:
+        """See `Store.runs`."""
+        await self._ready()
+        return list(self._runs.values())
+
+    def statistics(self) -> StoreStatistics:
+        """See `Store.statistics`."""
+        return StoreStatistics(self._commits, self._events, failures=0, healthy=not self._closed)
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+        self._closed = True
+        await trio.lowlevel.checkpoint()
+
+    async def _ready(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise StoreFailed("the store is closed")
+
+    def _log(self, key: StreamKey) -> _Log:
+        log = self._logs.get(key)
+        if log is None:
+            incarnation = secrets.token_hex(8)
+            log = self._logs[key] = _Log(incarnation, make_epoch(incarnation, self.generation))
+        return log
+
+    def _apply(self, unit: Unit) -> Outcome:
+        if unit.answers:
+            first = unit.answers[0]
+            known = self._answered(first.key)
+            if known is not None:
+                answer, positions = known
+                if answer.digest == first.digest:
+                    return Duplicate(answer.result, positions)
+                return Conflict(first.key.id)
+        if any(event.id is not None for append in unit.appends for event in append.events):
+            applied = self._append_with_ids(unit)
+            if isinstance(applied, Conflict):
+                return applied
+        else:
+            applied = self._append(unit)
+        for answer in unit.answers:
+            self._answers.pop(answer.key, None)
+            self._answers[answer.key] = (answer, applied.positions)
+        for run in unit.runs_started:
+            self._runs[run.run] = run
+        for ended in unit.runs_ended:
+            self._runs.pop(ended, None)
+        return applied
+
+    def _append(self, unit: Unit) -> Applied:
+        changes = []
+        epochs = []
+        for append in unit.appends:
+            log = self._log(append.key)
+            seq = log.head
+            entries = []
+            for event in append.events:
+                seq += 1
+                entry = Entry(seq, event.body, event.thread)
+                entries.append(entry)
+                log.entries.append(entry)
+                log.stamps.append(event.ts)
+                log.size += len(event.body)
+            log.head = seq
+            log.written = log.written or bool(entries)
+            self._events += len(entries)
+            changes.append((append.key, tuple(entries)))
+            epochs.append(log.epoch)
+        return Applied(tuple(changes), tuple(epochs))
+
+    def _append_with_ids(self, unit: Unit) -> Applied | Conflict:
+        now = self._clock()
+        digests: dict[tuple[StreamKey, str], bytes] = {}
+        for append in unit.appends:
+            for event in append.events:
+                if event.id is None:
+                    continue
+                name = (append.key, event.id)
+                known = self._ids.get(name)
+                if known is not None and now - known[2] < ANSWER_WINDOW:
+                    digests.setdefault(name, known[0])
+                if digests.setdefault(name, event.digest) != event.digest:
+                    return Conflict(event.id)
+        changes = []
+        positions = []
+        for append in unit.appends:
+            appended: list[Entry] = []
+            for event in append.events:
+                name = (append.key, event.id or "")
+                known = self._ids.get(name) if event.id is not None else None
+                if known is not None and now - known[2] < ANSWER_WINDOW:
+                    positions.append(known[1])
+                    continue
+                single = self._append(Unit((attrs.evolve(append, events=(event,)),)))
+                appended += single.entries[0][1]
+                positions += single.positions
+                if event.id is not None:
+                    self._ids.pop(name, None)
+                    self._ids[name] = (event.digest, positions[-1], now)
+            changes.append((append.key, tuple(appended)))
+        return Applied(tuple(changes), given=tuple(positions))
+
+    def _answered(self, key: AnswerKey) -> tuple[Answer, tuple[Position, ...]] | None:
+        known = self._answers.get(key)
+        return known if known is not None and self._clock() - known[0].at < ANSWER_WINDOW else None
+
+    def _forget_old(self, before: float) -> None:
+        for name in [name for name, (_, _, at) in self._ids.items() if at <= before]:
+            del self._ids[name]
+        for key in [key for key, (answer, _) in self._answers.items() if answer.at <= before]:
+            del self._answers[key]
+
+
+def _trim(log: _Log, limit: Retention, before: float) -> bool:
+    oldest = log.oldest
+    while len(log.entries) > 1 and (len(log.entries) > limit.events or log.size > limit.bytes):
+        log.forget_oldest()
+    while log.entries and log.stamps[0] < before:
+        log.forget_oldest()
+    return log.oldest > oldest

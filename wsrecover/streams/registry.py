@@ -1,0 +1,115 @@
+"""The streams that this process holds, and the memory that their tails may take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import trio
+
+from .store import Entry, Store, StreamKey
+from .stream import Stream, TailBudget
+
+__all__ = ["Streams", "StreamsStatistics"]
+
+
+@attrs.frozen
+class StreamsStatistics:
+    """How many streams are open, and the bytes of bodies that their tails hold."""
+
+    streams: int
+    tail_bytes: int
+
+
+class Streams:
+    """The process's streams.
+
+    A stream's tail holds at most `tail_events` and `tail_bytes`; all tails together `budget_bytes`, beyond
+    which the tails of streams without live followers go first.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        tail_events: int = 256,
+        tail_bytes: int = 256 * 1024,
+        budget_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        self._store = store
+        self._tail_events = tail_events
+        self._tail_bytes = tail_bytes
+        self._budget = TailBudget(budget_bytes)
+        self._streams: dict[StreamKey, Stream] = {}
+        self._users: dict[StreamKey, int] = {}
+        self._loading: dict[StreamKey, trio.Lock] = {}
+
+    def get(self, key: StreamKey) -> Stream | None:
+        """The stream, if it is open."""
+        stream = self._streams.get(key)
+        return stream if stream is not None and stream.loaded else None
+
+    async def open(self, key: StreamKey) -> Stream:
+        """The stream, loaded; give it back with `release`. Concurrent opens share one load.
+
+        No checkpoint where it is open already. Cancelled, or raising what `Store.load` raises: nothing is
+        held.
+        """
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = Stream(
+                key, self._store, self._budget, tail_events=self._tail_events, tail_bytes=self._tail_bytes
+            )
+        self._users[key] = self._users.get(key, 0) + 1
+        if not stream.loaded:
+            try:
+                await self._load(stream)
+            except BaseException:
+                self.release(stream)
+                raise
+        return stream
+
+    async def _load(self, stream: Stream) -> None:
+        lock = self._loading.setdefault(stream.key, trio.Lock())
+        async with lock:
+            if not stream.loaded:
+                stream.load(await self._store.load(stream.key))
+                self._loading.pop(stream.key, None)
+
+    def release(self, stream: Stream) -> None:
+        """One `open` less; with the last one the stream leaves memory."""
+        key = stream.key
+        self._users[key] -= 1
+        if not self._users[key]:
+            stream.drop_tail()
+            del self._users[key], self._streams[key]
+            self._loading.pop(key, None)
+
+    def extend(self, changes: Mapping[StreamKey, Sequence[Entry]]) -> None:
+        """What was committed, per stream: hand it to those that are open."""
+        streams = self._streams
+        for key, entries in changes.items():
+            stream = streams.get(key)
+            if stream is not None:
+                stream.extend(entries)
+        if self._budget.used > self._budget.limit:
+            self._shrink()
+
+    def trim(self, oldest: Mapping[StreamKey, int]) -> None:
+        """What lies before the new oldest seqs is gone."""
+        for key, seq in oldest.items():
+            stream = self._streams.get(key)
+            if stream is not None:
+                stream.trim(seq)
+
+    def _shrink(self) -> None:
+        """Drop whole tails down to three quarters of the budget, so that this is rare."""
+        enough = self._budget.limit * 3 // 4
+        for stream in sorted(self._streams.values(), key=lambda stream: bool(stream.live)):
+            if self._budget.used <= enough:
+                return
+            stream.drop_tail()
+
+    def statistics(self) -> StreamsStatistics:
+        """Counts, without waiting."""
+        return StreamsStatistics(len(self._streams), self._budget.used)

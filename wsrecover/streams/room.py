@@ -1,0 +1,88 @@
+"""Room in a queue, bounded in count and bytes, given out in the order of asking."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import trio
+
+from wsrecover.errors import StoreError
+
+__all__ = ["Room"]
+
+
+class Room:
+    """Admits what fits: `max_units`, and `max_bytes` in all, or anything where nothing else is held."""
+
+    def __init__(self, max_units: int, max_bytes: int) -> None:
+        self.units = 0
+        self.bytes = 0
+        self._max_units = max_units
+        self._max_bytes = max_bytes
+        self._waiting: OrderedDict[trio.lowlevel.Task, int] = OrderedDict()
+        self._closed: StoreError | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for room."""
+        return len(self._waiting)
+
+    def _fits(self, size: int) -> bool:
+        return self.units < self._max_units and (self.bytes + size <= self._max_bytes or not self.units)
+
+    def take_nowait(self, size: int) -> None:
+        """Take room for one unit of `size` bytes, or raise `trio.WouldBlock`;
+
+        once closed, the error given there.
+        """
+        if self._closed is not None:
+            raise type(self._closed)(*self._closed.args)
+        if self._waiting or not self._fits(size):
+            raise trio.WouldBlock
+        self.units += 1
+        self.bytes += size
+
+    async def take(self, size: int) -> None:
+        """Wait for room and take it.
+
+        Cancelled: nothing is taken. Only waits, and only then yields, where it is full.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self.take_nowait(size)
+        except trio.WouldBlock:
+            task = trio.lowlevel.current_task()
+            self._waiting[task] = size
+
+            def abort(_: object) -> trio.lowlevel.Abort:
+                del self._waiting[task]
+                if self._closed is None:
+                    self._admit()
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
+            if self._waiting.pop(task, None) is not None:
+                self.take_nowait(size)
+
+    def give(self, units: int, size: int) -> None:
+        """Give back the room of `units` units, `size` bytes in all."""
+        self.units -= units
+        self.bytes -= size
+        if self._waiting and self._closed is None:
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            task, size = next(iter(self._waiting.items()))
+            if not self._fits(size):
+                return
+            del self._waiting[task]
+            self.units += 1
+            self.bytes += size
+            trio.lowlevel.reschedule(task)
+
+    def close(self, error: StoreError) -> None:
+        """Admit nobody any more: those who wait, and those who come, get `error`."""
+        self._closed = error
+        for task in self._waiting:  # Those admitted before have left already, and may still enter.
+            trio.lowlevel.reschedule(task)

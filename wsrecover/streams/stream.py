@@ -1,0 +1,277 @@
+"""A stream as this process holds it: its head, the newest of its events, and who is at the head."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from typing import Protocol
+
+import attrs
+import structlog
+
+from wsrecover.protocol.codec import event_frame, join
+from wsrecover.protocol.cursor import Position
+from wsrecover.protocol.frames import From, StreamInfo
+from wsrecover.protocol.resume import Verdict, judge, make_epoch
+
+from .store import Entry, Store, StreamKey, StreamState
+
+__all__ = ["Batch", "Follower", "Page", "Stream", "TailBudget", "wire_name"]
+
+_log = structlog.get_logger(__name__)
+
+
+class Batch:
+    """What one commit appended to one stream: `entries`, seqs `first` to `last`.
+
+    Its wire bytes are made when the first follower asks and shared by all. `framed` is the transport's: the
+    message as it goes into the socket, built once for all followers.
+    """
+
+    __slots__ = ("_frames", "_message", "_name", "entries", "first", "framed", "last")
+
+    def __init__(self, name: str, entries: Sequence[Entry]) -> None:
+        self._name = name
+        self._frames: list[bytes] | None = None
+        self._message: bytes | None = None
+        self.entries = entries
+        self.first = entries[0].seq
+        self.last = entries[-1].seq
+        self.framed: bytes | None = None
+
+    @property
+    def frames(self) -> list[bytes]:
+        """The encoded `event` frame of each entry."""
+        frames = self._frames
+        if frames is None:
+            name = self._name
+            frames = self._frames = [event_frame(name, entry.seq, entry.body) for entry in self.entries]
+        return frames
+
+    @property
+    def message(self) -> bytes:
+        """All of them as one WebSocket message."""
+        message = self._message
+        if message is None:
+            message = self._message = join(self.frames)
+        return message
+
+
+class Follower(Protocol):
+    """One who is at the head of a stream. Both methods are synchronous, and called in the journal's task."""
+
+    def deliver(self, stream: Stream, batch: Batch) -> bool:
+        """Take what follows the head, right after its commit. False: it lags now, and leaves `live`."""
+
+    def lag(self, stream: Stream) -> None:
+        """It was dropped from `live` without having been offered what is new: read on from the log."""
+
+
+@attrs.frozen
+class Page:
+    """A piece of a stream, contiguous.
+
+    `gap` is the first and last seq that was trimmed before it, if any was.
+    """
+
+    entries: Sequence[Entry]
+    gap: tuple[int, int] | None = None
+
+
+@attrs.define
+class TailBudget:
+    """Bytes that the tails of all streams together may hold, and do."""
+
+    limit: int
+    used: int = 0
+
+
+def wire_name(key: StreamKey) -> str:
+    """The stream's name as one who may follow it knows it."""
+    return f"role:{key.name}" if key.scope == "role" else key.scope
+
+
+class Stream:
+    """One stream. `live` are its followers that are at the head; being in it *means* being there.
+
+    `head` and `oldest` are as in SPEC.md. The tail holds the newest events, at most `tail_events` and
+    `tail_bytes` of bodies, so that a client that was away briefly costs no read. Made by `Streams.open`,
+    which registers it before its head is loaded: what is appended meanwhile is not missed.
+    """
+
+    def __init__(
+        self, key: StreamKey, store: Store, budget: TailBudget, *, tail_events: int, tail_bytes: int
+    ) -> None:
+        self.key = key
+        self.name = wire_name(key)
+        self.epoch = ""
+        self.head = 0
+        self.oldest = 1
+        self.loaded = False
+        self.live: set[Follower] = set()
+        self.tail_bytes = 0
+        self._incarnation = ""
+        self._marks: tuple[tuple[str, int], ...] = ()
+        self._marked = False
+        self._store = store
+        self._budget = budget
+        self._tail: deque[Entry] = deque()
+        self._max_events = tail_events
+        self._max_bytes = tail_bytes
+
+    def load(self, state: StreamState) -> None:
+        """Take what the store said; what was learnt while it was asked stands."""
+        self._incarnation = state.incarnation
+        self.epoch = make_epoch(state.incarnation, self._store.generation)
+        if state.head > self.head:
+            self.drop_tail()
+            self.head = state.head
+        self.oldest = max(self.oldest, state.oldest)
+        told = any(generation == self._store.generation for generation, _ in state.marks)
+        self._marks = state.marks if told else (*state.marks, *self._marks)
+        self._marked = self._marked or told
+        self.loaded = True
+
+    def extend(self, entries: Sequence[Entry]) -> None:
+        """Take what was appended, contiguous in itself, and offer it to the followers.
+
+        What is known already is ignored. After a hole (appends learnt out of order) the tail starts anew, and
+        every live follower is told to `lag`: the log has what is between.
+        """
+        if entries[0].seq != self.head + 1:
+            entries = self._reconcile(entries)
+            if not entries:
+                return
+        if not self._marked:
+            self._marked = True
+            self._marks = (*self._marks, (self._store.generation, entries[0].seq))
+        self.head = entries[-1].seq
+        self._keep(entries)
+        if self.live:
+            self._offer(Batch(self.name, entries))
+
+    def _reconcile(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        entries = [entry for entry in entries if entry.seq > self.head]
+        if entries and entries[0].seq != self.head + 1:
+            self.drop_tail()
+            behind, self.live = self.live, set()
+            for follower in behind:
+                follower.lag(self)
+        return entries
+
+    def _offer(self, batch: Batch) -> None:
+        live = self.live
+        for follower in tuple(live):
+            try:
+                follows = follower.deliver(self, batch)
+            except Exception:  # noqa: BLE001  # One connection's bug must not end everybody's journal: its own task meets it again.
+                _log.exception("follower failed", stream=self.name, seq=batch.last)
+                live.discard(follower)
+                follower.lag(self)
+            else:
+                if not follows:
+                    live.discard(follower)
+
+    def _keep(self, entries: Sequence[Entry]) -> None:
+        tail = self._tail
+        size = self.tail_bytes
+        for entry in entries:
+            tail.append(entry)
+            size += len(entry.body)
+        while size > self._max_bytes or len(tail) > self._max_events:
+            size -= len(tail.popleft().body)
+        self._budget.used += size - self.tail_bytes
+        self.tail_bytes = size
+
+    def drop_tail(self) -> None:
+        """Forget the events in memory; the log has them."""
+        self._tail.clear()
+        self._budget.used -= self.tail_bytes
+        self.tail_bytes = 0
+
+    def trim(self, oldest: int) -> None:
+        """What lies before `oldest` is gone."""
+        if oldest <= self.oldest:
+            return
+        self.oldest = oldest
+        tail = self._tail
+        while tail and tail[0].seq < oldest:
+            size = len(tail.popleft().body)
+            self.tail_bytes -= size
+            self._budget.used -= size
+
+    def judge(self, position: Position | None, begin: From) -> Verdict:
+        """Whether one at `position` may go on from there, and where it begins otherwise."""
+        return judge(
+            position,
+            incarnation=self._incarnation,
+            lineage=self._store.lineage,
+            marks=self._marks,
+            oldest=self.oldest,
+            head=self.head,
+            begin=begin,
+        )
+
+    def info(self, verdict: Verdict) -> StreamInfo:
+        """The stream as `welcome` tells it."""
+        return StreamInfo(
+            epoch=self.epoch,
+            head=self.head,
+            oldest=self.oldest,
+            from_=verdict.from_seq,
+            resumed=verdict.resumed,
+            reason=verdict.reason,
+        )
+
+    def join(self, follower: Follower, after: int) -> bool:
+        """Put `follower`, which has everything up to `after`, into `live` iff that is the head."""
+        if after != self.head:
+            return False
+        self.live.add(follower)
+        return True
+
+    def leave(self, follower: Follower) -> None:
+        """Take `follower` out of `live`, if it is there."""
+        self.live.discard(follower)
+
+    def page_nowait(self, after: int, *, max_events: int, max_bytes: int) -> Page | None:
+        """What follows `after`, from memory; None where the store must be read.
+
+        At most `max_events`, and as many as fit `max_bytes` of bodies but at least one.
+        """
+        start = max(after + 1, self.oldest)
+        gap = (after + 1, start - 1) if start > after + 1 else None
+        if start > self.head:
+            return Page((), gap)
+        tail = self._tail
+        if not tail or tail[0].seq > start:
+            return None
+        skipped = start - tail[0].seq
+        entries = list(islice(tail, skipped, skipped + max_events))
+        if self.tail_bytes > max_bytes:
+            entries = _fitting(entries, max_bytes)
+        return Page(entries, gap)
+
+    async def page(self, after: int, *, max_events: int, max_bytes: int) -> Page:
+        """What follows `after`, from memory or the store; see `page_nowait`. May be abandoned at any time.
+
+        Raises what `Store.read` raises.
+        """
+        page = self.page_nowait(after, max_events=max_events, max_bytes=max_bytes)
+        if page is not None:
+            return page
+        upto = self.head
+        entries = await self._store.read(
+            self.key, after, upto=upto, max_events=max_events, max_bytes=max_bytes
+        )
+        start = entries[0].seq if entries else upto + 1
+        return Page(entries, (after + 1, start - 1) if start > after + 1 else None)
+
+
+def _fitting(entries: list[Entry], max_bytes: int) -> list[Entry]:
+    for index, entry in enumerate(entries):
+        max_bytes -= len(entry.body)
+        if max_bytes < 0:
+            return entries[: max(index, 1)]
+    return entries
