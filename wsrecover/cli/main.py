@@ -1,0 +1,32 @@
+"""The commands of `wsrecover`, and the way in."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Final, NoReturn
+
+from cyclopts import App
+
+from . import demo, dev, publish, send, serve, tail, token
+from .exits import finish
+
+__all__ = ["commands", "main"]
+
+commands: Final = App(
+    name="wsrecover",
+    help="A WebSocket server for AI agents whose events survive every dropped connection.",
+    version=version("wsrecover"),
+    help_format="plaintext",
+    result_action="return_value",
+)
+for _command in (serve.serve, dev.dev, token.token, tail.tail, send.send, publish.publish, demo.demo):
+    commands.command(_command)
+
+
+def main(tokens: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line, `tokens` or else the process's arguments, and exit with its code."""
+    run = functools.partial(commands, tokens, exit_on_error=False, print_error=False)
+    sys.exit(finish(lambda: run() or 0))

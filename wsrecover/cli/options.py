@@ -1,0 +1,123 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeAlias
+
+import orjson
+from cyclopts import Parameter
+
+from wsrecover.config import Config, LogFormat, load_config, state_folder
+
+from .exits import USAGE, Failure
+
+__all__ = [
+    "DEFAULT_URL",
+    "DEV_TOKEN",
+    "ConfigFile",
+    "Host",
+    "LogFormatOption",
+    "Port",
+    "SecretFile",
+    "Store",
+    "TokenFile",
+    "TokenText",
+    "Url",
+    "command_line",
+    "dev_file",
+    "json_object",
+    "settings",
+    "token_source",
+]
+
+DEFAULT_URL: Final = f"ws://127.0.0.1:{Config(store='memory').port}"
+DEV_TOKEN: Final = "dev.token"  # noqa: S105 - the name of a file, not a token
+TOKEN_VARIABLE: Final = "WSRECOVER_TOKEN"  # noqa: S105 - the variable's name, not a token
+
+Host: TypeAlias = Annotated[str | None, Parameter(help="Address to listen at. [default: 127.0.0.1]")]
+Port: TypeAlias = Annotated[
+    int | None, Parameter(help="Port to listen at; 0 takes any free one. [default: 8765]")
+]
+Store: TypeAlias = Annotated[
+    str | None,
+    Parameter(help="memory, or sqlite:FILE. [default: SQLite in the user's state folder]"),
+]
+SecretFile: TypeAlias = Annotated[
+    Path | None,
+    Parameter(
+        help="File with the secret of 32 bytes or more that signs tokens. [default: $WSRECOVER_SECRET]"
+    ),
+]
+ConfigFile: TypeAlias = Annotated[
+    Path | None, Parameter(help="TOML file with settings; options given here win over it.")
+]
+LogFormatOption: TypeAlias = Annotated[
+    LogFormat | None, Parameter(help="Log for a reader or for a collector. [default: console]")
+]
+Url: TypeAlias = Annotated[str, Parameter(help="Where the server is.")]
+TokenText: TypeAlias = Annotated[
+    str | None,
+    Parameter(env_var=TOKEN_VARIABLE, help="The token itself; better kept out of sight in a file."),
+]
+TokenFile: TypeAlias = Annotated[
+    Path | None,
+    Parameter(help="File with the token, read anew for each connection. [default: that of `wsrecover dev`]"),
+]
+
+
+def settings(config_file: Path | None, **given: Any) -> Config:
+    """The settings of the file, if there is one, with the options that were given."""
+    config = load_config(config_file) if config_file else Config()
+    return config.evolve(**{name: value for name, value in given.items() if value is not None})
+
+
+def dev_file(name: str) -> Path:
+    """A file that `wsrecover dev` keeps for itself and for the commands that talk to it."""
+    return state_folder() / name
+
+
+class TokenFromFile:
+    """Reads the token each time it is asked for, so that whoever refreshes the file refreshes the session."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __call__(self) -> str:
+        try:
+            return self._file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Failure(f"the token file {self._file} cannot be read: {error}", USAGE) from error
+
+
+def token_source(token: str | None, token_file: Path | None) -> str | TokenFromFile:
+    """What was given, else the token that `wsrecover dev` left."""
+    if token_file is not None:
+        return TokenFromFile(token_file)
+    if token is not None:
+        return token
+    if (left := dev_file(DEV_TOKEN)).exists():
+        return TokenFromFile(left)
+    raise Failure(
+        f"there is no token: give --token-file FILE or set {TOKEN_VARIABLE}.\n"
+        "Sign one with `wsrecover token`, or start `wsrecover dev`, which leaves one.",
+        USAGE,
+    )
+
+
+def json_object(text: str, name: str) -> dict[str, Any]:
+    """The JSON object that was typed as `name`."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise Failure(f"{name} is not JSON: {error}", USAGE) from error
+    if not isinstance(value, dict):
+        raise Failure(f'{name} must be a JSON object, such as {{"text": "hello"}}', USAGE)
+    return value
+
+
+def command_line(*words: str | os.PathLike[str]) -> str:
+    """A command as one types it."""
+    return shlex.join(os.fspath(word) for word in words)

@@ -1,0 +1,97 @@
+"""`wsrecover serve`: a server as a process of its own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import structlog
+import trio
+from cyclopts import Parameter
+
+import wsrecover.server
+from wsrecover.agents.app import App
+from wsrecover.config import Config
+from wsrecover.errors import ConfigError
+from wsrecover.server import Server
+
+from .exits import OK
+from .logs import configure
+from .options import ConfigFile, Host, LogFormatOption, Port, SecretFile, Store, settings
+
+__all__ = ["run_server", "serve"]
+
+log = structlog.get_logger(__name__)
+
+
+def serve(
+    *,
+    app: Annotated[
+        str | None,
+        Parameter(help="The agents to run, as module:attribute. [default: none, events are published]"),
+    ] = None,
+    host: Host = None,
+    port: Port = None,
+    store: Store = None,
+    secret_file: SecretFile = None,
+    config: ConfigFile = None,
+    log_format: LogFormatOption = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT. The log goes to stderr; its line `ready` names the addresses."""
+    chosen = settings(
+        config,
+        host=host,
+        port=port,
+        store=store,
+        secret_file=None if secret_file is None else os.fspath(secret_file),
+        log_format=log_format,
+    )
+    configure(chosen)
+    trio.run(run_server, App() if app is None else load_app(app), chosen)
+    return OK
+
+
+async def run_server(app: App, config: Config, on_ready: Callable[[Server], object] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once.
+
+    `on_ready` is called once the server listens. Cancelling drains too.
+    """
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_stop_on_signal, nursery.cancel_scope)
+        server = await nursery.start(wsrecover.server.serve, app, config)
+        if on_ready is not None:
+            on_ready(server)
+    log.info("stopped")
+
+
+async def _stop_on_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        number = await anext(signals)
+    log.info("stopping", signal=signal.Signals(number).name)
+    scope.cancel()
+
+
+def load_app(name: str) -> App:
+    """The `App` that `module:attribute` names, searched in the current folder first. Raises `ConfigError`."""
+    accepted = "module:attribute, where the attribute is a wsrecover.App"
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError("app", f"is {name!r}", accepted)
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - an entry of sys.path is a string
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError("app", f"names a module that is not there: {error.name}", accepted) from error
+    app = getattr(module, attribute, None)
+    if not isinstance(app, App):
+        raise ConfigError("app", f"{name} is {'absent' if app is None else type(app).__name__}", accepted)
+    return app

@@ -1,0 +1,37 @@
+"""`wsrecover token`: sign a token."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from wsrecover.access.tokens import read_secret, sign
+
+from .exits import USAGE, Failure
+from .options import SecretFile
+
+__all__ = ["token"]
+
+
+def token(
+    *,
+    tenant: Annotated[str, Parameter(help="The tenant that the user belongs to.")],
+    user: Annotated[str, Parameter(help="The user that the token speaks for.")],
+    role: Annotated[
+        tuple[str, ...], Parameter(help="A role of the user's; may be given several times.")
+    ] = (),
+    tier: Annotated[str | None, Parameter(help="The user's tier.")] = None,
+    lifetime: Annotated[float, Parameter(help="Seconds until the token expires.")] = 3600.0,
+    secret_file: SecretFile = None,
+) -> int:
+    """Sign a token and print it."""
+    if not 0 < lifetime < float("inf"):
+        raise Failure(f"--lifetime is {lifetime}; accepted: a number of seconds > 0", USAGE)
+    secret = read_secret(Path(secret_file) if secret_file else None)
+    signed = sign(secret, tenant=tenant, user=user, roles=role, tier=tier, lifetime=lifetime, clock=time.time)
+    sys.stdout.write(f"{signed}\n")
+    return 0
