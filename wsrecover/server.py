@@ -25,7 +25,7 @@ from .access.tokens import TokenVerifier, read_secret
 from .agents.app import App
 from .agents.lifecycle import close_lost_runs
 from .config import Config, Retention
-from .errors import CommandError, ConfigError, StoreUnavailable
+from .errors import CommandError, ConfigError
 from .protocol import codec
 from .protocol.cursor import Position
 from .session.admission import Admission
@@ -34,9 +34,9 @@ from .session.registry import Registry, RegistryStatistics
 from .session.services import Services
 from .streams.journal import Journal, JournalStatistics
 from .streams.memory import open_memory
+from .streams.registry import Streams
 from .streams.sqlite import open_sqlite
 from .streams.store import Append, Applied, NewEvent, Store, StoreStatistics, StreamKey, Unit
-from .streams.stream import Streams
 from .transport.listener import open_listeners, serve_sockets
 
 __all__ = ["Server", "ServerStatistics", "serve"]
@@ -57,7 +57,7 @@ class ServerStatistics:
 
 
 class Server:
-    """A running server, as the program that embeds it sees it. `addresses` are the (host, port) it listens on."""
+    """A running server, as the program that embeds it sees it. `addresses` are (host, port)."""
 
     def __init__(
         self, services: Services, registry: Registry, addresses: tuple[tuple[str, int], ...]
@@ -77,18 +77,19 @@ class Server:
         self,
         tenant: str,
         user: str,
-        type: str,  # noqa: A002 - the word of the wire
+        type: str,  # The word of the wire.
         data: Mapping[str, Any],
         *,
         thread: str | None = None,
-        id: str | None = None,  # noqa: A002 - the word of the wire
+        id: str | None = None,  # The word of the wire.
     ) -> Position:
         """Log an event in the user's stream, connected or not; its position, once it is on stable storage.
 
         With an `id`, a repeat within ten minutes gives the first one's position.
 
-        Raises `InvalidEvent`, `TokenError` for a name that no token could carry, `StoreUnavailable` or `StoreFailed`
-        (nothing was logged), `CommandError("id_conflict")`. Cancelled, it may have taken effect.
+        Raises `InvalidEvent`, `TokenError` for a name that no token could carry, `StoreUnavailable` or
+        `StoreFailed` (nothing was logged), `CommandError("id_conflict")`. Cancelled, it may have taken
+        effect.
         """
         principal, now = Principal(tenant, user), self._services.clock()
         body = codec.encode_event(
@@ -106,7 +107,7 @@ class Server:
     ) -> str:
         """Start an agent for a user, connected or not; the run's id, once its start is on stable storage.
 
-        Raises `CommandError` (`not_found`, `overloaded`), `InvalidEvent`, `StoreUnavailable` or `StoreFailed`.
+        Raises `CommandError` (`not_found`, `overloaded`), `InvalidEvent`, `StoreUnavailable`, `StoreFailed`.
         """
         principal = Principal(tenant, user)
         found = self._services.app.find(agent)
@@ -135,9 +136,10 @@ async def serve(
 ) -> Never:
     """Serve until cancelled. `await nursery.start(serve, app, config)` gives the `Server` once it is ready.
 
-    Raises `ConfigError`, `StoreError` or `TransportError` where a part cannot start; the log says which. Cancelling
-    it ends the runs with `server_stopped` and closes the connections (1001), commits what was accepted, and closes
-    the store; that takes at most `timeouts.drain` seconds and a few for the sockets. `wall_clock` gives unix seconds.
+    Raises `ConfigError`, `StoreError` or `TransportError` where a part cannot start; the log says which.
+    Cancelling it ends the runs with `server_stopped` and closes the connections (1001), commits what was
+    accepted, and closes the store; that takes at most `timeouts.drain` seconds and a few for the sockets.
+    `wall_clock` gives unix seconds.
     """
     secret = config.secret or read_secret(None if config.secret_file is None else Path(config.secret_file))
     context = _tls(config)
@@ -175,7 +177,12 @@ async def serve(
             )
         )
         server = Server(services, registry, addresses)
-        log.info("ready", addresses=[f"{host}:{port}" for host, port in addresses], url=server.url, store=config.store)
+        log.info(
+            "ready",
+            addresses=[f"{host}:{port}" for host, port in addresses],
+            url=server.url,
+            store=config.store,
+        )
         task_status.started(server)
         await trio.sleep_forever()
     raise AssertionError("unreachable: only cancellation ends serving")
@@ -202,7 +209,7 @@ async def _running_journal(
     """The journal, which outlives what is served: a cancelled run still has its last event to write."""
     limits = config.limits
     streams = Streams(
-        store, tail_events=limits.tail_events, tail_bytes=limits.tail_bytes, tails_bytes=limits.tails_bytes
+        store, tail_events=limits.tail_events, tail_bytes=limits.tail_bytes, budget_bytes=limits.tails_bytes
     )
 
     def retention(key: StreamKey) -> Retention:

@@ -21,15 +21,15 @@ import attrs
 import orjson
 import trio
 
-from ..access.tokens import Grant
-from ..errors import CommandError, FrameError, TokenError
-from ..protocol.closecodes import CloseCode
-from ..protocol.codec import decode_client, encode
-from ..protocol.frames import SUBPROTOCOL, ClientFrame, ErrorFrame, Hello
-from ..transport.head import Request
-from ..transport.listener import Acceptance, Refusal
-from ..transport.websocket import ServerSocket
-from .connection import Connection
+from wsrecover.access.tokens import Grant
+from wsrecover.errors import CommandError, FrameError, TokenError
+from wsrecover.protocol.closecodes import CloseCode
+from wsrecover.protocol.codec import decode_client, encode
+from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, ErrorFrame, Hello
+from wsrecover.transport.head import Request
+from wsrecover.transport.listener import Acceptance, Refusal
+from wsrecover.transport.websocket import ServerSocket
+
 from .registry import Registry
 from .services import Services
 
@@ -46,8 +46,6 @@ CLOSE_TIMEOUT: Final = 2.0
 """Seconds to wait for the peer's answer to a close frame."""
 
 
-
-
 @attrs.frozen
 class Goodbye:
     """How to part from a socket that nobody takes over."""
@@ -58,7 +56,10 @@ class Goodbye:
 
 
 class Admission:
-    """Answers upgrade requests. `nursery` holds those who have not said `hello` yet, at most `limits.handshakes`."""
+    """Answers upgrade requests.
+
+    `nursery` holds those who have not said `hello` yet, at most `limits.handshakes`.
+    """
 
     def __init__(self, nursery: trio.Nursery, registry: Registry, services: Services) -> None:
         self._nursery = nursery
@@ -91,9 +92,8 @@ class Admission:
     def _attach(
         self, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()
     ) -> None:
-        session = self._registry.of(grant.principal)
         try:
-            session.attach(Connection(session, socket, grant, hello, early))
+            self._registry.of(grant.principal).attach(socket, grant, hello, early)
         except CommandError as error:
             frame = ErrorFrame(error.code, error.message, retry_after=error.retry_after)
             goodbye = Goodbye(CloseCode.TOO_MANY_CONNECTIONS, error.message, frame)
@@ -188,7 +188,6 @@ def _hello(request: Request) -> Hello | None:
         fields["from"] = query["from"]
     encoded = orjson.dumps(fields).decode()
     (hello,) = decode_client(encoded, max_bytes=len(encoded) + 1)
-    if isinstance(hello, FrameError):
-        raise hello
-    assert isinstance(hello, Hello)
+    if not isinstance(hello, Hello):
+        raise hello if isinstance(hello, FrameError) else _not_hello()
     return hello

@@ -1,8 +1,8 @@
 """The commands of a session: each takes effect once, however often it is sent.
 
-A command's answer is kept by the store in the same transaction as what the command appended. So a repeat needs no
-look-up of its own: the commit itself says `Duplicate` and gives the first answer. A repeat of a command that is
-still under way joins it.
+A command's answer is kept by the store in the same transaction as what the command appended. So a repeat
+needs no look-up of its own: the commit itself says `Duplicate` and gives the first answer. A repeat of a
+command that is still under way joins it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import orjson
 import structlog
 import trio
 
-from ..access.principal import Principal
-from ..agents.lifecycle import Execution
-from ..errors import CommandError, InvalidEvent, StoreError
-from ..protocol import codec
-from ..protocol.cursor import Position
-from ..protocol.frames import ErrorBody, Reply, Send
-from ..streams.store import (
+from wsrecover.access.principal import Principal
+from wsrecover.errors import CommandError, InvalidEvent, StoreError
+from wsrecover.protocol import codec
+from wsrecover.protocol.cursor import Position
+from wsrecover.protocol.frames import ErrorBody, Reply, Send
+from wsrecover.streams.store import (
     ANSWER_WINDOW,
     Answer,
     AnswerKey,
@@ -34,12 +33,13 @@ from ..streams.store import (
     StreamKey,
     Unit,
 )
+
 from .fields import event_of, object_field, text_field, user_field
 
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["Commands"]
+__all__ = ["Commands", "refusal"]
 
 log = structlog.get_logger(__name__)
 
@@ -108,17 +108,18 @@ class Commands:
         try:
             reply = await self._answer_once(principal, send)
         except CommandError as error:
-            reply = _refusal(send.id, error.code, error.message, field=error.field, retry_after=error.retry_after)
+            reply = refusal(send.id, error)
         except InvalidEvent as error:
-            reply = _refusal(send.id, "invalid", str(error), field=error.field)
+            reply = refusal(send.id, CommandError("invalid", error.problem, field=error.field))
         except StoreError as error:
             log.warning("command_not_logged", command=send.type, error=repr(error))
-            reply = _refusal(
-                send.id, "store_unavailable", "the log cannot be written now", retry_after=STORE_RETRY_AFTER
+            unavailable = CommandError(
+                "store_unavailable", "the log cannot be written now", retry_after=STORE_RETRY_AFTER
             )
-        except Exception:  # noqa: BLE001 - a fault of ours must not end the session; its traceback is logged
+            reply = refusal(send.id, unavailable)
+        except Exception:
             log.exception("command_failed", command=send.type)
-            reply = _refusal(send.id, "internal", "the command failed in the server")
+            reply = refusal(send.id, CommandError("internal", "the command failed in the server"))
         finally:
             self._in_flight -= 1
         self._session.services.counts[f"commands.{reply.status}"] += 1
@@ -151,13 +152,16 @@ class Commands:
 
     async def _refuse_expired(self, call: Call) -> None:
         age = call.send.age
-        if age is not None and age > ANSWER_WINDOW and await self._session.services.store.answer(call.key) is None:
-            raise CommandError("expired", f"answers are kept for {ANSWER_WINDOW:g} s; this one is older", field="age")
+        if age is None or age <= ANSWER_WINDOW:
+            return
+        if await self._session.services.store.answer(call.key) is None:
+            raise CommandError("expired", f"answers are kept for {ANSWER_WINDOW:g} s only", field="age")
 
     async def _commit(
         self, call: Call, appends: tuple[Append, ...], render: Callable[[Sequence[Position]], Result]
     ) -> tuple[Status, Result]:
-        outcome = await self._session.services.journal.commit(Unit(appends=appends, answers=(call.answer(),)))
+        unit = Unit(appends=appends, answers=(call.answer(),))
+        outcome = await self._session.services.journal.commit(unit)
         match outcome:
             case Applied(positions=positions):
                 return "ok", render(positions)
@@ -187,7 +191,9 @@ class Commands:
         user = user_field(data, "user", tenant=call.principal.tenant, path="data")
         events = data.get("events")
         if not isinstance(events, list) or not 1 <= len(events) <= PUBLISH_EVENTS:
-            raise CommandError("invalid", f"must be a list of 1 to {PUBLISH_EVENTS} events", field="data.events")
+            raise CommandError(
+                "invalid", f"must be a list of 1 to {PUBLISH_EVENTS} events", field="data.events"
+            )
         event_bytes = self._session.services.config.limits.event_bytes
         fresh = tuple(
             event_of(event, path=f"data.events[{place}]", now=call.now, max_bytes=event_bytes)
@@ -221,9 +227,12 @@ class Commands:
         execution = self._session.runs.get(run)
         if execution is None:
             raise CommandError("not_found", "there is no such run under way", field="data.run")
-        execution.cancel(call.key, call.digest)
-        status = await execution.wait_ended()
-        return "ok", {"run": run, "status": status}
+        committed = execution.cancel(call.answer())
+        result = {"run": run, "status": await execution.wait_ended()}
+        if not committed:
+            unit = Unit(answers=(call.answer(result),))
+            return _settled(await self._session.services.journal.commit(unit), result)
+        return "ok", result
 
 
 def _settled(outcome: Outcome, result: Result) -> tuple[Status, Result]:
@@ -240,9 +249,7 @@ def _conflict(ref: str) -> CommandError:
     return CommandError("id_conflict", f"the id {ref!r} was used with another body", field="id")
 
 
-def _refusal(
-    ref: str, code: str, message: str, *, field: str | None = None, retry_after: float | None = None
-) -> Reply:
-    return Reply(ref, "error", error=ErrorBody(code, message, field=field, retry_after=retry_after))
-
-
+def refusal(ref: str, error: CommandError) -> Reply:
+    """The reply that says why a command was refused."""
+    body = ErrorBody(error.code, error.message, field=error.field, retry_after=error.retry_after)
+    return Reply(ref, "error", error=body)

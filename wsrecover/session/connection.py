@@ -5,33 +5,32 @@
     attached ──▶ opening ──▶ welcomed ──▶ ended
                  (streams)   (reading, delivering)
 
-A connection runs in its session's nursery. It ends by itself when its socket does, when its peer is silent for
-`heartbeat` + `heartbeat_grace` seconds, when its token expires, or when `close()` or `kill()` is called; ending it
-never touches a run.
+A connection runs in its session's nursery. It ends by itself when its socket does, when its peer is silent
+for `heartbeat` + `heartbeat_grace` seconds, when its token expires, or when `close()` or `kill()` is called;
+ending it never touches a run.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
 
 import structlog
 import trio
 
-from ..access.tokens import Grant
-from ..config import Limits, Timeouts
-from ..errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError
-from ..protocol.closecodes import CloseCode
-from ..protocol.codec import decode_client, encode
-from ..protocol.frames import (
+from wsrecover.access.tokens import Grant
+from wsrecover.config import Limits, Timeouts
+from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError
+from wsrecover.protocol.closecodes import CloseCode
+from wsrecover.protocol.codec import decode_client, encode
+from wsrecover.protocol.frames import (
     VERSION,
     Ack,
     Auth,
     AuthRequired,
     Bye,
     ClientFrame,
-    ErrorBody,
     ErrorFrame,
     Follow,
     Hello,
@@ -44,8 +43,10 @@ from ..protocol.frames import (
     StreamInfo,
     Welcome,
 )
-from ..streams.stream import Stream
-from ..transport.websocket import ServerSocket
+from wsrecover.streams.stream import Stream
+from wsrecover.transport.websocket import ServerSocket
+
+from .commands import refusal
 from .delivery import Delivery
 
 if TYPE_CHECKING:
@@ -73,7 +74,6 @@ class Connection:
         socket: ServerSocket,
         grant: Grant,
         hello: Hello,
-        early: Sequence[ClientFrame | FrameError] = (),
     ) -> None:
         self.session = session
         self.socket = socket
@@ -83,8 +83,6 @@ class Connection:
         self.processed: dict[str, int] = {}
         self.limits: Limits = session.services.config.limits
         self.timeouts: Timeouts = session.services.config.timeouts
-        self._hello: Hello | None = hello
-        self._early = early
         self._ending: ConnectionClosed | None = None
         self._asked_at = 0.0
         self._asked_for_token = False
@@ -98,11 +96,11 @@ class Connection:
         """Whether the peer takes less than there is to send."""
         return self._delivery.lagging
 
-    async def run(self) -> None:
-        """Serve until the connection ends. Cancelling it closes with 1001; the socket is closed in any case."""
+    async def run(self, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()) -> None:
+        """Serve until the connection ends. Cancelling it closes with 1001; the socket is closed then too."""
         try:
             with self._entitled, self._alive:
-                await self._serve()
+                await self._serve(hello, early)
             self._end_by_deadline()
         except Exception:
             self._ending = ConnectionClosed(CloseCode.INTERNAL_ERROR, "internal error")
@@ -122,7 +120,7 @@ class Connection:
         elif self._ending is None:
             self._ending = ConnectionClosed(CloseCode.HEARTBEAT_LOST, "nothing was heard")
 
-    async def _serve(self) -> None:
+    async def _serve(self, hello: Hello, early: Sequence[ClientFrame | FrameError]) -> None:
         try:
             with trio.fail_after(self.timeouts.store):
                 streams = await self.session.open_streams()
@@ -131,17 +129,15 @@ class Connection:
             self._last_word(ErrorFrame("store_unavailable", "the log cannot be read now", retry_after=1.0))
             self._ending = ConnectionClosed(CloseCode.TRY_AGAIN_LATER, "the log cannot be read now")
             return
-        self._begin(streams)
-        early, self._early = self._early, ()
+        self._begin(hello, streams)
         for frame in early:
             self._take(frame)
+        del hello, early
         self.heard()
         ended = await self.socket.run(self._on_message, on_bytes=self.heard)
         self._ending = self._ending or ended
 
-    def _begin(self, streams: dict[str, Stream]) -> None:
-        hello, self._hello = self._hello, None
-        assert hello is not None
+    def _begin(self, hello: Hello, streams: Mapping[str, Stream]) -> None:
         infos: dict[str, StreamInfo] = {}
         after: dict[str, int] = {}
         counts = self.session.services.counts
@@ -177,7 +173,10 @@ class Connection:
         self._alive.deadline = trio.current_time() + self.timeouts.heartbeat + self.timeouts.heartbeat_grace
 
     def tick(self, now: float, unix: float) -> None:
-        """Ask a silent peer whether it is there, and one whose token runs out for another. `now` is trio's time."""
+        """Ask a silent peer for a sign of life, and one whose token runs out for another.
+
+        `now` is trio's time, `unix` the wall clock's.
+        """
         silent_since = self.socket.received_at
         if now - silent_since >= self.timeouts.heartbeat and self._asked_at < silent_since:
             self._asked_at = now
@@ -199,7 +198,7 @@ class Connection:
         self.close(CloseCode.ABNORMAL_CLOSURE, "the socket broke")
         self.socket.kill()
 
-    def start(self, member: Callable[[Unpack[Args]], Awaitable[None]], *args: Unpack[Args]) -> None:
+    def start(self, member: Callable[[Unpack[Args]], Awaitable[None]], *args: *Args) -> None:
         """Run a task in the session's nursery."""
         self.session.start(member, *args)
 
@@ -226,18 +225,14 @@ class Connection:
                 self._command(frame)
             case Ping():
                 self._delivery.control(Pong())
-            case Pong():
-                pass
             case Auth():
                 self._authenticate(frame)
             case Bye():
                 self.close(CloseCode.NORMAL_CLOSURE, "bye")
-            case FrameError():
-                self._refuse(frame)
-            case Hello():
-                self._refuse(FrameError("invalid", "this connection had its hello", field="op"))
-            case Follow():
-                self._refuse(FrameError("unknown_op", "follow is not served by this release", ref=frame.id))
+            case Pong():
+                pass
+            case _:
+                self._refuse(frame if isinstance(frame, FrameError) else _out_of_place(frame))
 
     def _refuse(self, error: FrameError) -> None:
         frame = ErrorFrame(error.code, error.message, field=error.field, ref=error.ref)
@@ -264,7 +259,7 @@ class Connection:
         try:
             self.session.commands.admit()
         except CommandError as error:
-            self._delivery.control(_refusal(send.id, error))
+            self._delivery.control(refusal(send.id, error))
             return
         self.session.start(self._answer, send)
 
@@ -276,16 +271,20 @@ class Connection:
         principal = self.grant.principal
         try:
             grant = self.session.services.verifier.verify(auth.token)
-            if (grant.principal.tenant, grant.principal.user) != (principal.tenant, principal.user):
-                raise TokenError("the token speaks for somebody else")
         except TokenError as error:
-            self._last_word(_refusal(auth.id, CommandError("forbidden", str(error), field="token")))
-            self.close(CloseCode.AUTHENTICATION_FAILED, str(error))
+            self._disown(auth, str(error))
+            return
+        if (grant.principal.tenant, grant.principal.user) != (principal.tenant, principal.user):
+            self._disown(auth, "the token speaks for somebody else")
             return
         self.grant = grant
         self._asked_for_token = False
         self._entitled.deadline = self._expiry()
         self._delivery.control(Reply(auth.id, "ok", result={}))
+
+    def _disown(self, auth: Auth, problem: str) -> None:
+        self._last_word(refusal(auth.id, CommandError("forbidden", problem, field="token")))
+        self.close(CloseCode.AUTHENTICATION_FAILED, problem)
 
     def _expiry(self) -> float:
         """The trio time at which the token, with its leeway, stops counting."""
@@ -293,6 +292,7 @@ class Connection:
         return trio.current_time() + left
 
 
-def _refusal(ref: str, error: CommandError) -> Reply:
-    body: dict[str, Any] = {"field": error.field, "retry_after": error.retry_after}
-    return Reply(ref, "error", error=ErrorBody(error.code, error.message, **body))
+def _out_of_place(frame: Hello | Follow) -> FrameError:
+    if isinstance(frame, Hello):
+        return FrameError("invalid", "this connection had its hello", field="op")
+    return FrameError("unknown_op", "follow is not served by this release", field="op", ref=frame.id)

@@ -8,9 +8,10 @@
            └────────────────────────────────────┘
               the socket would not take an event
 
-Live means being in `Stream.live`, which means being at its head; only a lagging stream has a cursor here. Nothing
-queues for a slow reader: what it was not sent stays in the log, and its catch-up task, which exists only while
-something is owed, reads on as the socket drains. So it holds at most one page and the outbox's last write.
+Live means being in `Stream.live`, which means being at its head; only a lagging stream has a cursor here.
+Nothing queues for a slow reader: what it was not sent stays in the log, and its catch-up task, which exists
+only while something is owed, reads on as the socket drains. So it holds at most one page and the outbox's
+last write.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import attrs
 import structlog
 import trio
 
-from ..errors import StoreCorrupt, StoreError
-from ..protocol.closecodes import CloseCode
-from ..protocol.codec import encode
-from ..protocol.frames import Gap, Live, ServerFrame, Skip
-from ..streams.stream import Batch, Page, Stream
-from ..transport.websocket import ServerSocket, text_frame
+from wsrecover.errors import StoreCorrupt, StoreError
+from wsrecover.protocol.closecodes import CloseCode
+from wsrecover.protocol.codec import encode
+from wsrecover.protocol.frames import Gap, Live, ServerFrame, Skip
+from wsrecover.streams.stream import Batch, Page, Stream
+from wsrecover.transport.websocket import ServerSocket, text_frame
+
 from .owner import Owner
 from .replay import Filter, frames_of, pack
 
@@ -36,7 +38,7 @@ __all__ = ["Delivery"]
 log = structlog.get_logger(__name__)
 
 CONTROLS = 128
-"""Replies and the like that wait for a socket that takes nothing; more than commands may be under way at once."""
+"""Replies and the like that may wait for a socket that takes nothing."""
 
 STORE_RETRY = 1.0
 """Seconds between two tries to read a page from a store that is unavailable."""
@@ -75,7 +77,11 @@ class Delivery:
         return bool(self._lags)
 
     def begin(
-        self, streams: Mapping[str, Stream], after: Mapping[str, int], part: Mapping[str, tuple[int, int]], first: bytes
+        self,
+        streams: Mapping[str, Stream],
+        after: Mapping[str, int],
+        part: Mapping[str, tuple[int, int]],
+        first: bytes,
     ) -> None:
         """Send `first`, then each stream from `after` on; as much as goes at once is one write."""
         self._streams = streams
@@ -118,10 +124,10 @@ class Delivery:
         self._go_on()
 
     def deliver(self, stream: Stream, batch: Batch) -> bool:
-        """What was just committed, straight to the socket. False: this stream lags from here on (`Follower`)."""
+        """What was just committed, straight to the socket. False: this stream lags now (`Follower`)."""
         frame = batch.framed
         if self._wanted is not None:
-            frame = self._filtered(stream, batch)
+            frame = self._filtered(stream, batch, self._wanted)
             if not frame:
                 return True
         elif frame is None:
@@ -134,7 +140,7 @@ class Delivery:
         return False
 
     def lag(self, stream: Stream, after: int) -> None:
-        """The stream dropped this follower, which was at `after` (`Follower`)."""
+        """The stream dropped this follower when it was at `after` (`Follower`)."""
         self._lag(stream, after)
 
     def _lag(self, stream: Stream, after: int) -> None:
@@ -142,10 +148,8 @@ class Delivery:
             self._lags[stream] = Lag(self._unsaid.pop(stream, after), announce=False)
             self._go_on()
 
-    def _filtered(self, stream: Stream, batch: Batch) -> bytes:
-        """The batch as this connection's filter sees it; a skip at its end waits for the next event that passes."""
-        wanted = self._wanted
-        assert wanted is not None
+    def _filtered(self, stream: Stream, batch: Batch, wanted: frozenset[str]) -> bytes:
+        """The batch as the filter sees it; if nothing passes, the skip waits for an event that does."""
         passing = [entry for entry in batch.entries if entry.thread is None or entry.thread in wanted]
         if not passing:
             self._unsaid.setdefault(stream, batch.first - 1)
@@ -162,7 +166,10 @@ class Delivery:
             self._owner.start(self._run_catch_up, self._catch_up)
 
     def _pump(self) -> bool:
-        """Send as much as goes without waiting; True once nothing is owed. Synchronous: no event can slip in between."""
+        """Send as much as goes without waiting; True once nothing is owed.
+
+        Synchronous, so no event can slip in between reaching the head and being live.
+        """
         outbox = self._outbox
         while not self._ended:
             if outbox.pending:
@@ -214,7 +221,11 @@ class Delivery:
         if page.entries:
             lag.frames.extend(
                 frames_of(
-                    stream, page.entries, wanted=self._wanted, part_bytes=self._limits.part_bytes, resume_part=lag.part
+                    stream,
+                    page.entries,
+                    wanted=self._wanted,
+                    part_bytes=self._limits.part_bytes,
+                    resume_part=lag.part,
                 )
             )
             lag.after = page.entries[-1].seq
@@ -234,8 +245,8 @@ class Delivery:
             self._owner.close(CloseCode.TOO_SLOW, "the socket took nothing for too long")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._owner.kill()
-        except StoreCorrupt as error:
-            log.error("stream_unreadable", error=str(error))
+        except StoreCorrupt:
+            log.exception("stream_unreadable")
             self._owner.close(CloseCode.INTERNAL_ERROR, "the log cannot be read")
         finally:
             self._catch_up = None

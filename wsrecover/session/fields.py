@@ -1,14 +1,14 @@
-"""The fields of a command's data, taken strictly: a wrong one is a `CommandError("invalid")` that names it."""
+"""The fields of a command's data, taken strictly: `CommandError("invalid")` names a wrong one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..access.principal import Principal
-from ..errors import CommandError, InvalidEvent, TokenError
-from ..protocol import codec
-from ..streams.store import NewEvent
+from wsrecover.access.principal import Principal
+from wsrecover.errors import CommandError, InvalidEvent, TokenError
+from wsrecover.protocol import codec
+from wsrecover.streams.store import NewEvent
 
 __all__ = ["event_of", "object_field", "text_field", "user_field"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVarTuple, Unpack
 
-from ..config import Limits, Timeouts
+from wsrecover.config import Limits, Timeouts
 
 __all__ = ["Owner"]
 
@@ -23,7 +23,7 @@ class Owner(Protocol):
     def timeouts(self) -> Timeouts:
         """The timeouts in force for this connection."""
 
-    def start(self, member: Callable[[Unpack[Args]], Awaitable[None]], *args: Unpack[Args]) -> None:
+    def start(self, member: Callable[[Unpack[Args]], Awaitable[None]], *args: *Args) -> None:
         """Run a task in the session's nursery."""
 
     def close(self, code: int, reason: str) -> None:

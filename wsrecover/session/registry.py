@@ -8,7 +8,8 @@ from types import MappingProxyType
 import attrs
 import trio
 
-from ..access.principal import Principal
+from wsrecover.access.principal import Principal
+
 from .services import Services
 from .session import Session, SessionStatistics
 
@@ -28,8 +29,9 @@ class RegistryStatistics:
 class Registry:
     """All sessions of one process; each runs in the nursery that was handed in.
 
-    A session is made by the first who asks for it and forgets itself, in one step with its end, when it was idle for
-    `timeouts.linger` seconds. So whoever gets one from `session()` may start work in it until the next checkpoint.
+    A session is made by the first who asks for it and forgets itself, in one step with its end, when it was
+    idle for `timeouts.linger` seconds. So whoever gets one from `session()` may start work in it until the next
+    checkpoint.
     """
 
     def __init__(self, nursery: trio.Nursery, services: Services) -> None:

@@ -1,14 +1,14 @@
-"""From a page of the log to what goes over the wire: frames, with a filter's skips and large events in parts."""
+"""From a page of the log to what goes over the wire: frames, a filter's skips, large events in parts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..protocol.codec import encode, join, parts
-from ..protocol.frames import Skip
-from ..streams.store import Entry
-from ..streams.stream import Stream
-from ..transport.websocket import text_frame
+from wsrecover.protocol.codec import encode, event_frame, join, parts
+from wsrecover.protocol.frames import Skip
+from wsrecover.streams.store import Entry
+from wsrecover.streams.stream import Stream
+from wsrecover.transport.websocket import text_frame
 
 __all__ = ["Filter", "frames_of", "pack"]
 
@@ -24,7 +24,8 @@ def frames_of(
     part_bytes: int,
     resume_part: tuple[int, int] | None = None,
 ) -> Iterator[bytes]:
-    """The frames that tell `entries`: events, parts of those above `part_bytes`, and skips over what is filtered out.
+    """The frames that tell `entries`: events, parts of those above `part_bytes`, and skips over what is
+    filtered out.
 
     `resume_part` is (seq, offset): the bytes of that event which its receiver holds already.
     """
@@ -36,7 +37,7 @@ def frames_of(
         if skipped is not None:
             yield encode(Skip(stream.name, skipped))
             skipped = None
-        frame = stream.frame(entry)
+        frame = event_frame(stream.name, entry.seq, entry.body)
         if len(frame) <= part_bytes:
             yield frame
         else:

@@ -1,4 +1,4 @@
-"""What every session needs and none of them owns: the parts of the process, handed in once by the composition root."""
+"""What every session needs and none of them owns: the parts of the process, handed in by the server."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import attrs
 
-from ..access.tokens import TokenVerifier
-from ..agents.app import App
-from ..config import Config
-from ..streams.journal import Journal
-from ..streams.store import Store
-from ..streams.stream import Streams
+from wsrecover.access.tokens import TokenVerifier
+from wsrecover.agents.app import App
+from wsrecover.config import Config
+from wsrecover.streams.journal import Journal
+from wsrecover.streams.registry import Streams
+from wsrecover.streams.store import Store
 
 __all__ = ["Services"]
 

@@ -1,4 +1,5 @@
-"""All that the server holds for one (tenant, user): one nursery with its connections, replays, commands and runs.
+"""All that the server holds for one (tenant, user): one nursery with its connections, replays, commands and
+runs.
 
 ::
 
@@ -11,21 +12,25 @@ The log outlives the session: a session that ended is made anew by whoever asks 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVarTuple, Unpack
 
 import attrs
 import structlog
 import trio
 
-from ..agents.app import Agent
-from ..agents.lifecycle import Execution
-from ..agents.runlog import RunPlace
-from ..errors import CommandError, StoreUnavailable
-from ..protocol.closecodes import CloseCode
-from ..protocol.frames import RunInfo
-from ..streams.store import Answer, Applied, Outcome, StreamKey
-from ..streams.stream import Stream
+from wsrecover.access.tokens import Grant
+from wsrecover.agents.app import Agent
+from wsrecover.agents.lifecycle import Execution
+from wsrecover.agents.runlog import RunPlace
+from wsrecover.errors import CommandError, FrameError
+from wsrecover.protocol.closecodes import CloseCode
+from wsrecover.protocol.frames import ClientFrame, Hello, RunInfo
+from wsrecover.streams.store import Answer, Applied, Outcome, StreamKey
+from wsrecover.streams.stream import Stream
+from wsrecover.transport.websocket import ServerSocket
+
 from .commands import Commands
 from .connection import Connection
 from .services import Services
@@ -52,8 +57,8 @@ class SessionStatistics:
 class Session:
     """One user's nursery. Cancelling it ends all that belongs to the user and nothing else.
 
-    Members are what keeps it alive: connections, commands under way, runs. An exception that a member lets out is
-    logged and ends that member alone.
+    Members are what keeps it alive: connections, commands under way, runs. An exception that a member lets
+    out is logged and ends that member alone.
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class Session:
                 self._forget(self)
                 return
 
-    def start(self, member: Callable[[Unpack[Args]], Awaitable[None]], *args: Unpack[Args]) -> None:
+    def start(self, member: Callable[[Unpack[Args]], Awaitable[None]], *args: *Args) -> None:
         """Run a member in this session's nursery; synchronous, so ownership passes without a checkpoint."""
         self._count(+1)
         if self._nursery is None:
@@ -118,7 +123,7 @@ class Session:
     async def _live(self, member: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
         try:
             await member(*args)
-        except Exception:  # noqa: BLE001 - one member's fault stays its own; the traceback goes to the log
+        except Exception:
             log.exception("member_failed", tenant=self.tenant, user=self.user)
         finally:
             self._count(-1)
@@ -141,19 +146,23 @@ class Session:
                     self._streams = {"user": await self.services.streams.open(self.key)}
         return self._streams
 
-    def attach(self, connection: Connection) -> None:
-        """Take a connection over; an older one of the same client is replaced at once.
+    def attach(
+        self, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()
+    ) -> None:
+        """Take a socket over; an older one of the same client is replaced at once.
+
+        `early` are frames that came right behind the hello.
 
         Raises `CommandError("overloaded")` where the user has all the connections that the limits allow.
         """
-        older = self.connections.get(connection.client)
+        older = self.connections.get(hello.client)
         limit = self.services.config.limits.connections_per_user
         if older is not None:
             older.close(CloseCode.REPLACED, "the same client connected again")
         elif len(self.connections) >= limit:
             raise CommandError("overloaded", f"this user has {limit} connections, the limit", retry_after=5.0)
-        self.connections[connection.client] = connection
-        self.start(connection.run)
+        connection = self.connections[hello.client] = Connection(self, socket, grant, hello)
+        self.start(connection.run, hello, early)
 
     def detach(self, connection: Connection) -> None:
         """Forget a connection, unless its client has a newer one by now."""
@@ -164,24 +173,22 @@ class Session:
         """A run of an agent for this user, not started yet."""
         config = self.services.config
         place = RunPlace(self.services.journal, self.key, self.services.clock, config.limits.event_bytes)
-        return Execution(agent, given, place=place, thread=thread)
+        return Execution(place, agent, run=secrets.token_hex(16), input=given, thread=thread)
 
     async def launch(self, execution: Execution, answer: Answer | None = None) -> Outcome:
         """Start a run: its `agent_started`, its record and the answer in one commit, then the agent itself.
 
-        Raises `CommandError("overloaded")` at the limit of runs, else what `Journal.commit` raises. Cancelled, it
-        first sees the commit through, for at most `timeouts.store` seconds, so that no run is left unowned.
+        Raises `CommandError("overloaded")` at the limit of runs, else what `Execution.start` raises. Cancelled,
+        it sees the commit through first, so that no run is left without an owner.
         """
         limit = self.services.config.limits.runs_per_user
         if len(self.runs) >= limit:
             raise CommandError("overloaded", f"{limit} runs are under way, the limit", retry_after=1.0)
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + self.services.config.timeouts.store):
-            outcome = await execution.start(answer)
-            if isinstance(outcome, Applied):
-                self.runs[execution.run.id] = execution
-                self.start(self._execute, execution)
-            return outcome
-        raise StoreUnavailable("the log did not answer in time")
+        outcome = await execution.start(answer)
+        if isinstance(outcome, Applied):
+            self.runs[execution.run.id] = execution
+            self.start(self._execute, execution)
+        return outcome
 
     async def _execute(self, execution: Execution) -> None:
         try:

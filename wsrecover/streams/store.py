@@ -18,6 +18,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 import attrs
 
+from wsrecover.config import Retention
 from wsrecover.protocol.cursor import Position
 
 __all__ = [
@@ -185,15 +186,6 @@ class StreamState:
     head: int
     oldest: int
     marks: tuple[tuple[str, int], ...] = ()
-
-
-@attrs.frozen
-class Retention:
-    """How much of a stream is kept: events, bytes of their bodies, and seconds of age."""
-
-    events: int = 10_000
-    bytes: int = 16 * 1024 * 1024
-    age: float = 24 * 3600.0
 
 
 @attrs.frozen

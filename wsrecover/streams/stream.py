@@ -64,8 +64,8 @@ class Follower(Protocol):
     def deliver(self, stream: Stream, batch: Batch) -> bool:
         """Take what follows the head, right after its commit. False: it lags now, and leaves `live`."""
 
-    def lag(self, stream: Stream) -> None:
-        """It was dropped from `live` without having been offered what is new: read on from the log."""
+    def lag(self, stream: Stream, after: int) -> None:
+        """It was dropped from `live` when it had everything up to `after`: read on from the log."""
 
 
 @attrs.frozen
@@ -157,7 +157,7 @@ class Stream:
             self.drop_tail()
             behind, self.live = self.live, set()
             for follower in behind:
-                follower.lag(self)
+                follower.lag(self, self.head)
         return entries
 
     def _offer(self, batch: Batch) -> None:
@@ -168,7 +168,7 @@ class Stream:
             except Exception:  # noqa: BLE001  # One connection's bug must not end everybody's journal: its own task meets it again.
                 _log.exception("follower failed", stream=self.name, seq=batch.last)
                 live.discard(follower)
-                follower.lag(self)
+                follower.lag(self, batch.first - 1)
             else:
                 if not follows:
                     live.discard(follower)
