@@ -1,0 +1,100 @@
+"""How a run ends, and what its user may read about why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, Literal, TypeAlias
+
+import attrs
+import trio
+
+from wsrecover.errors import AgentError, RunBroken, StoreError
+
+__all__ = [
+    "CANCELLED",
+    "LOG_FAILED",
+    "PRODUCER_LOST",
+    "STOPPED",
+    "Ending",
+    "Status",
+    "describe",
+    "failed",
+    "is_cancelled",
+    "leaves",
+    "must_pass_at_once",
+]
+
+Status: TypeAlias = Literal["running", "completed", "failed", "cancelled"]
+
+MESSAGE_CHARACTERS: Final = 1000
+"""The longest message of an error; what is longer is cut."""
+
+
+@attrs.frozen
+class Ending:
+    """The status of a run that is over, and what `agent_completed` says beside it."""
+
+    status: Status
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+    def data(self) -> dict[str, Any]:
+        """As fields of `agent_completed`."""
+        data: dict[str, Any] = {"status": self.status}
+        if self.result is not None:
+            data["result"] = self.result
+        if self.error is not None:
+            data["error"] = self.error
+        return data
+
+
+def failed(code: str, message: str, *, retryable: bool = False) -> Ending:
+    """The end of a run that failed."""
+    return Ending("failed", error={"code": code, "message": message, "retryable": retryable})
+
+
+CANCELLED: Final = Ending("cancelled")
+STOPPED: Final = failed("server_stopped", "the server stopped before the run was done", retryable=True)
+PRODUCER_LOST: Final = failed("producer_lost", "the process that ran the agent is gone", retryable=True)
+LOG_FAILED: Final = failed("exception", "the event log failed; events of this run were lost", retryable=True)
+
+
+def leaves(exc: BaseException | None) -> Iterator[BaseException]:
+    """The exceptions in a group, however deep; of any other exception itself."""
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from leaves(inner)
+    elif exc is not None:
+        yield exc
+
+
+def is_cancelled(exc: BaseException | None) -> bool:
+    """Whether a cancellation is under way in it: then only a shielded scope can wait."""
+    return any(isinstance(leaf, trio.Cancelled) for leaf in leaves(exc))
+
+
+def must_pass_at_once(exc: BaseException | None) -> bool:
+    """Whether it allows no waiting (`GeneratorExit`) or should not (`KeyboardInterrupt`, `SystemExit`)."""
+    return any(not isinstance(leaf, Exception | trio.Cancelled) for leaf in leaves(exc))
+
+
+def describe(exc: BaseException) -> tuple[str, str, bool]:
+    """(code, message, retryable) of what an agent raised, in words that its user may read.
+
+    An `AgentError` speaks for itself. Others may hold internals (paths, queries, secrets): only their class
+    is named.
+    """
+    errors = [leaf for leaf in leaves(exc) if not isinstance(leaf, trio.Cancelled)]
+    if not errors:
+        return "cancelled", "cancelled", False
+    for error in errors:
+        if isinstance(error, AgentError):
+            return error.code, _plain(error.message), error.retryable
+    if any(isinstance(error, RunBroken | StoreError) for error in errors):
+        return "exception", "the event log failed", True
+    return "exception", _plain(", ".join(dict.fromkeys(type(error).__name__ for error in errors))), False
+
+
+def _plain(message: object) -> str:
+    """Text that can be logged whatever the app put into it: no lone surrogates, not too long."""
+    return str(message)[:MESSAGE_CHARACTERS].encode("utf-8", "replace").decode()

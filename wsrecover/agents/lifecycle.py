@@ -1,0 +1,300 @@
+"""From `agent_started` to exactly one `agent_completed`, whatever the agent's code does.
+
+::
+
+    start() ─▶ running ──┬─ returns ─────────────────────────▶ completed
+    (committed)          ├─ raises · log broken ─────────────▶ failed    exception
+                         ├─ time-out ────────────────────────▶ failed    timeout
+                         ├─ cancel() ────────────────────────▶ cancelled
+                         ├─ stop() · cancelled from outside ─▶ failed    server_stopped
+                         └─ the process dies ─ next start-up ▶ failed    producer_lost
+
+The first cause decides: once a run was cancelled, stopped or timed out, that is how it ends, also where its
+code returns or raises something else afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import attrs
+import structlog
+import trio
+
+from wsrecover.errors import InvalidEvent, RunBroken, StoreError, StoreFailed
+from wsrecover.protocol.codec import encode_event, encode_json
+from wsrecover.protocol.events import TERMINAL
+from wsrecover.streams.journal import Journal
+from wsrecover.streams.store import (
+    Answer,
+    Append,
+    Applied,
+    NewEvent,
+    Outcome,
+    RunRecord,
+    Store,
+    StreamKey,
+    Unit,
+)
+
+from .app import Agent
+from .ending import (
+    CANCELLED,
+    LOG_FAILED,
+    PRODUCER_LOST,
+    STOPPED,
+    Ending,
+    Status,
+    describe,
+    failed,
+    must_pass_at_once,
+)
+from .run import Run
+from .runlog import RunLog, RunPlace
+
+__all__ = ["Execution", "RunPlace", "close_lost_runs"]
+
+log = structlog.get_logger(__name__)
+
+START_SECONDS: Final = 60.0
+"""What `start` waits for the store at most; the store's own time-out is shorter."""
+
+LOST_PER_UNIT: Final = 100
+"""Lost runs that are ended in one unit at start-up."""
+
+
+class Execution:
+    """One run of an agent, from its start to its end.
+
+    `start` and then, if that was applied, `execute` must be called once each, with no checkpoint of the
+    caller's own in between: `start_soon(execution.execute)` at once. Then the run ends properly even if that
+    nursery is cancelled.
+    """
+
+    def __init__(
+        self,
+        place: RunPlace,
+        agent: Agent,
+        *,
+        run: str,
+        input: dict[str, Any],  # noqa: A002  # The word of the wire.
+        thread: str | None = None,  # The word of the wire.
+    ) -> None:
+        self._place = place
+        self._agent = agent
+        self._log = RunLog(place, run, thread)
+        self.run: Final = Run(
+            self._log,
+            agent=agent.name,
+            tenant=place.key.tenant,
+            user=place.key.name,
+            input=input,
+            started=place.clock(),
+        )
+        self._scope = trio.CancelScope()
+        self._cause: Ending | None = None
+        self._answers: list[Answer] = []
+        self._ending = False
+        self._terminal: tuple[NewEvent, Status] | None = None
+        self._ended = trio.Event()
+        self._began = 0.0
+
+    async def start(self, answer: Answer | None = None) -> Outcome:
+        """Commit `agent_started`, the run's record and the command's answer, all in one unit.
+
+        With `Duplicate` or `Conflict` nothing starts. Raises `InvalidEvent` where the input cannot be logged
+        and `StoreUnavailable` where nothing was committed; `StoreFailed` where nobody knows, in which case
+        `close_lost_runs` will end a run that was recorded. Cancelling it waits for the commit, at most
+        `grace` seconds.
+        """
+        run = self.run
+        event = self._log.encode("agent_started", {"agent": run.agent, "input": run.input})
+        record = RunRecord(run.id, run.tenant, run.user, run.agent, run.started, run.thread)
+        answers = () if answer is None else (answer,)
+        unit = self._log.unit((event,), answers=answers, runs_started=(record,))
+        with trio.move_on_after(START_SECONDS, shield=True):
+            return await self._place.journal.commit(unit)
+        raise StoreFailed(f"no word from the store within {START_SECONDS:g} s")
+
+    async def execute(self) -> None:
+        """Run the agent's function, then write the terminal event.
+
+        Never raises an `Exception`. Cancelled from outside: the agent is cancelled, the terminal event is
+        written within `grace` seconds, and the cancellation passes on. While the store is down the terminal
+        event is tried again and again. A `KeyboardInterrupt` or `SystemExit` passes on at once: the next
+        start-up ends the run.
+        """
+        try:
+            ending, passing = await self._perform()
+            await self._finish(ending)
+        finally:
+            self._close()
+        if passing is not None:
+            raise passing
+
+    def cancel(self, answer: Answer | None = None) -> bool:
+        """End the run as `cancelled`. False: it has ended or is about to, and takes no answer any more.
+
+        `answer` is committed together with the terminal event; its result becomes {run, status} with the
+        status that the run ends with. Where this is False, `wait_ended` tells the status.
+        """
+        if self._ending:
+            return False
+        if answer is not None:
+            self._answers.append(answer)
+        self._interrupt(CANCELLED)
+        return True
+
+    def stop(self) -> None:
+        """End the run because the server stops: `failed` with the code `server_stopped`. Idempotent."""
+        if not self._ending:
+            self._interrupt(STOPPED)
+
+    async def wait_ended(self) -> Status:
+        """Wait until the terminal event is on stable storage; the run's last status.
+
+        "failed" too where the terminal event could not be written before its time was up: then the next
+        start-up does.
+        """
+        await self._ended.wait()
+        return self.run.status
+
+    def _interrupt(self, cause: Ending) -> None:
+        if not self._scope.cancel_called:
+            self._cause = cause
+        self._scope.cancel()
+
+    async def _perform(self) -> tuple[Ending, BaseException | None]:
+        """How the agent's code ended, and what must pass on after the terminal event."""
+        self._began = trio.current_time()
+        if self._agent.timeout is not None:
+            self._scope.deadline = self._began + self._agent.timeout
+        passing = None
+        try:
+            with self._scope:
+                ending = await self._call()
+        except Exception as exc:  # noqa: BLE001  # Whatever an agent raises ends its run and nothing else.
+            ending = self._failure(exc)
+        except BaseException as exc:
+            if must_pass_at_once(exc):
+                raise
+            ending, passing = STOPPED, self._outer(exc)
+        self._ending = True
+        if self._scope.cancel_called:
+            ending = self._cause or failed("timeout", f"the run took longer than {self._agent.timeout} s")
+        return ending, passing
+
+    async def _call(self) -> Ending:
+        async with trio.open_nursery() as nursery:
+            self._log.nursery = nursery
+            try:
+                result: object = await self._agent.function(self.run)
+            finally:
+                self._log.nursery = None
+        if result is None or isinstance(result, dict):
+            return Ending("completed", result)
+        return failed("exception", f"the agent returned a {type(result).__name__}, not a JSON object")
+
+    def _failure(self, exc: Exception) -> Ending:
+        log.error("agent_failed", run=self.run.id, agent=self.run.agent, exc_info=exc)
+        code, message, retryable = describe(exc)
+        return failed(code, message, retryable=retryable)
+
+    def _outer(self, exc: BaseException) -> BaseException | None:
+        """What must pass on of what holds a cancellation; an error of the agent's beside it is logged."""
+        if not isinstance(exc, BaseExceptionGroup):
+            return exc
+        errors, cancelled = exc.split(Exception)
+        if errors is not None:
+            self._failure(errors)
+        return cancelled
+
+    async def _finish(self, ending: Ending) -> None:
+        try:
+            await self._write_terminal(ending)
+        except trio.Cancelled:
+            # Writing it twice is safe: its event has an id, so the stream takes it once.
+            with trio.move_on_after(self._place.grace, shield=True):
+                await self._write_terminal(ending)
+            raise
+
+    async def _write_terminal(self, ending: Ending) -> None:
+        if self._terminal is None:
+            try:
+                await self._log.end()
+            except RunBroken:
+                ending = LOG_FAILED
+            self._terminal = self._encode_terminal(ending)
+        event, status = self._terminal
+        try:
+            await self._commit_terminal(event, status)
+        except StoreError:
+            log.exception("terminal_event_failed", run=self.run.id, agent=self.run.agent)
+        else:
+            self.run.status = status
+
+    async def _commit_terminal(self, event: NewEvent, status: Status) -> None:
+        result = encode_json({"run": self.run.id, "status": status}, field="result", max_bytes=1024)
+        answers = [attrs.evolve(answer, result=result) for answer in self._answers]
+        while True:
+            unit = self._log.unit((event,), answers=tuple(answers), runs_ended=(self.run.id,))
+            outcome = await self._log.writer.finish(unit, retry=self._place.retry)
+            if isinstance(outcome, Applied) or not answers:
+                return
+            # A repeated command must not keep the run from ending. Only the first answer of a unit is
+            # conditional.
+            del answers[0]
+
+    def _encode_terminal(self, ending: Ending) -> tuple[NewEvent, Status]:
+        duration = round(trio.current_time() - self._began, 6)
+        usage = {} if self.run.usage is None else {"usage": self.run.usage}
+        try:
+            data = {**ending.data(), **usage, "duration": duration}
+            return self._log.encode(TERMINAL, data, id=_terminal_id(self.run.id)), ending.status
+        except InvalidEvent as exc:
+            ending = failed("exception", f"the result cannot be logged: {exc}")
+            data = {**ending.data(), "duration": duration}
+            return self._log.encode(TERMINAL, data, id=_terminal_id(self.run.id)), ending.status
+
+    def _close(self) -> None:
+        self._ending = True
+        if self.run.status == "running":
+            self.run.status = "failed"
+            log.error("run_not_ended", run=self.run.id, agent=self.run.agent)
+        self._log.close()
+        self._ended.set()
+
+
+def _terminal_id(run: str) -> str:
+    """The event id of a run's terminal event: however often it is written, the stream takes it once.
+
+    The tab keeps it apart from every id that a client can give.
+    """
+    return f"run\t{run}"
+
+
+async def close_lost_runs(
+    store: Store, journal: Journal, *, clock: Callable[[], float], event_bytes: int = 1024 * 1024
+) -> int:
+    """At start-up: end the runs that an earlier process left under way; how many there were.
+
+    Each gets `agent_completed` {status "failed", error code `producer_lost`, retryable}. Call it before any
+    run is started. Raises `StoreError`; calling it again, also after a cancellation, ends those that are
+    left.
+    """
+    records = await store.runs()
+    for first in range(0, len(records), LOST_PER_UNIT):
+        some = records[first : first + LOST_PER_UNIT]
+        appends = tuple(_lost(record, clock(), event_bytes) for record in some)
+        await journal.commit(Unit(appends=appends, runs_ended=tuple(record.run for record in some)))
+    return len(records)
+
+
+def _lost(record: RunRecord, now: float, event_bytes: int) -> Append:
+    data = {**PRODUCER_LOST.data(), "duration": round(max(0.0, now - record.started), 6)}
+    body = encode_event(
+        ts=now, type=TERMINAL, data=data, thread=record.thread, run=record.run, max_bytes=event_bytes
+    )
+    event = NewEvent(body, now, record.thread, _terminal_id(record.run))
+    return Append(StreamKey("user", record.tenant, record.user), (event,))

@@ -1,0 +1,86 @@
+"""The API that agent code sees."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from wsrecover.errors import InvalidEvent
+from wsrecover.protocol.events import TERMINAL
+
+from .ending import Status
+from .parts import MessageScope, ToolScope
+from .runlog import RunLog
+
+__all__ = ["Run"]
+
+RESERVED: Final = frozenset({"agent_started", TERMINAL})
+"""Types that only the run's own lifecycle may emit."""
+
+
+class Run:
+    """One execution of an agent: who it is for, and how it tells what it does.
+
+    `input` is what `start_agent` gave; `started` is in unix seconds; `status` changes from "running" to its
+    last value when the terminal event is on stable storage. `usage` may be set to a JSON object (tokens,
+    cost): it goes into `agent_completed`.
+
+    Events appear in the log in the order in which one task makes them. What raises `InvalidEvent` logged
+    nothing, and the run goes on. After a commit that failed every call raises `RunBroken`, after the end of
+    the run `RunEnded`.
+    """
+
+    def __init__(
+        self,
+        log: RunLog,
+        *,
+        agent: str,
+        tenant: str,
+        user: str,
+        input: dict[str, Any],  # noqa: A002  # The word of the wire.
+        started: float,
+    ) -> None:
+        self.id = log.run
+        self.thread = log.thread
+        self.agent = agent
+        self.tenant = tenant
+        self.user = user
+        self.input = input
+        self.started = started
+        self.status: Status = "running"
+        self.usage: dict[str, Any] | None = None
+        self._log = log
+        self._parts = 0
+
+    async def emit(self, type: str, data: dict[str, Any]) -> None:  # noqa: A002  # The word of the wire.
+        """Emit an event of the app's own type, or a protocol type that no scope makes.
+
+        It is encoded before this waits for anything: `InvalidEvent` is raised here, and changing `data`
+        afterwards changes nothing. Returns once the event is queued, which a full journal delays. Cancelled:
+        it was not queued.
+        """
+        if type in RESERVED:
+            raise InvalidEvent("type", f"{type} is emitted by the run's own lifecycle")
+        await self._log.write(self._log.encode(type, data))
+
+    async def think(self, text: str) -> None:
+        """Emit `agent_thinking`. As `emit`."""
+        await self._log.write(self._log.encode("agent_thinking", {"text": text}))
+
+    def tool(self, name: str, input: dict[str, Any]) -> ToolScope:  # noqa: A002  # The word of the wire.
+        """A tool call as an async context manager; see `ToolScope`."""
+        return ToolScope(self._log, self._part_id("tool"), name, input)
+
+    def message(self, role: str = "assistant") -> MessageScope:
+        """A message that is written piece by piece, as an async context manager; see `MessageScope`."""
+        return MessageScope(self._log, self._part_id("message"), role)
+
+    async def flush(self) -> None:
+        """Wait until everything emitted so far is on stable storage.
+
+        Raises `RunBroken` if some of it will never be. Cancelling is safe: what was emitted stays queued.
+        """
+        await self._log.flush()
+
+    def _part_id(self, kind: str) -> str:
+        self._parts += 1
+        return f"{kind}.{self._parts}.{self.id}"
