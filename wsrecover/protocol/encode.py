@@ -254,10 +254,14 @@ def join(frames: Sequence[bytes]) -> bytes:
 
 
 def parts(stream: str, seq: int, frame: bytes, *, part_bytes: int, offset: int = 0) -> Iterator[bytes]:
-    """Encoded `part` frames of an encoded event frame, from byte `offset` on, `part_bytes` of it in each."""
+    """Encoded `part` frames of an encoded event frame, from byte `offset` on, `part_bytes` of it in each.
+
+    An `offset` that lies outside the frame, which a peer may claim, starts it over: nothing would never arrive.
+    """
     prefix = b'{"op":"part","stream":%b,"seq":%d,"offset":' % (orjson.dumps(stream), seq)
     total = len(frame)
-    for start in range(offset, total, part_bytes):
+    begin = offset if 0 <= offset < total else 0
+    for start in range(begin, total, part_bytes):
         piece = base64.b64encode(frame[start : start + part_bytes])
         yield b'%b%d,"total":%d,"bytes":"%b"}' % (prefix, start, total, piece)
 
