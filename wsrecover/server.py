@@ -10,8 +10,8 @@ from __future__ import annotations
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Never
@@ -37,7 +37,7 @@ from .streams.memory import open_memory
 from .streams.registry import Streams
 from .streams.sqlite import open_sqlite
 from .streams.store import Append, Applied, NewEvent, Store, StoreStatistics, StreamKey, Unit
-from .transport.listener import open_listeners, serve_sockets
+from .transport.listener import Acceptance, Refusal, Request, open_listeners, serve_sockets
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 
@@ -77,11 +77,11 @@ class Server:
         self,
         tenant: str,
         user: str,
-        type: str,  # The word of the wire.
+        type: str,  # noqa: A002  # The word of the wire.
         data: Mapping[str, Any],
         *,
         thread: str | None = None,
-        id: str | None = None,  # The word of the wire.
+        id: str | None = None,  # noqa: A002  # The word of the wire.
     ) -> Position:
         """Log an event in the user's stream, connected or not; its position, once it is on stable storage.
 
@@ -162,21 +162,15 @@ async def serve(
         registry = Registry(nursery, services)
         nursery.start_soon(sweep, registry, services)
         admission = Admission(nursery, registry, services)
-        listeners = await open_listeners(config.host, config.port)
-        addresses = tuple((name[0], name[1]) for name in (one.getsockname() for one in listeners))
-        await nursery.start(
+        addresses = await nursery.start(
             partial(
-                serve_sockets,
-                listeners,
+                _listen,
+                config,
                 admission.answer,
-                handshake_timeout=config.timeouts.handshake,
-                head_bytes=config.limits.head_bytes,
-                max_message_bytes=config.limits.message_bytes,
-                max_handshakes=config.limits.handshakes,
                 ssl_context=context,
             )
         )
-        server = Server(services, registry, addresses)
+        server = Server(services, registry, tuple(addresses))
         log.info(
             "ready",
             addresses=[f"{host}:{port}" for host, port in addresses],
@@ -240,6 +234,27 @@ async def _run_journal(
     with trio.CancelScope(shield=True) as scope:
         task_status.started(scope)
         await journal.run()
+
+
+async def _listen(
+    config: Config,
+    answer: Callable[[Request], Awaitable[Refusal | Acceptance]],
+    *,
+    ssl_context: ssl.SSLContext | None,
+    task_status: trio.TaskStatus[list[tuple[str, int]]],
+) -> None:
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(one) for one in await open_listeners(config.host, config.port)]
+        await serve_sockets(
+            listeners,
+            answer,
+            handshake_timeout=config.timeouts.handshake,
+            head_bytes=config.limits.head_bytes,
+            max_message_bytes=config.limits.message_bytes,
+            max_handshakes=config.limits.handshakes,
+            ssl_context=ssl_context,
+            task_status=task_status,
+        )
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:

@@ -30,8 +30,7 @@ class Registry:
     """All sessions of one process; each runs in the nursery that was handed in.
 
     A session is made by the first who asks for it and forgets itself, in one step with its end, when it was
-    idle for `timeouts.linger` seconds. So whoever gets one from `session()` may start work in it until the next
-    checkpoint.
+    idle for `timeouts.linger` seconds. So whoever gets one may start work in it until the next checkpoint.
     """
 
     def __init__(self, nursery: trio.Nursery, services: Services) -> None:
