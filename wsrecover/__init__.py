@@ -1,0 +1,49 @@
+"""A WebSocket server for AI agents: what an agent emits is logged, and each client gets it once, in order.
+
+`serve` runs an `App` of agents; `connect` follows what they do, across any number of dropped connections.
+"""
+
+from __future__ import annotations
+
+from .agents import AgentError, App, Run
+from .client import connect
+from .config import Config, Limits, Retention, Timeouts
+from .errors import (
+    CommandError,
+    ConfigError,
+    InvalidEvent,
+    RunBroken,
+    RunEnded,
+    StoreError,
+    StoreUnavailable,
+    TokenError,
+    TransportError,
+    WsrecoverError,
+)
+from .protocol import Event, Position
+from .server import Server, serve
+
+__all__ = [
+    "AgentError",
+    "App",
+    "CommandError",
+    "Config",
+    "ConfigError",
+    "Event",
+    "InvalidEvent",
+    "Limits",
+    "Position",
+    "Retention",
+    "Run",
+    "RunBroken",
+    "RunEnded",
+    "Server",
+    "StoreError",
+    "StoreUnavailable",
+    "Timeouts",
+    "TokenError",
+    "TransportError",
+    "WsrecoverError",
+    "connect",
+    "serve",
+]
