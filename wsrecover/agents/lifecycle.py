@@ -15,6 +15,7 @@ code returns or raises something else afterwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -48,6 +49,7 @@ from .ending import (
     Status,
     describe,
     failed,
+    is_cancelled,
     must_pass_at_once,
 )
 from .run import Run
@@ -79,7 +81,7 @@ class Execution:
         *,
         run: str,
         input: dict[str, Any],  # noqa: A002  # The word of the wire.
-        thread: str | None = None,  # The word of the wire.
+        thread: str | None = None,
     ) -> None:
         self._place = place
         self._agent = agent
@@ -105,8 +107,8 @@ class Execution:
 
         With `Duplicate` or `Conflict` nothing starts. Raises `InvalidEvent` where the input cannot be logged
         and `StoreUnavailable` where nothing was committed; `StoreFailed` where nobody knows, in which case
-        `close_lost_runs` will end a run that was recorded. Cancelling it waits for the commit, at most
-        `grace` seconds.
+        `close_lost_runs` will end a run that was recorded. Cancelling does not interrupt it, so that what
+        was committed is told: it waits for the commit, at most `START_SECONDS`.
         """
         run = self.run
         event = self._log.encode("agent_started", {"agent": run.agent, "input": run.input})
@@ -126,12 +128,10 @@ class Execution:
         start-up ends the run.
         """
         try:
-            ending, passing = await self._perform()
-            await self._finish(ending)
+            await self._finish(await self._perform())
         finally:
             self._close()
-        if passing is not None:
-            raise passing
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     def cancel(self, answer: Answer | None = None) -> bool:
         """End the run as `cancelled`. False: it has ended or is about to, and takes no answer any more.
@@ -165,25 +165,24 @@ class Execution:
             self._cause = cause
         self._scope.cancel()
 
-    async def _perform(self) -> tuple[Ending, BaseException | None]:
-        """How the agent's code ended, and what must pass on after the terminal event."""
+    async def _perform(self) -> Ending:
+        """Run the agent's code: how it ended."""
         self._began = trio.current_time()
-        if self._agent.timeout is not None:
-            self._scope.deadline = self._began + self._agent.timeout
-        passing = None
+        timeout = self._place.timeout if self._agent.timeout is None else self._agent.timeout
+        if timeout is not None:
+            self._scope.deadline = self._began + timeout
+        ending = STOPPED
         try:
             with self._scope:
                 ending = await self._call()
-        except Exception as exc:  # noqa: BLE001  # Whatever an agent raises ends its run and nothing else.
-            ending = self._failure(exc)
-        except BaseException as exc:
+        except BaseException as exc:  # Whatever an agent raises ends its run and nothing else.
             if must_pass_at_once(exc):
                 raise
-            ending, passing = STOPPED, self._outer(exc)
+            ending = self._failure(exc)
         self._ending = True
         if self._scope.cancel_called:
-            ending = self._cause or failed("timeout", f"the run took longer than {self._agent.timeout} s")
-        return ending, passing
+            return self._cause or failed("timeout", f"the run took longer than {timeout} s")
+        return ending
 
     async def _call(self) -> Ending:
         async with trio.open_nursery() as nursery:
@@ -196,19 +195,14 @@ class Execution:
             return Ending("completed", result)
         return failed("exception", f"the agent returned a {type(result).__name__}, not a JSON object")
 
-    def _failure(self, exc: Exception) -> Ending:
-        log.error("agent_failed", run=self.run.id, agent=self.run.agent, exc_info=exc)
+    def _failure(self, exc: BaseException) -> Ending:
+        cancelled = is_cancelled(exc)
+        if not cancelled or isinstance(exc, BaseExceptionGroup):
+            log.error("agent_failed", run=self.run.id, agent=self.run.agent, exc_info=exc)
+        if cancelled and trio.current_effective_deadline() == -math.inf:
+            return STOPPED
         code, message, retryable = describe(exc)
         return failed(code, message, retryable=retryable)
-
-    def _outer(self, exc: BaseException) -> BaseException | None:
-        """What must pass on of what holds a cancellation; an error of the agent's beside it is logged."""
-        if not isinstance(exc, BaseExceptionGroup):
-            return exc
-        errors, cancelled = exc.split(Exception)
-        if errors is not None:
-            self._failure(errors)
-        return cancelled
 
     async def _finish(self, ending: Ending) -> None:
         try:

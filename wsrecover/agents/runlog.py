@@ -29,7 +29,8 @@ TEXT_BYTES: Final = 4096
 class RunPlace:
     """Where runs write, and under which limits.
 
-    `key` is the user's stream. `clock` gives unix seconds. `event_bytes` bounds one encoded event. `grace` is
+    `key` is the user's stream. `clock` gives unix seconds. `event_bytes` bounds one encoded event.
+    `timeout` bounds a run whose agent has no time-out of its own, in seconds. `grace` is
     the time in seconds that a cancelled run has for its last words, and again for its terminal event. `retry`
     are the delays in seconds between tries to write the terminal event while the store is down; the last one
     is repeated.
@@ -39,6 +40,7 @@ class RunPlace:
     key: StreamKey
     clock: Callable[[], float]
     event_bytes: int
+    timeout: float | None = None
     grace: float = 5.0
     retry: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0, 5.0)
 
