@@ -1,0 +1,122 @@
+"""What has been received and not yet handled: between the reader of a connection and the app."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import trio
+
+from wsrecover.protocol.frames import Ephemeral, Event, Gap, Snapshot
+from wsrecover.protocol.receiver import Changed, Forgotten
+
+from .progress import Progress, Track
+
+__all__ = ["Entry", "Inbox", "Item"]
+
+
+Item: TypeAlias = Event | Ephemeral | Snapshot | Gap | Changed | Forgotten
+"""What a session yields: events, each once and in its stream's order, or explicit words about what is not."""
+
+Entry: TypeAlias = tuple[Item | None, Track | None, int]
+"""An item (None: only a position), and the position that is processed once the app is done with it."""
+
+URGENT_FACTOR: Final = 8
+"""How far past its bounds the inbox may grow for the sake of an answer that lies behind the events."""
+
+
+class Inbox:
+    """Bounded by `max_items` and `max_bytes` (of messages as received): a reader that finds it full waits.
+
+    For one consumer at a time. An item counts as handled when the consumer asks for the next one.
+    """
+
+    def __init__(self, progress: Progress, *, max_items: int, max_bytes: int) -> None:
+        self._progress = progress
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._entries: deque[tuple[Entry, int]] = deque()
+        self._bytes = 0
+        self._handed: list[tuple[Track, int]] = []
+        self._arrival = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self._replaying = False
+        self._end: Exception | None = None
+
+    def put(self, entries: list[Entry], size: int) -> None:
+        """Take the entries of one message of `size` bytes, whether there is room or not."""
+        if not entries:
+            return
+        last = len(entries) - 1
+        self._entries.extend((entry, size if index == last else 0) for index, entry in enumerate(entries))
+        self._bytes += size
+        self._arrival.unpark_all()
+
+    async def wait_room(self, urgent: Callable[[], bool]) -> None:
+        """Wait until there is room. While something is `urgent` the bounds are 8 times as wide."""
+        while self._full(URGENT_FACTOR if urgent() else 1):
+            await self._room.park()
+
+    def poke(self) -> None:
+        """Something became urgent: a reader that waits for room shall look again."""
+        self._room.unpark_all()
+
+    def replaying(self, going_on: bool) -> None:  # noqa: FBT001 - a state, set by its one caller
+        """Whether a replay is under way, which `take_batch` waits for."""
+        self._replaying = going_on
+        self._arrival.unpark_all()
+
+    def end(self, error: Exception | None) -> None:
+        """Nothing more will come: once empty, the consumer gets `error`, or the end of the iteration."""
+        self._end = error or trio.EndOfChannel()
+        self._arrival.unpark_all()
+
+    async def take(self) -> Item:
+        """The next item; what was taken before is handled. Cancelling it loses nothing.
+
+        Raises what `end` was given, or `trio.EndOfChannel`, when there are no more.
+        """
+        await self._handled()
+        while (item := self._pop()) is None:
+            await self._wait()
+        return item
+
+    async def take_batch(self) -> list[Item]:
+        """All items there are, at least one; a replay is waited for, as far as it fits. Else like `take`."""
+        await self._handled()
+        while True:
+            batch: list[Item] = []
+            if not self._replaying or self._full(1):
+                while (item := self._pop()) is not None:
+                    batch.append(item)
+            if batch:
+                return batch
+            await self._wait()
+
+    async def _handled(self) -> None:
+        for track, seq in self._handed:
+            self._progress.mark(track, seq)
+        self._handed.clear()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def _pop(self) -> Item | None:
+        while self._entries:
+            (item, track, seq), size = self._entries.popleft()
+            self._bytes -= size
+            self._room.unpark_all()
+            if item is None and track is not None and not self._handed:
+                self._progress.mark(track, seq)
+            elif track is not None:
+                self._handed.append((track, seq))
+            if item is not None:
+                return item
+        return None
+
+    async def _wait(self) -> None:
+        if self._end is not None and not self._entries:
+            raise self._end
+        await self._arrival.park()
+
+    def _full(self, factor: int) -> bool:
+        return len(self._entries) >= self._max_items * factor or self._bytes >= self._max_bytes * factor

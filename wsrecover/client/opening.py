@@ -1,0 +1,141 @@
+"""Opening a session: its settings, and the task that keeps it connected for a block."""
+
+from __future__ import annotations
+
+import math
+import random
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from wsrecover.errors import ConfigError
+from wsrecover.protocol.cursor import Position
+from wsrecover.protocol.fields import MAX_THREADS, is_id
+from wsrecover.protocol.frames import From
+from wsrecover.protocol.receiver import Receiver
+from wsrecover.transport import open_socket
+
+from .entry import check_url
+from .inbox import Inbox
+from .keeper import Dial, Keeper, Route, new_client_id
+from .outbox import Outbox
+from .progress import Progress
+from .session import ClientSession
+from .shared import Shared
+from .status import Status, StatusBoard
+from .tokens import Token, TokenSource
+
+__all__ = ["BUFFER_BYTES", "BUFFER_ITEMS", "connect"]
+
+BUFFER_ITEMS: Final = 1_000
+"""Items that wait for the app: a replay's pages arrive while it handles the former ones."""
+
+BUFFER_BYTES: Final = 4 * 1024 * 1024
+"""The same in bytes of the messages that brought them."""
+
+
+@asynccontextmanager
+async def connect(
+    url: str,
+    *,
+    token: Token,
+    # What to follow
+    client_id: str | None = None,
+    positions: Mapping[str, Position] | None = None,
+    threads: Sequence[str] | None = None,
+    from_: From = "snapshot",
+    # Timeouts
+    connect_timeout: float = 10.0,
+    give_up_after: float | None = None,
+    # Limits
+    buffer_items: int = BUFFER_ITEMS,
+    buffer_bytes: int = BUFFER_BYTES,
+    # Hooks
+    on_status: Callable[[Status], object] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    dial: Dial = open_socket,
+    rng: Callable[[], float] = random.random,
+) -> AsyncIterator[ClientSession]:
+    """A session with the server at `url` (`ws://host:port`), for the block; entered once it is connected.
+
+    It keeps itself connected: it reconnects, resumes where it was and repeats what was not answered.
+
+    `token` is a JWT, or a function (sync or async) that gives a fresh one; only with a function does the
+    session outlive the token. `client_id` (random by default) is one per tab or device: a newer connection
+    with the same one replaces this one. `positions` are `session.processed` as the app kept it with its own state;
+    `from_` says where to begin in the user's stream without: `"snapshot"`, `"start"` or `"live"`. `threads`
+    restricts the user's stream.
+
+    `connect_timeout` (seconds) bounds each try, and each call of the token function. `give_up_after` (seconds
+    without a connection; None: never) ends the session with its last error. `on_status` is called with each
+    change of `session.status`. `dial` opens the WebSocket, `rng` gives the jitter.
+
+    Raises `ConfigError` for a wrong argument. Where there is no point in another try, or `give_up_after` is
+    over: `TokenError`, `HandshakeRefused`, `ConnectionClosed` or another `TransportError`; later the same
+    errors come out of the iteration and of the calls that wait. Leaving the block says `bye`; cancelled, the
+    connection just ends.
+    """
+    patience = math.inf if give_up_after is None else give_up_after
+    _check("more than 0 s", connect_timeout=connect_timeout, give_up_after=patience)
+    _check("1 or more", buffer_items=buffer_items, buffer_bytes=buffer_bytes)
+    route = Route(
+        url=check_url(url),
+        client=_client(client_id),
+        threads=_threads(threads),
+        from_=from_,
+        ssl_context=ssl_context,
+        connect_timeout=connect_timeout,
+        give_up_after=patience,
+        dial=dial,
+    )
+    progress = Progress(positions or {})
+    inbox = Inbox(progress, max_items=buffer_items, max_bytes=buffer_bytes)
+    tokens = TokenSource(token, timeout=connect_timeout)
+    board = StatusBoard(on_status)
+    shared = Shared(Receiver(positions), progress, inbox, Outbox(inbox.poke), tokens, board, rng)
+    async with _kept(Keeper(route, shared), shared) as session:
+        yield session
+
+
+@asynccontextmanager
+async def _kept(keeper: Keeper, shared: Shared) -> AsyncIterator[ClientSession]:
+    session = ClientSession(keeper, shared)
+    # An error of the block comes out as it is, not in a group with the nursery's.
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.run)
+        try:
+            await session.opened()
+            yield session
+        except Exception as error:  # noqa: BLE001 - raised again below
+            failure = error
+        finally:
+            await keeper.leave()
+    if failure is not None:
+        raise failure
+
+
+def _check(accepted: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigError(name, f"is {value}", accepted)
+
+
+def _client(client_id: str | None) -> str:
+    if client_id is None:
+        return new_client_id()
+    if not is_id(client_id):
+        raise ConfigError("client_id", "is not an id", "1 to 128 printable ASCII characters")
+    return client_id
+
+
+def _threads(threads: Sequence[str] | None) -> tuple[str, ...] | None:
+    if threads is None:
+        return None
+    if isinstance(threads, str) or len(threads) > MAX_THREADS or not all(map(is_id, threads)):
+        accepted = f"at most {MAX_THREADS} ids of 1 to 128 printable ASCII characters"
+        raise ConfigError("threads", "is not a list of ids", accepted)
+    return tuple(threads)

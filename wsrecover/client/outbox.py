@@ -1,0 +1,143 @@
+"""Commands on their way: each is repeated under its id, over any number of connections, until answered."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import attrs
+import trio
+
+from wsrecover.errors import CommandError, InvalidEvent, WsrecoverError
+from wsrecover.protocol.codec import encode
+from wsrecover.protocol.frames import ErrorFrame, Reply, Send
+
+__all__ = ["MAX_OUTSTANDING", "Outbox"]
+
+MAX_OUTSTANDING: Final = 32
+"""Commands without an answer; more wait for their turn. A server allows as many by default."""
+
+FATAL_CLOSES: Final = 2
+"""A command that was outstanding at so many closes for a protocol error is taken for their cause."""
+
+_LENGTH_OF_AGE: Final = 32
+
+
+@attrs.define(eq=False)
+class _Command:
+    id: str
+    encoded: bytes
+    first_sent: float | None = None
+    fatal_closes: int = 0
+    answer: Reply | Exception | None = None
+    answered: trio.Event = attrs.field(factory=trio.Event)
+
+    def settle(self, answer: Reply | Exception) -> None:
+        self.answer = answer
+        self.answered.set()
+
+    def message(self, now: float) -> bytes:
+        """The frame to send now; a repeat says how old it is (protocol: `age`)."""
+        if self.first_sent is None:
+            self.first_sent = now
+            return self.encoded
+        return b'%b,"age":%.3f}' % (self.encoded[:-1], now - self.first_sent)
+
+
+class Outbox:
+    """The commands without an answer, in the order in which they were made."""
+
+    def __init__(self, on_urgent: Callable[[], None]) -> None:
+        self._commands: dict[str, _Command] = {}
+        self._post: Callable[[bytes], None] | None = None
+        self._slots = trio.Semaphore(MAX_OUTSTANDING)
+        self._on_urgent = on_urgent
+        self._max_bytes: int | None = None
+        self._end: Exception | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a command has no answer yet."""
+        return bool(self._commands)
+
+    async def call(self, type: str, data: Mapping[str, Any], thread: str | None) -> dict[str, Any]:  # noqa: A002 - the word of the wire
+        """Send a command and wait for its result; see `ClientSession.send`."""
+        command = self._make(type, data, thread)
+        async with self._slots:
+            if self._end is not None:
+                raise self._end
+            self._commands[command.id] = command
+            self._on_urgent()
+            try:
+                if self._post is not None:
+                    self._post(command.message(trio.current_time()))
+                await command.answered.wait()
+            finally:
+                self._commands.pop(command.id, None)
+        return _result(command.answer)
+
+    def _make(self, type: str, data: Mapping[str, Any], thread: str | None) -> _Command:  # noqa: A002 - the word of the wire
+        name = secrets.token_hex(16)
+        try:
+            encoded = encode(Send(name, type, dict(data), thread))
+        except InvalidEvent as error:
+            raise CommandError("invalid", str(error), field=error.field) from error
+        if self._max_bytes is not None and len(encoded) + _LENGTH_OF_AGE > self._max_bytes:
+            problem = f"{len(encoded)} bytes encoded, the server takes messages of at most {self._max_bytes}"
+            raise CommandError("too_large", problem, field="data")
+        return _Command(name, encoded)
+
+    def attach(self, post: Callable[[bytes], None], max_bytes: int | None) -> None:
+        """A connection is up: send what has no answer yet, and from now on each command as it comes."""
+        self._post, self._max_bytes = post, max_bytes
+        now = trio.current_time()
+        for command in self._commands.values():
+            post(command.message(now))
+
+    def detach(self, *, fatal: bool) -> bool:
+        """The connection is gone, `fatal` where it was closed for what a client sent.
+
+        Returns whether commands were outstanding that may have been the cause.
+        """
+        self._post = None
+        suspects = [command for command in self._commands.values() if command.first_sent is not None]
+        if not fatal:
+            return bool(suspects)
+        for command in suspects:
+            command.fatal_closes += 1
+            if command.fatal_closes >= FATAL_CLOSES:
+                command.settle(CommandError("malformed", "the server closed the connection over it, twice"))
+        return bool(suspects)
+
+    def reply(self, reply: Reply) -> None:
+        """An answer came; one for nobody that waits still is dropped."""
+        command = self._commands.get(reply.id)
+        if command is not None:
+            command.settle(reply)
+
+    def refuse(self, error: ErrorFrame) -> None:
+        """A frame was refused: where it was a command's, that is its answer."""
+        command = self._commands.get(error.ref or "")
+        if command is not None:
+            command.settle(
+                CommandError(error.code, error.message, field=error.field, retry_after=error.retry_after)
+            )
+
+    def end(self, error: Exception) -> None:
+        """No connection will come any more: every command fails with `error`."""
+        self._end = error
+        self._post = None
+        for command in self._commands.values():
+            command.settle(error)
+
+
+def _result(answer: Reply | Exception | None) -> dict[str, Any]:
+    if isinstance(answer, Reply):
+        if answer.status != "error":
+            return answer.result or {}
+        body = answer.error
+        if body is None:
+            raise CommandError("internal", "the server refused without a reason")
+        raise CommandError(body.code, body.message, field=body.field, retry_after=body.retry_after)
+    raise answer or WsrecoverError("answered with nothing")

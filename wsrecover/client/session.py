@@ -1,0 +1,176 @@
+"""A session with a server, as an app sees it: events that arrive once, commands that take effect once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import trio
+
+from wsrecover.errors import CommandError, WsrecoverError
+from wsrecover.protocol.cursor import Position
+from wsrecover.protocol.frames import PrincipalInfo, RunInfo, Welcome
+
+from .inbox import Item
+from .keeper import Keeper
+from .shared import Shared
+from .status import Status
+
+__all__ = ["ClientSession"]
+
+
+class ClientSession:
+    """What `connect` gives. ::
+
+        async for item in session:
+            match item:
+                case Event():      # logged events: each once, in its stream's order
+                case Ephemeral():  # live only, not logged
+                case Snapshot():   # the threads' contexts as of a seq; `more` follow
+                case Gap():        # events are gone; what follows is what `from_` asked for
+                case Changed():    # the held position was refused: what was derived from the stream is void
+                case Forgotten():  # the stream may no longer be followed
+
+    An app that is slow makes the reader wait once `buffer_items` or `buffer_bytes` are reached. Pings then
+    stay unanswered, the server closes, and the session resumes where it was: nothing is lost, but late.
+    """
+
+    def __init__(self, keeper: Keeper, shared: Shared) -> None:
+        self._keeper = keeper
+        self._shared = shared
+
+    def __aiter__(self) -> ClientSession:
+        return self
+
+    async def __anext__(self) -> Item:
+        """The next item; asking for it says that the former is handled. One task at a time.
+
+        Raises what `connect` raises once the session has failed. Cancelling it loses nothing.
+        """
+        try:
+            return await self._shared.inbox.take()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+    async def batches(self) -> AsyncIterator[list[Item]]:
+        """Iterate by lists: a replay as one, as far as the buffer holds it, then whatever there is.
+
+        Asking for the next list says that the former is handled. Instead of iterating over the session.
+        """
+        while True:
+            try:
+                batch = await self._shared.inbox.take_batch()
+            except trio.EndOfChannel:
+                return
+            yield batch
+
+    async def send(
+        self,
+        type: str,  # noqa: A002 - the word of the wire
+        data: Mapping[str, Any],
+        *,
+        thread: str | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """Send a command and return its result. It takes effect once, over however many connections it takes.
+
+        Raises:
+            CommandError: it was refused, or is not sendable (`invalid`, `too_large`).
+            trio.TooSlowError: no answer within `timeout` seconds; whether it took effect is not known.
+            WsrecoverError: the session ended, with its last error; likewise not known.
+
+        Cancelled, the command is not repeated any more, but may have taken effect.
+        """
+        with trio.fail_after(math.inf if timeout is None else timeout):
+            return await self._shared.outbox.call(type, data, thread)
+
+    async def start_agent(
+        self,
+        agent: str,
+        input: Mapping[str, Any] | None = None,  # noqa: A002 - the word of the wire
+        *,
+        thread: str | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """Start an agent; returns the run's id. Raises like `send`."""
+        data = {"agent": agent, "input": dict(input or {})}
+        result = await self.send("start_agent", data, thread=thread, timeout=timeout)
+        run = result.get("run")
+        if not isinstance(run, str):
+            raise CommandError("internal", "the server's answer names no run")
+        return run
+
+    async def cancel(self, run: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Cancel a run; returns its `run` and `status`. Raises like `send`."""
+        return await self.send("cancel_run", {"run": run}, timeout=timeout)
+
+    async def respond(self, request: str, answer: Any, *, timeout: float | None = None) -> None:
+        """Answer an agent's `input_requested`. Raises like `send`; `already_resolved` for a second answer."""
+        await self.send("respond", {"request": request, "answer": answer}, timeout=timeout)
+
+    @property
+    def status(self) -> Status:
+        """Where the session stands now."""
+        return self._shared.board.status
+
+    async def wait_status(self, *wanted: Status) -> Status:
+        """Wait until the status is one of `wanted`, and return it. A brief one may pass unseen."""
+        return await self._shared.board.wait(*wanted)
+
+    @property
+    def last_error(self) -> WsrecoverError | None:
+        """Why there is no connection, or why there was none the last time; None before the first trouble."""
+        return self._shared.last_error
+
+    @property
+    def received(self) -> dict[str, Position]:
+        """Up to where each stream has reached this process; used to reconnect."""
+        return self._shared.receiver.resume()
+
+    @property
+    def processed(self) -> dict[str, Position]:
+        """Up to where the app has handled each stream.
+
+        Kept together with the effects, keyed by tenant and user, it makes each event count exactly once.
+        """
+        return self._shared.progress.positions
+
+    @property
+    def client_id(self) -> str:
+        """This client's id; a new one where another connection took the former over."""
+        return self._keeper.route.client
+
+    @property
+    def principal(self) -> PrincipalInfo:
+        """Who the token speaks for."""
+        return self._welcome.principal
+
+    @property
+    def runs(self) -> tuple[RunInfo, ...]:
+        """The runs that were under way when the current connection began."""
+        return self._welcome.runs
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What the server allows, as it said when the current connection began."""
+        return dict(self._welcome.limits)
+
+    async def aclose(self) -> None:
+        """End the session: `bye` and 1000, within 2 s. Idempotent.
+
+        Iterations end after what was received; calls that wait raise.
+        """
+        await self._keeper.leave()
+
+    async def opened(self) -> None:
+        """Wait for the first welcome. Raises what ended the session before it. `connect` does this."""
+        await self._shared.board.wait("replaying", "live", "closed")
+        if self._shared.welcome is None:
+            raise self._shared.last_error or WsrecoverError("the session was closed")
+
+    @property
+    def _welcome(self) -> Welcome:
+        if self._shared.welcome is None:
+            raise WsrecoverError("the session has not been connected yet")
+        return self._shared.welcome
