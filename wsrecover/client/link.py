@@ -192,7 +192,7 @@ class Link:
                 self._heard = trio.current_time()
 
     def _deliver(self, message: str | bytes) -> None:
-        """Handle one message; where a frame in it is bad, those before it count."""
+        """Handle one message; where a frame does not follow on what was received, those before it count."""
         entries: list[Entry] = []
         receive, tracks = self._shared.receiver.receive, self._shared.progress.tracks
         try:

@@ -65,9 +65,9 @@ async def connect(
 
     `token` is a JWT, or a function (sync or async) that gives a fresh one; only with a function does the
     session outlive the token. `client_id` (random by default) is one per tab or device: a newer connection
-    with the same one replaces this one. `positions` are `session.processed` as the app kept it with its own state;
-    `from_` says where to begin in the user's stream without: `"snapshot"`, `"start"` or `"live"`. `threads`
-    restricts the user's stream.
+    with the same one replaces this one. `positions` are `session.processed` as the app kept it with its own
+    state; `from_` says where to begin in the user's stream without: `"snapshot"`, `"start"` or `"live"`.
+    `threads` restricts the user's stream.
 
     `connect_timeout` (seconds) bounds each try, and each call of the token function. `give_up_after` (seconds
     without a connection; None: never) ends the session with its last error. `on_status` is called with each

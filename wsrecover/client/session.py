@@ -12,7 +12,7 @@ from wsrecover.errors import CommandError, WsrecoverError
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import PrincipalInfo, RunInfo, Welcome
 
-from .inbox import Item
+from .inbox import Inbox, Item
 from .keeper import Keeper
 from .shared import Shared
 from .status import Status
@@ -53,17 +53,12 @@ class ClientSession:
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
 
-    async def batches(self) -> AsyncIterator[list[Item]]:
+    def batches(self) -> AsyncIterator[list[Item]]:
         """Iterate by lists: a replay as one, as far as the buffer holds it, then whatever there is.
 
         Asking for the next list says that the former is handled. Instead of iterating over the session.
         """
-        while True:
-            try:
-                batch = await self._shared.inbox.take_batch()
-            except trio.EndOfChannel:
-                return
-            yield batch
+        return _Batches(self._shared.inbox)
 
     async def send(
         self,
@@ -174,3 +169,14 @@ class ClientSession:
         if self._shared.welcome is None:
             raise WsrecoverError("the session has not been connected yet")
         return self._shared.welcome
+
+
+class _Batches(AsyncIterator[list[Item]]):
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    async def __anext__(self) -> list[Item]:
+        try:
+            return await self._inbox.take_batch()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
