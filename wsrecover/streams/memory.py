@@ -164,7 +164,7 @@ class MemoryStore(Store):
                 if answer.digest == first.digest:
                     return Duplicate(answer.result, positions)
                 return Conflict(first.key.id)
-        if any(event.id is not None for append in unit.appends for event in append.events):
+        if unit.has_ids():
             applied = self._append_with_ids(unit)
             if isinstance(applied, Conflict):
                 return applied

@@ -132,6 +132,14 @@ class Unit:
     runs_started: tuple[RunRecord, ...] = ()
     runs_ended: tuple[str, ...] = ()
 
+    def has_ids(self) -> bool:
+        """Whether any of its events has an id, and so may have been appended before."""
+        for append in self.appends:
+            for event in append.events:
+                if event.id is not None:
+                    return True
+        return False
+
 
 @attrs.define
 class Applied:

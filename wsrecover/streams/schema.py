@@ -1,0 +1,157 @@
+"""The SQLite file: its tables, how it is opened, and who else may have it open (nobody)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+import apsw
+
+from wsrecover.errors import (
+    StoreCorrupt,
+    StoreError,
+    StoreFailed,
+    StoreLocked,
+    StoreMismatch,
+    StoreUnavailable,
+)
+
+__all__ = ["Synchronous", "connect", "lock", "translate", "unlock"]
+
+Synchronous: TypeAlias = Literal["FULL", "NORMAL", "OFF"]
+
+_APPLICATION: Final = 0x77735276
+_VERSION: Final = 1
+
+_TABLES: Final = """
+CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO meta VALUES ('as_of', 0), ('rows', 0);
+CREATE TABLE generation(n INTEGER PRIMARY KEY, id TEXT NOT NULL, opened REAL NOT NULL) STRICT;
+CREATE TABLE stream(
+    id INTEGER PRIMARY KEY, scope TEXT NOT NULL, tenant TEXT NOT NULL, name TEXT NOT NULL,
+    incarnation TEXT NOT NULL, head INTEGER NOT NULL, oldest INTEGER NOT NULL,
+    last_row INTEGER NOT NULL, total INTEGER NOT NULL, base INTEGER NOT NULL, since REAL NOT NULL,
+    UNIQUE (scope, tenant, name)
+) STRICT;
+CREATE TABLE mark(
+    stream INTEGER NOT NULL, generation INTEGER NOT NULL, first INTEGER NOT NULL,
+    PRIMARY KEY (stream, generation)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE event(
+    row INTEGER PRIMARY KEY, stream INTEGER NOT NULL, seq INTEGER NOT NULL, prev INTEGER NOT NULL,
+    total INTEGER NOT NULL, ts REAL NOT NULL, crc INTEGER NOT NULL, thread TEXT, body BLOB NOT NULL
+) STRICT;
+CREATE INDEX landmark ON event(stream, seq) WHERE (seq + stream) % 64 = 0;
+CREATE TABLE event_id(
+    stream INTEGER NOT NULL, id TEXT NOT NULL, digest BLOB NOT NULL, epoch TEXT NOT NULL,
+    seq INTEGER NOT NULL, at REAL NOT NULL, UNIQUE (stream, id)
+) STRICT;
+CREATE INDEX event_id_age ON event_id(at);
+CREATE TABLE answer(
+    tenant TEXT NOT NULL, user TEXT NOT NULL, id TEXT NOT NULL, digest BLOB NOT NULL, at REAL NOT NULL,
+    result BLOB, positions BLOB NOT NULL, UNIQUE (tenant, user, id)
+) STRICT;
+CREATE INDEX answer_age ON answer(at);
+CREATE TABLE run(
+    run TEXT PRIMARY KEY, tenant TEXT NOT NULL, user TEXT NOT NULL, agent TEXT NOT NULL,
+    started REAL NOT NULL, thread TEXT
+) STRICT;
+"""
+# stream.head, last_row and total are those of the last checkpoint (meta.as_of); what came later is in event.
+# Every 64th event of a stream is in the index; the others are reached by walking back from it.
+# event.prev is the row of the stream's previous event, event.total the bytes of its bodies up to this one.
+# stream.base is the total before `oldest`, stream.since the ts of `oldest`; both may be lower than that.
+
+_UNAVAILABLE: Final = (
+    apsw.FullError,
+    apsw.CantOpenError,
+    apsw.ReadOnlyError,
+    apsw.BusyError,
+    apsw.LockedError,
+    apsw.PermissionsError,
+    apsw.NoMemError,
+    apsw.TooBigError,
+    OSError,
+)
+_CORRUPT: Final = (apsw.CorruptError, apsw.NotADBError)
+
+
+def translate(error: apsw.Error | OSError, path: Path) -> StoreError:
+    """The error of this project for one of SQLite's: here and nowhere else."""
+    message = f"{path}: {error}"
+    if isinstance(error, _CORRUPT):
+        return StoreCorrupt(message)
+    if isinstance(error, _UNAVAILABLE):
+        return StoreUnavailable(message)
+    return StoreFailed(message)
+
+
+def lock(path: Path) -> int:
+    """Take the store at `path` for this process; the descriptor to give to `unlock`.
+
+    The lock lies beside the file (SQLite's own locks come and go with its transactions) and ends with the
+    process, however that ends. Raises `StoreLocked`, `StoreUnavailable`.
+    """
+    name = path.with_name(path.name + "-lock")
+    if not path.parent.is_dir():
+        raise StoreUnavailable(f"{path}: the folder {path.parent} does not exist")
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise translate(error, path) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StoreLocked(f"{path}: another server has it open (it holds {name})") from None
+    except OSError as error:
+        os.close(descriptor)
+        raise translate(error, path) from error
+    return descriptor
+
+
+def unlock(descriptor: int) -> None:
+    """Give back what `lock` took."""
+    os.close(descriptor)
+
+
+def connect(path: Path, *, synchronous: Synchronous) -> tuple[apsw.Connection, apsw.Connection]:
+    """The connection that writes and one that reads; the file is made, readable by its owner only, if it is
+    absent.
+
+    Raises `StoreMismatch`, and SQLite's errors.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    writer = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        _prepare(writer, path, synchronous)
+        reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    except BaseException:
+        writer.close()
+        raise
+    reader.execute("PRAGMA cache_size = -16384; PRAGMA cell_size_check = ON; PRAGMA query_only = ON")
+    reader.set_busy_timeout(1000)
+    return writer, reader
+
+
+def _prepare(writer: apsw.Connection, path: Path, synchronous: Synchronous) -> None:
+    writer.set_busy_timeout(1000)
+    application, version = writer.pragma("application_id"), writer.pragma("user_version")
+    empty = not writer.execute("SELECT count(*) FROM sqlite_schema").get
+    if not empty and (application, version) != (_APPLICATION, _VERSION):
+        raise StoreMismatch(
+            f"{path}: found application {application:#x} with schema {version}; "
+            f"this version knows {_APPLICATION:#x} with schema {_VERSION}"
+        )
+    writer.execute(
+        f"PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA wal_autocheckpoint = 4000;"
+        "PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY;"
+        "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON"
+    )
+    if empty:
+        with writer:
+            writer.execute(_TABLES)
+            writer.pragma("application_id", _APPLICATION)
+            writer.pragma("user_version", _VERSION)

@@ -1,0 +1,140 @@
+"""Where streams end and begin: in memory, in the table `stream`, and after a crash in the newest rows."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
+
+import apsw
+import attrs
+
+from wsrecover.errors import StoreCorrupt
+from wsrecover.protocol.resume import make_epoch
+
+from .store import StreamKey, StreamState
+
+__all__ = ["Extent", "Head", "Tip", "create_head", "find_head", "replay", "write_heads"]
+
+Tip: TypeAlias = tuple[int, int, int]
+"""(seq, row, total) of a stream's newest event; total is the bytes of its bodies so far."""
+
+
+@attrs.define(eq=False)
+class Head:
+    """Where a stream ends and begins, as committed: the writer's thread sets it, any thread reads it.
+
+    `tip` is (seq, row, total) of the newest event, in one attribute so that nobody sees half of it. `base`
+    and `since` are at most the total before `oldest` and its ts; `marked` tells whether this generation wrote
+    to it.
+    """
+
+    id: int
+    key: StreamKey
+    incarnation: str
+    epoch: str
+    tip: Tip
+    oldest: int
+    base: int
+    since: float
+    marks: tuple[tuple[str, int], ...]
+    marked: bool
+
+    def state(self) -> StreamState:
+        """The stream's state."""
+        return StreamState(self.incarnation, self.tip[0], self.oldest, self.marks)
+
+
+def find_head(db: apsw.Connection, key: StreamKey, generation: str) -> Head | None:
+    """The stream as the table has it: right where nothing was appended since the heads were written."""
+    found = db.execute(
+        "SELECT id, incarnation, head, last_row, total, oldest, base, since FROM stream"
+        " WHERE scope = ? AND tenant = ? AND name = ?",
+        key,
+    ).fetchone()
+    if found is None:
+        return None
+    stream, incarnation, seq, row, total, oldest, base, since = found
+    marks = tuple(
+        db.execute(
+            "SELECT generation.id, mark.first FROM mark JOIN generation ON generation.n = mark.generation"
+            " WHERE mark.stream = ? ORDER BY generation.n",
+            (stream,),
+        )
+    )
+    return Head(
+        id=stream,
+        key=key,
+        incarnation=incarnation,
+        epoch=make_epoch(incarnation, generation),
+        tip=(seq, row, total),
+        oldest=oldest,
+        base=base,
+        since=since,
+        marks=marks,
+        marked=any(writer == generation for writer, _ in marks),
+    )
+
+
+def create_head(db: apsw.Connection, key: StreamKey, generation: str) -> Head:
+    """A stream that nobody wrote yet."""
+    incarnation = secrets.token_hex(8)
+    db.execute(
+        "INSERT INTO stream(scope, tenant, name, incarnation, head, oldest, last_row, total, base, since)"
+        " VALUES (?, ?, ?, ?, 0, 1, 0, 0, 0, 0)",
+        (*key, incarnation),
+    )
+    return Head(
+        id=db.last_insert_rowid(),
+        key=key,
+        incarnation=incarnation,
+        epoch=make_epoch(incarnation, generation),
+        tip=(0, 0, 0),
+        oldest=1,
+        base=0,
+        since=0.0,
+        marks=(),
+        marked=False,
+    )
+
+
+def write_heads(db: apsw.Connection, tips: Iterable[tuple[int, Tip]], *, as_of: int, added: int) -> None:
+    """Set the heads in the table to those of row `as_of`, `added` rows after the last time."""
+    db.executemany(
+        "UPDATE stream SET head = ?, last_row = ?, total = ? WHERE id = ?",
+        [(*tip, stream) for stream, tip in tips],
+    )
+    db.execute("UPDATE meta SET value = ? WHERE name = 'as_of'", (as_of,))
+    db.execute("UPDATE meta SET value = value + ? WHERE name = 'rows'", (added,))
+
+
+class Extent(NamedTuple):
+    """The newest row, how many there are, and how many of them are events that are kept."""
+
+    row: int
+    rows: int
+    alive: int
+
+
+def replay(db: apsw.Connection) -> Extent:
+    """Bring the heads in the table up to the newest row. `StoreCorrupt`: the rows are no chain."""
+    meta = dict(db.execute("SELECT name, value FROM meta"))
+    newest = meta["as_of"]
+    tips: dict[int, Tip] = {}
+    added = 0
+    for row, stream, seq, prev, total in db.execute(
+        "SELECT row, stream, seq, prev, total FROM event WHERE row > ? ORDER BY row", (newest,)
+    ):
+        known = (
+            tips.get(stream)
+            or db.execute("SELECT head, last_row, total FROM stream WHERE id = ?", (stream,)).fetchone()
+        )
+        if known is None or known[:2] != (seq - 1, prev):
+            raise StoreCorrupt(f"row {row}: seq {seq} of stream {stream} does not follow {known}")
+        tips[stream] = (seq, row, total)
+        newest = row
+        added += 1
+    if added:
+        write_heads(db, tips.items(), as_of=newest, added=added)
+    alive = db.execute("SELECT coalesce(sum(head + 1 - oldest), 0) FROM stream").get
+    return Extent(newest, meta["rows"] + added, alive)

@@ -1,0 +1,101 @@
+"""What SQLite remembers of commands and event ids that were seen before, and of runs under way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import apsw
+import orjson
+
+from wsrecover.protocol.cursor import Position
+
+from .store import ANSWER_WINDOW, Answer, AnswerKey, Conflict, Duplicate, NewEvent, RunRecord, Unit
+
+__all__ = ["Known", "find_answer", "find_runs"]
+
+_FORGET: Final = (
+    "DELETE FROM answer WHERE rowid IN (SELECT rowid FROM answer WHERE at <= ? LIMIT 1000)",
+    "DELETE FROM event_id WHERE rowid IN (SELECT rowid FROM event_id WHERE at <= ? LIMIT 1000)",
+)
+
+
+def find_answer(
+    db: apsw.Connection, key: AnswerKey, *, now: float
+) -> tuple[Answer, tuple[Position, ...]] | None:
+    """See `Store.answer`."""
+    found = db.execute(
+        "SELECT digest, at, result, positions FROM answer"
+        " WHERE tenant = ? AND user = ? AND id = ? AND at > ?",
+        (key.tenant, key.user, key.id, now - ANSWER_WINDOW),
+    ).fetchone()
+    if found is None:
+        return None
+    digest, at, result, positions = found
+    given = tuple(Position(epoch, seq) for epoch, seq in orjson.loads(positions))
+    return Answer(key, digest, at, result), given
+
+
+def find_runs(db: apsw.Connection) -> list[RunRecord]:
+    """See `Store.runs`."""
+    found = db.execute("SELECT run, tenant, user, agent, started, thread FROM run ORDER BY rowid")
+    return [RunRecord(*row) for row in found]
+
+
+class Known:
+    """The tables `answer`, `event_id` and `run` as the writer sees them, its own transaction included."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+
+    def answered(self, answer: Answer, *, now: float) -> Duplicate | Conflict | None:
+        """What to say instead of applying a unit that carries `answer`, if it was applied before."""
+        known = find_answer(self._db, answer.key, now=now)
+        if known is None:
+            return None
+        first, positions = known
+        if first.digest != answer.digest:
+            return Conflict(answer.key.id)
+        return Duplicate(first.result, positions)
+
+    def keep(self, unit: Unit, positions: Iterable[Position]) -> None:
+        """The answers and runs of a unit that is applied."""
+        if unit.answers:
+            encoded = orjson.dumps([(position.epoch, position.seq) for position in positions])
+            self._db.executemany(
+                "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (to.key.tenant, to.key.user, to.key.id, to.digest, to.at, to.result, encoded)
+                    for to in unit.answers
+                ],
+            )
+        if unit.runs_started:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (run.run, run.tenant, run.user, run.agent, run.started, run.thread)
+                    for run in unit.runs_started
+                ],
+            )
+        if unit.runs_ended:
+            self._db.executemany("DELETE FROM run WHERE run = ?", [(run,) for run in unit.runs_ended])
+
+    def event(self, stream: int, name: str, *, now: float) -> tuple[bytes, Position | None] | None:
+        """The digest and position of the event that was appended to `stream` with the id `name`."""
+        found = self._db.execute(
+            "SELECT digest, epoch, seq FROM event_id WHERE stream = ? AND id = ? AND at > ?",
+            (stream, name, now - ANSWER_WINDOW),
+        ).fetchone()
+        return None if found is None else (found[0], Position(found[1], found[2]))
+
+    def keep_event(self, stream: int, event: NewEvent, position: Position, *, now: float) -> None:
+        """That `event`, which has an id, is at `position`."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO event_id VALUES (?, ?, ?, ?, ?, ?)",
+            (stream, event.id, event.digest, position.epoch, position.seq, now),
+        )
+
+    def forget(self, *, now: float) -> None:
+        """Delete some of what lies beyond the window."""
+        for statement in _FORGET:
+            self._db.execute(statement, (now - ANSWER_WINDOW,))

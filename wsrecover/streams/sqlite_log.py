@@ -1,0 +1,355 @@
+"""The writing side of the SQLite store. All of it runs in the writer's thread.
+
+Jobs that wait together share one transaction, and so one fsync. What they change in memory is staged: it
+becomes visible in `Head` after the COMMIT only, and is dropped after a rollback, so memory is as the file is.
+
+Heads are not written with each event. Every `HEADS_EVERY` rows those that changed are, with the row that they
+stand for (`as_of`); the next opening reads the rows after that one.
+"""
+
+from __future__ import annotations
+
+import secrets
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+from wsrecover.errors import StoreCorrupt, StoreError, StoreFailed, StoreUnavailable
+from wsrecover.protocol.cursor import Position
+
+from .schema import translate
+from .sqlite_heads import Head, Tip, create_head, find_head, replay, write_heads
+from .sqlite_known import Known
+from .sqlite_trim import Trim, plan, sweep_step, unsynced
+from .store import (
+    Append,
+    Applied,
+    Conflict,
+    Entry,
+    NewEvent,
+    Outcome,
+    Retention,
+    StreamKey,
+    Unit,
+)
+from .worker import Job
+
+__all__ = ["SQLiteLog"]
+
+HEADS_EVERY: Final = 16_384
+_MAX_HEADS: Final = 65_536
+_MIN_DEAD: Final = 1024
+
+_INSERT: Final = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+_Row = tuple[int, int, int, int, int, float, int, str | None, bytes]
+
+
+class SQLiteLog:
+    """What is in the file, and what of it is held in memory. `failed` is set once nobody knows what is on
+    disk."""
+
+    def __init__(self, writer: apsw.Connection, path: Path, clock: Callable[[], float]) -> None:
+        self.generation = secrets.token_hex(8)
+        self.lineage: tuple[str, ...] = ()
+        self.heads: dict[StreamKey, Head] = {}
+        self.failed: StoreError | None = None
+        self.commits = 0
+        self.events = 0
+        self.failures = 0
+        self.healthy = True
+        self._db = writer
+        self._path = path
+        self._clock = clock
+        self._inode = _identity(path)
+        self._known = Known(writer)
+        self._dirty: set[Head] = set()
+        self._row = 0  # The newest row, with those that are staged.
+        self._committed_row = 0
+        self._as_of = 0
+        self._physical = 0  # Rows in the table up to `as_of`.
+        self._alive = 0  # Events that are kept.
+        self._swept = 0
+        self._clear_stage()
+        self._generation_number = 0
+
+    def _clear_stage(self) -> None:
+        self._tips: dict[Head, Tip] = {}
+        self._trims: dict[Head, Trim] = {}
+        self._created: dict[StreamKey, Head] = {}
+        self._marks: dict[Head, int] = {}
+        self._rows: list[_Row] = []
+        self._units = 0
+
+    def open(self) -> None:
+        """Begin a generation, and learn where the streams end. Raises SQLite's errors and `StoreCorrupt`."""
+        with self._db:
+            self._db.execute(
+                "INSERT INTO generation(id, opened) VALUES (?, ?)", (self.generation, self._clock())
+            )
+            self._generation_number = self._db.last_insert_rowid()
+            self.lineage = tuple(name for (name,) in self._db.execute("SELECT id FROM generation ORDER BY n"))
+            self._row, self._physical, self._alive = replay(self._db)
+        self._as_of = self._committed_row = self._row
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Do `jobs` in one transaction, all or nothing."""
+        try:
+            self._check_usable()
+            self._transact(jobs)
+        except (apsw.Error, OSError, StoreError) as error:
+            self._undo(error if isinstance(error, StoreError) else translate(error, self._path))
+            self.failures += 1
+            self.healthy = False
+            for job in jobs:
+                job.error = self._told()
+        except Exception as error:  # noqa: BLE001  # Raised to whoever asked; the thread serves the others.
+            self._undo(None)
+            for job in jobs:
+                job.error = error
+        else:
+            self.healthy = True
+
+    def _transact(self, jobs: Sequence[Job]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        for job in jobs:
+            job.result = job.work()
+        self._flush()
+        checkpoint = self._row - self._as_of >= HEADS_EVERY
+        if checkpoint:
+            self._checkpoint_heads()
+        self._db.execute("COMMIT")
+        self._publish()
+        if checkpoint:
+            self._checkpointed()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._db.executemany(_INSERT, self._rows)
+            self._rows.clear()
+
+    def _checkpoint_heads(self) -> None:
+        tips = {head.id: head.tip for head in self._dirty}
+        tips.update((head.id, tip) for head, tip in self._tips.items())
+        write_heads(self._db, tips.items(), as_of=self._row, added=self._row - self._as_of)
+
+    def _checkpointed(self) -> None:
+        self._physical += self._row - self._as_of
+        self._as_of = self._row
+        self._dirty.clear()
+        if len(self.heads) > _MAX_HEADS:
+            self.heads.clear()
+
+    def _publish(self) -> None:
+        for head, tip in self._tips.items():
+            head.tip = tip
+        self._dirty.update(self._tips)
+        for head, first in self._marks.items():
+            head.marks = (*head.marks, (self.generation, first))
+            head.marked = True
+        for head, (oldest, base, since) in self._trims.items():
+            self._alive -= oldest - head.oldest
+            head.oldest, head.base, head.since = oldest, base, since
+        self.heads.update(self._created)
+        added = self._row - self._committed_row
+        self._committed_row = self._row
+        self._alive += added
+        self.events += added
+        self.commits += self._units > 0
+        self._clear_stage()
+
+    def _undo(self, error: StoreError | None) -> None:
+        self._row = self._committed_row
+        self._clear_stage()
+        try:
+            if not self._db.getautocommit():
+                self._db.execute("ROLLBACK")
+        except apsw.Error as worse:
+            error = StoreFailed(f"{self._path}: {worse}")
+        self._error = error or StoreFailed(f"{self._path}: internal error")
+        if isinstance(error, StoreFailed | StoreCorrupt):
+            self.failed = error
+
+    def _told(self) -> StoreError:
+        """One instance for each who is told: raised in many tasks it would gather all their tracebacks."""
+        return type(self._error)(*self._error.args)
+
+    def _check_usable(self) -> None:
+        if self.failed is not None:
+            raise self.failed
+        self._check_file()
+
+    def _check_file(self) -> None:
+        """SQLite goes on writing to a file that was moved away or removed; what it writes there is lost."""
+        try:
+            same = _identity(self._path) == self._inode
+        except OSError as error:
+            raise StoreUnavailable(f"{self._path}: {error.strerror}") from error
+        if not same:
+            raise StoreUnavailable(f"{self._path}: is another file than the one that was opened")
+
+    def head(self, key: StreamKey) -> Head:
+        """The stream's head; a stream that nobody wrote yet gets its incarnation."""
+        return self._existing(key) or self._create(key)
+
+    def _existing(self, key: StreamKey) -> Head | None:
+        head = self.heads.get(key) or self._created.get(key)
+        if head is None:
+            head = find_head(self._db, key, self.generation)
+            if head is not None:
+                self.heads[key] = head
+        return head
+
+    def _create(self, key: StreamKey) -> Head:
+        head = self._created[key] = create_head(self._db, key, self.generation)
+        return head
+
+    def commit(self, units: Sequence[Unit]) -> list[Outcome]:
+        """See `Store.commit`."""
+        self._units += 1
+        return [self._apply(unit) for unit in units]
+
+    def _apply(self, unit: Unit) -> Outcome:
+        if unit.answers:
+            known = self._known.answered(unit.answers[0], now=self._clock())
+            if known is not None:
+                return known
+        applied: Applied | Conflict
+        if unit.has_ids():
+            applied = self._append_with_ids(unit.appends)
+            if isinstance(applied, Conflict):
+                return applied
+        else:
+            applied = self._append(unit.appends)
+        if unit.answers or unit.runs_started or unit.runs_ended:
+            self._known.keep(unit, applied.positions)
+        return applied
+
+    def _append(self, appends: Iterable[Append]) -> Applied:
+        changes = []
+        epochs = []
+        for append in appends:
+            head = self.heads.get(append.key) or self.head(append.key)
+            changes.append((append.key, self._append_to(head, append.events)))
+            epochs.append(head.epoch)
+        return Applied(tuple(changes), tuple(epochs))
+
+    def _append_to(self, head: Head, events: Sequence[NewEvent]) -> tuple[Entry, ...]:
+        seq, prev, total = self._tips.get(head) or head.tip
+        if not head.marked and events and head not in self._marks:
+            self._mark(head, seq + 1)
+        row = self._row
+        entries = []
+        for event in events:
+            body = event.body
+            seq += 1
+            row += 1
+            total += len(body)
+            self._rows.append(
+                (row, head.id, seq, prev, total, event.ts, zlib.crc32(body, seq), event.thread, body)
+            )
+            prev = row
+            entries.append(Entry(seq, body, event.thread))
+        self._row = row
+        self._tips[head] = (seq, prev, total)
+        return tuple(entries)
+
+    def _mark(self, head: Head, first: int) -> None:
+        self._db.execute("INSERT INTO mark VALUES (?, ?, ?)", (head.id, self._generation_number, first))
+        self._marks[head] = first
+
+    def _append_with_ids(self, appends: Sequence[Append]) -> Applied | Conflict:
+        now = self._clock()
+        first: dict[tuple[Head, str], tuple[bytes, Position | None]] = {}
+        for append in appends:
+            head = self.head(append.key)
+            for event in append.events:
+                if event.id is not None:
+                    name = (head, event.id)
+                    known = (
+                        first.get(name)
+                        or self._known.event(head.id, event.id, now=now)
+                        or (event.digest, None)
+                    )
+                    if known[0] != event.digest:
+                        return Conflict(event.id)
+                    first[name] = known
+        changes = []
+        positions = []
+        for append in appends:
+            head = self.head(append.key)
+            appended: list[Entry] = []
+            for event in append.events:
+                position = first[head, event.id][1] if event.id is not None else None
+                if position is None:
+                    appended += self._append_to(head, (event,))
+                    position = Position(head.epoch, appended[-1].seq)
+                    if event.id is not None:
+                        first[head, event.id] = (event.digest, position)
+                        self._known.keep_event(head.id, event, position, now=now)
+                positions.append(position)
+            changes.append((append.key, tuple(appended)))
+        return Applied(tuple(changes), given=tuple(positions))
+
+    def retain(self, limits: Mapping[StreamKey, Retention], now: float) -> dict[StreamKey, int]:
+        """See `Store.retain`."""
+        self._flush()
+        trimmed = {}
+        for key, limit in limits.items():
+            head = self._existing(key)
+            if head is None:
+                continue
+            old = self._trims.get(head) or Trim(head.oldest, head.base, head.since)
+            new = plan(self._db, head.id, self._tips.get(head) or head.tip, old, limit, now=now)
+            if new == old:
+                continue
+            self._db.execute(
+                "UPDATE stream SET oldest = ?, base = ?, since = ? WHERE id = ?", (*new, head.id)
+            )
+            self._trims[head] = new
+            if new.oldest > old.oldest:
+                trimmed[key] = new.oldest
+        self._known.forget(now=now)
+        return trimmed
+
+    def sweep(self) -> bool:
+        """Delete some of the rows that were trimmed, in a transaction of its own; whether there is more to
+        do.
+
+        Not synced: which rows are gone from the disk already does not matter. Only while what is trimmed
+        takes a part of the file that is worth it.
+        """
+        dead = self._physical + self._row - self._as_of - self._alive
+        if self.failed is not None or (not self._swept and dead < max(_MIN_DEAD, self._physical // 8)):
+            return False
+        try:
+            self._check_file()
+            with unsynced(self._db), self._db:
+                upto, deleted = sweep_step(self._db, self._swept, self._as_of)
+                self._db.execute("UPDATE meta SET value = value - ? WHERE name = 'rows'", (deleted,))
+        except (apsw.Error, StoreError) as error:
+            self._undo(error if isinstance(error, StoreError) else translate(error, self._path))
+            return False
+        self._physical -= deleted
+        self._swept = upto if upto < self._as_of else 0
+        return True
+
+    def close(self) -> None:
+        """Write the heads, so that the next opening has nothing to read, and close the file."""
+        try:
+            if self.failed is None and self._row > self._as_of:
+                self._check_file()
+                with self._db:
+                    self._checkpoint_heads()
+        except (apsw.Error, StoreError):
+            self.healthy = False  # The next opening reads the rows instead.
+        finally:
+            self._db.close()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
