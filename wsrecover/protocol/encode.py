@@ -117,7 +117,7 @@ def encode_event(
 
     Raises `InvalidEvent` with the path of what is wrong (`data.items[3].x`) and the limit that it breaks.
     """
-    if type not in TYPES and not (isinstance(type, str) and EVENT_TYPE.match(type)):
+    if type.__class__ is not str or (type not in TYPES and EVENT_TYPE.match(type) is None):
         raise InvalidEvent("type", "must match [a-z][a-z0-9_.]{0,63}")
     if data.__class__ is not dict:
         data = _as_dict(data)
@@ -254,9 +254,9 @@ def join(frames: Sequence[bytes]) -> bytes:
 
 
 def parts(stream: str, seq: int, frame: bytes, *, part_bytes: int, offset: int = 0) -> Iterator[bytes]:
-    """Encoded `part` frames of an encoded event frame, from byte `offset` on, `part_bytes` of it in each.
+    """Encoded `part` frames of an encoded event frame, from byte `offset` on, each of `part_bytes` of it.
 
-    An `offset` that lies outside the frame, which a peer may claim, starts it over: nothing would never arrive.
+    An `offset` outside the frame, which a peer may claim, starts it over: else the event would never come.
     """
     prefix = b'{"op":"part","stream":%b,"seq":%d,"offset":' % (orjson.dumps(stream), seq)
     total = len(frame)
@@ -266,7 +266,11 @@ def parts(stream: str, seq: int, frame: bytes, *, part_bytes: int, offset: int =
         yield b'%b%d,"total":%d,"bytes":"%b"}' % (prefix, start, total, piece)
 
 
-def digest(type: str, thread: str | None, data: Mapping[str, Any]) -> bytes:  # noqa: A002  # The word of the wire.
+def digest(
+    type: str,  # noqa: A002  # The word of the wire.
+    thread: str | None,
+    data: Mapping[str, Any],
+) -> bytes:
     """16 bytes that stand for a command's body, whatever the order of its keys."""
     canonical = orjson.dumps([type, thread, _as_dict(data)], option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(canonical, digest_size=16).digest()

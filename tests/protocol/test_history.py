@@ -1,0 +1,262 @@
+"""Lives of a log and a client over a lossy link: each event once, in order, or a word that it is gone."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import Any
+
+import attrs
+import orjson
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from wsrecover.errors import FrameError
+from wsrecover.protocol.codec import (
+    decode_client,
+    decode_server,
+    encode,
+    encode_event,
+    event_frame,
+    join,
+    parts,
+)
+from wsrecover.protocol.events import Event
+from wsrecover.protocol.frames import Gap, Hello, Live, PrincipalInfo, StreamInfo, Welcome
+from wsrecover.protocol.receiver import Changed, Receiver
+from wsrecover.protocol.resume import judge, make_epoch
+
+PART_BYTES = 120
+INCARNATIONS, GENERATIONS, VALUES = (itertools.count() for _ in range(3))
+
+
+@attrs.define
+class Log:
+    """One stream as a store keeps it; a copy of it is a backup."""
+
+    incarnation: str = attrs.field(factory=lambda: f"i{next(INCARNATIONS)}")
+    lineage: list[str] = attrs.field(factory=lambda: [f"g{next(GENERATIONS)}"])
+    marks: list[tuple[str, int]] = attrs.field(factory=list)
+    bodies: list[bytes] = attrs.field(factory=list)
+    oldest: int = 1
+
+    @property
+    def head(self) -> int:
+        return len(self.bodies)
+
+    def append(self, text: str) -> None:
+        generation = self.lineage[-1]
+        if all(writer != generation for writer, _ in self.marks):
+            self.marks.append((generation, self.head + 1))
+        data = {"value": next(VALUES), "text": text}
+        self.bodies.append(encode_event(ts=1.5, type="chat", data=data, max_bytes=10_000))
+
+    def reopened(self) -> Log:
+        return Log(
+            self.incarnation,
+            [*self.lineage, f"g{next(GENERATIONS)}"],
+            list(self.marks),
+            list(self.bodies),
+            self.oldest,
+        )
+
+    def values(self) -> list[int]:
+        return [orjson.loads(body)["data"]["value"] for body in self.bodies]
+
+
+class Connection:
+    """The server's side of one connection: a cursor, and the messages that are on their way."""
+
+    def __init__(self, log: Log, hello: bytes) -> None:
+        (frame,) = decode_client(hello.decode(), max_bytes=10_000)
+        assert isinstance(frame, Hello)
+        verdict = judge(
+            frame.resume.get("user"),
+            incarnation=log.incarnation,
+            lineage=log.lineage,
+            marks=log.marks,
+            oldest=log.oldest,
+            head=log.head,
+            begin=frame.from_,
+        )
+        info = StreamInfo(
+            make_epoch(log.incarnation, log.lineage[-1]),
+            log.head,
+            log.oldest,
+            verdict.from_seq,
+            verdict.resumed,
+            verdict.reason,
+        )
+        principal = PrincipalInfo("t", "u")
+        self.wire = deque([encode(Welcome(1, "c", principal, {"user": info}, 25, {}, 60))])
+        self.cursor = verdict.from_seq - 1
+        self.held = frame.part.get("user")
+        self.live = False
+
+    def pump(self, log: Log, count: int) -> None:
+        """Send up to `count` events of what lies after the cursor, small ones joined, large ones in parts."""
+        if self.cursor < log.oldest - 1:
+            self.wire.append(encode(Gap("user", "trimmed", self.cursor + 1, log.oldest - 1)))
+            self.cursor = log.oldest - 1
+        batch: list[bytes] = []
+        for seq in range(self.cursor + 1, min(self.cursor + count, log.head) + 1):
+            frame = event_frame("user", seq, log.bodies[seq - 1])
+            if len(frame) <= PART_BYTES:
+                batch.append(frame)
+            else:
+                offset = self.held[1] if self.held is not None and self.held[0] == seq else 0
+                batch += parts("user", seq, frame, part_bytes=PART_BYTES, offset=offset)
+            self.cursor = seq
+        if self.cursor == log.head and not self.live:
+            self.live = True
+            batch.append(encode(Live("user", self.cursor)))
+        self.wire += [join(batch)] if len(batch) < 4 and batch else batch
+
+
+@attrs.define
+class Client:
+    """What the app has seen: of each history, the values, with None for each that it was told is gone."""
+
+    receiver: Receiver = attrs.field(factory=Receiver)
+    seen: list[int | None] = attrs.field(factory=list)
+
+    def take(self, message: bytes) -> None:
+        for frame in decode_server(message):
+            for item in self.receiver.receive(frame):
+                self.note(item)
+
+    def note(self, item: Any) -> None:
+        if isinstance(item, Event):
+            assert item.seq == len(self.seen) + 1, "an event came twice or out of order"
+            self.seen.append(item.data["value"])
+        elif isinstance(item, Gap):
+            assert item.from_ == len(self.seen) + 1
+            assert item.to is not None
+            self.seen += [None] * (item.to - len(self.seen))
+        elif isinstance(item, Changed):
+            self.seen = [None] * item.position.seq
+
+
+class Life(RuleBasedStateMachine):
+    """The client's view is a prefix of the log, with nothing missing that it was not told of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = Log()
+        self.backup = self.log.reopened()
+        self.connection: Connection | None = None
+        self.client = Client()
+        self.started = False
+        self.trimmed = False
+
+    @rule(texts=st.lists(st.sampled_from(["", "x" * 100, "y" * 500]), min_size=1, max_size=4))
+    def publish(self, texts: list[str]) -> None:
+        for text in texts:
+            self.log.append(text)
+
+    @precondition(lambda self: self.connection is None)
+    @rule()
+    def connect(self) -> None:
+        receiver = self.client.receiver
+        hello = Hello("c", resume=receiver.resume(), part=receiver.part(), from_="start")
+        self.connection = Connection(self.log, encode(hello))
+
+    @precondition(lambda self: self.connection is not None)
+    @rule(count=st.integers(1, 6))
+    def send(self, count: int) -> None:
+        assert self.connection is not None
+        self.connection.pump(self.log, count)
+
+    @precondition(lambda self: self.connection is not None)
+    @rule(count=st.integers(1, 6))
+    def deliver(self, count: int) -> None:
+        assert self.connection is not None
+        wire = self.connection.wire
+        for _ in range(min(count, len(wire))):
+            self.take(wire.popleft())
+
+    def take(self, message: bytes) -> None:
+        if not self.started:
+            (welcome,) = decode_server(message)
+            assert isinstance(welcome, Welcome)
+            self.client.seen = [None] * (welcome.streams["user"].from_ - 1)
+            self.started = True
+        self.client.take(message)
+
+    @precondition(lambda self: self.connection is not None)
+    @rule(cut=st.floats(0, 1))
+    def drop_in_mid_message(self, cut: float) -> None:
+        """A WebSocket hands over whole messages: the one that is cut is refused and leaves no trace."""
+        assert self.connection is not None
+        if self.connection.wire:
+            message = self.connection.wire[0]
+            before = (self.client.receiver.resume(), self.client.receiver.part())
+            try:
+                self.client.take(message[: int(cut * (len(message) - 1))])
+            except FrameError:
+                assert (self.client.receiver.resume(), self.client.receiver.part()) == before
+            else:
+                raise AssertionError("half a message was taken")
+        self.connection = None
+
+    @precondition(lambda self: self.started and self.connection is not None and len(self.connection.wire) > 1)
+    @rule(at=st.integers(1, 4))
+    def lose_a_message(self, at: int) -> None:
+        """What no WebSocket does, but a faulty server may: the client finds the hole."""
+        assert self.connection is not None
+        wire = self.connection.wire
+        del wire[min(at, len(wire) - 1)]
+        self.connection = None
+        try:
+            for message in wire:
+                self.take(message)
+        except FrameError:
+            return
+
+    @rule(keep=st.integers(0, 5))
+    def trim(self, keep: int) -> None:
+        self.log.oldest = max(self.log.oldest, self.log.head - keep + 1)
+        self.trimmed = self.trimmed or self.log.oldest > 1
+
+    @rule()
+    def restart(self) -> None:
+        self.connection = None
+        self.log = self.log.reopened()
+
+    @rule()
+    def back_up(self) -> None:
+        self.backup = self.log.reopened()
+
+    @rule()
+    def restore_the_backup(self) -> None:
+        self.connection = None
+        self.log = self.backup.reopened()
+
+    @rule()
+    def lose_the_store(self) -> None:
+        self.connection = None
+        self.log = Log()
+
+    @rule()
+    def catch_up(self) -> None:
+        """Whatever happened, a quiet link brings the client level with the log, and the view is the log's."""
+        self.connection = None
+        self.connect()
+        assert self.connection is not None
+        self.connection.pump(self.log, self.log.head)
+        self.deliver(len(self.connection.wire))
+        values = self.log.values()
+        assert len(self.client.seen) == len(values)
+        for seen, value in zip(self.client.seen, values, strict=True):
+            assert seen in {None, value}
+        assert self.trimmed or None not in self.client.seen, "told of a gap where nothing is gone"
+
+    @invariant()
+    def received_is_what_was_seen(self) -> None:
+        if self.started:
+            assert self.client.receiver.resume()["user"].seq == len(self.client.seen)
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
