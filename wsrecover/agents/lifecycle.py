@@ -50,6 +50,7 @@ from .ending import (
     describe,
     failed,
     is_cancelled,
+    leaves,
     must_pass_at_once,
 )
 from .run import Run
@@ -196,10 +197,9 @@ class Execution:
         return failed("exception", f"the agent returned a {type(result).__name__}, not a JSON object")
 
     def _failure(self, exc: BaseException) -> Ending:
-        cancelled = is_cancelled(exc)
-        if not cancelled or isinstance(exc, BaseExceptionGroup):
+        if any(isinstance(leaf, Exception) for leaf in leaves(exc)):
             log.error("agent_failed", run=self.run.id, agent=self.run.agent, exc_info=exc)
-        if cancelled and trio.current_effective_deadline() == -math.inf:
+        if is_cancelled(exc) and trio.current_effective_deadline() == -math.inf:
             return STOPPED
         code, message, retryable = describe(exc)
         return failed(code, message, retryable=retryable)

@@ -1,0 +1,410 @@
+"""What agents emit: in the author's order, encoded at once, coalesced where it is text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from agents_world import Gated, World
+
+from wsrecover.agents.run import Run
+from wsrecover.errors import AgentError, InvalidEvent, RunBroken, RunEnded, ScopeEnded, StoreUnavailable
+
+
+class TestEmit:
+    async def test_events_carry_run_thread_and_time(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            await run.emit("app.step", {"n": 1})
+            await run.think("hm")
+
+        await world.finish(agent)
+        step, thought = (await world.events())[1:3]
+        assert step == {"ts": 1.8e9, "type": "app.step", "thread": "t1", "run": "r1", "data": {"n": 1}}
+        assert (thought["type"], thought["data"]) == ("agent_thinking", {"text": "hm"})
+
+    async def test_a_bad_event_raises_at_its_author_and_logs_nothing(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            for type_, data in [("Bad", {}), ("x", {"a": {1}}), ("x", {"a": float("nan")}), ("x", [])]:
+                with pytest.raises(InvalidEvent):
+                    await run.emit(type_, data)
+            with pytest.raises(InvalidEvent, match="limit is 65536"):
+                await run.emit("x", {"a": "a" * 70_000})
+
+        assert (await world.finish(agent))["status"] == "completed"
+        assert await world.types() == ["agent_started", "agent_completed"]
+
+    @pytest.mark.parametrize("type_", ["agent_started", "agent_completed"])
+    async def test_lifecycle_events_are_not_an_authors(self, world: World, type_: str) -> None:
+        async def agent(run: Run) -> None:
+            with pytest.raises(InvalidEvent, match="lifecycle"):
+                await run.emit(type_, {})
+
+        assert (await world.finish(agent))["status"] == "completed"
+
+    async def test_changing_the_data_afterwards_changes_nothing(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            data = {"n": 1}
+            await run.emit("x", data)
+            data["n"] = 2
+
+        await world.finish(agent)
+        assert await world.told("x") == [{"n": 1}]
+
+    async def test_flush_waits_for_the_commit(self, world: World, gated: Gated) -> None:
+        flushed = trio.Event()
+
+        async def agent(run: Run) -> None:
+            await run.emit("x", {})
+            await run.flush()
+            flushed.set()
+
+        execution = world.execution(agent)
+        await execution.start()
+        gated.hold()
+        world.nursery.start_soon(execution.execute)
+        await gated.reached.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not flushed.is_set()
+        gated.open.set()
+        await execution.wait_ended()
+        assert flushed.is_set()
+
+    async def test_a_full_journal_makes_the_author_wait(
+        self, small_world: Callable[..., Any], gated: Gated
+    ) -> None:
+        world = await small_world(max_units=2)
+        emitted: list[int] = []
+
+        async def agent(run: Run) -> None:
+            for n in range(5):
+                await run.emit("x", {"n": n})
+                emitted.append(n)
+
+        execution = world.execution(agent)
+        await execution.start()
+        gated.hold()
+        world.nursery.start_soon(execution.execute)
+        await trio.testing.wait_all_tasks_blocked()
+        assert emitted == [0, 1]
+        gated.open.set()
+        await execution.wait_ended()
+        assert [data["n"] for data in await world.told("x")] == [0, 1, 2, 3, 4]
+
+    async def test_a_loop_that_only_emits_lets_others_run(self, world: World) -> None:
+        other = trio.Event()
+        emitted = 0
+
+        async def agent(run: Run) -> None:
+            nonlocal emitted
+            while not other.is_set():
+                await run.emit("x", {})
+                emitted += 1
+
+        async def another() -> None:
+            other.set()
+
+        execution = await world.launch(agent)
+        world.nursery.start_soon(another)
+        await execution.wait_ended()
+        assert emitted < 100
+
+    async def test_after_the_end_it_says_so(self, world: World) -> None:
+        kept: list[Run] = []
+
+        async def agent(run: Run) -> None:
+            kept.append(run)
+
+        await world.finish(agent)
+        with pytest.raises(RunEnded):
+            await kept[0].emit("late", {})
+        await world.terminal()
+
+    async def test_after_a_failed_commit_it_says_so(self, world: World, gated: Gated) -> None:
+        raised: list[type[Exception]] = []
+
+        async def agent(run: Run) -> None:
+            gated.failure = StoreUnavailable("disk full")
+            await run.emit("x", {})
+            for call in (run.flush, lambda: run.emit("y", {})):
+                try:
+                    await call()
+                except RunBroken as error:
+                    raised.append(type(error))
+            gated.failure = None
+
+        end = await world.finish(agent)
+        assert raised == [RunBroken, RunBroken]
+        assert end["status"] == "failed"
+        assert end["error"]["code"] == "exception"
+        assert "log failed" in end["error"]["message"]
+        assert await world.types() == ["agent_started", "agent_completed"]
+
+
+class TestTool:
+    async def test_a_tool_call_is_told_from_its_start_to_its_output(
+        self, world: World, mock_clock: trio.testing.MockClock
+    ) -> None:
+        async def agent(run: Run) -> None:
+            async with run.tool("search", {"q": "x"}) as tool:
+                await tool.progress(found=1)
+                mock_clock.jump(2.5)
+                await tool.complete({"hits": 3})
+
+        await world.finish(agent)
+        executing, progress, completed = (await world.events())[1:4]
+        assert (executing["type"], progress["type"], completed["type"]) == (
+            "tool_executing",
+            "tool_progress",
+            "tool_completed",
+        )
+        call = executing["data"].pop("tool_call_id")
+        assert executing["data"] == {"tool": "search", "input": {"q": "x"}}
+        assert progress["data"] == {"tool_call_id": call, "found": 1}
+        assert completed["data"] == {
+            "tool_call_id": call,
+            "tool": "search",
+            "output": {"hits": 3},
+            "duration": 2.5,
+        }
+
+    async def test_complete_waits_for_the_commit(self, world: World, gated: Gated) -> None:
+        done = trio.Event()
+
+        async def agent(run: Run) -> None:
+            async with run.tool("search", {}) as tool:
+                await tool.complete(1)
+                done.set()
+
+        execution = world.execution(agent)
+        await execution.start()
+        gated.hold()
+        world.nursery.start_soon(execution.execute)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not done.is_set()
+        gated.open.set()
+        await execution.wait_ended()
+        assert done.is_set()
+
+    async def test_leaving_without_complete_has_the_output_null(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            async with run.tool("search", {}):
+                pass
+
+        await world.finish(agent)
+        assert [data["output"] for data in await world.told("tool_completed")] == [None]
+
+    async def test_completing_twice_is_refused_and_logs_nothing(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            async with run.tool("search", {}) as tool:
+                await tool.complete(1)
+                with pytest.raises(ScopeEnded):
+                    await tool.complete(2)
+                with pytest.raises(ScopeEnded):
+                    await tool.progress(n=1)
+
+        assert (await world.finish(agent))["status"] == "completed"
+        assert [data["output"] for data in await world.told("tool_completed", "tool_failed")] == [1]
+
+    async def test_an_output_that_is_not_json_leaves_the_call_open(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            async with run.tool("search", {}) as tool:
+                with pytest.raises(InvalidEvent):
+                    await tool.complete({1})
+                await tool.complete([1])
+
+        await world.finish(agent)
+        assert [data["output"] for data in await world.told("tool_completed", "tool_failed")] == [[1]]
+
+    @pytest.mark.parametrize(
+        ("raised", "error"),
+        [
+            (ValueError("password=1234"), {"code": "exception", "message": "ValueError"}),
+            (AgentError("no such page", code="missing"), {"code": "missing", "message": "no such page"}),
+            (ExceptionGroup("g", [KeyError(1)]), {"code": "exception", "message": "KeyError"}),
+        ],
+    )
+    async def test_an_exception_fails_the_call_and_passes_on(
+        self, world: World, raised: Exception, error: dict[str, str]
+    ) -> None:
+        async def agent(run: Run) -> None:
+            with pytest.raises(type(raised)):
+                async with run.tool("search", {}):
+                    raise raised
+
+        assert (await world.finish(agent))["status"] == "completed"
+        assert [data["error"] for data in await world.told("tool_completed", "tool_failed")] == [error]
+
+    async def test_a_time_out_around_the_call_fails_it_as_cancelled(
+        self, world: World, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        async def agent(run: Run) -> None:
+            with trio.move_on_after(1):
+                async with run.tool("search", {}):
+                    await trio.sleep_forever()
+            await run.think("next")
+
+        assert (await world.finish(agent))["status"] == "completed"
+        failed = await world.told("tool_failed")
+        assert [data["error"]["code"] for data in failed] == ["cancelled"]
+        assert (await world.types())[-2] == "agent_thinking"
+
+
+class TestMessage:
+    async def test_the_deltas_are_the_text(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            async with run.message(role="assistant") as message:
+                for token in ["Hé", "llo ", "𝄞", "!", ""]:
+                    await message.text(token)
+                    await trio.testing.wait_all_tasks_blocked()
+
+        await world.finish(agent)
+        started, *deltas, completed = (await world.events())[1:-1]
+        message = started["data"]["message_id"]
+        assert (started["type"], started["data"]["role"]) == ("message_started", "assistant")
+        assert [(event["data"]["offset"], event["data"]["text"]) for event in deltas] == [
+            (0, "Hé"),
+            (2, "llo "),
+            (6, "𝄞"),
+            (8, "!"),
+        ]
+        assert completed["data"] == {"message_id": message, "text": "Héllo 𝄞!"}
+
+    async def test_text_waits_for_the_commit_under_way_and_then_goes_as_one(
+        self, world: World, gated: Gated
+    ) -> None:
+        held = trio.Event()
+
+        async def agent(run: Run) -> None:
+            async with run.message() as message:
+                await run.flush()
+                gated.hold()
+                for token in "abcdef":
+                    await message.text(token)
+                await trio.testing.wait_all_tasks_blocked()
+                held.set()
+                await trio.sleep_forever()
+
+        execution = await world.launch(agent)
+        await held.wait()
+        gated.open.set()
+        await trio.testing.wait_all_tasks_blocked()
+        deltas = await world.told("message_delta")
+        assert [(delta["offset"], delta["text"]) for delta in deltas] == [(0, "a"), (1, "bcdef")]
+        execution.cancel()
+        await execution.wait_ended()
+
+    async def test_text_goes_before_any_other_event_of_the_run(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            async with run.message() as one, run.message() as two:
+                for _ in range(3):
+                    await one.text("a")
+                    await two.text("b")
+                await run.emit("x", {})
+                await one.text("c")
+
+        await world.finish(agent)
+        order = [
+            event["data"].get("text", "x")
+            for event in await world.events()
+            if event["type"] in ("message_delta", "x")
+        ]
+        assert "".join(order) == "abababxc"
+
+    async def test_much_text_waits_for_room(self, small_world: Callable[..., Any], gated: Gated) -> None:
+        world = await small_world(max_units=3)
+        sent = 0
+
+        async def agent(run: Run) -> None:
+            nonlocal sent
+            async with run.message() as message:
+                await run.flush()
+                gated.hold()
+                for _ in range(100):
+                    await message.text("x" * 500)
+                    sent += 1
+
+        execution = await world.launch(agent)
+        await gated.reached.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sent * 500 < 4 * 4096 + 1000
+        gated.open.set()
+        await execution.wait_ended()
+        assert "".join(data["text"] for data in await world.told("message_delta")) == "x" * 50_000
+
+    async def test_text_that_found_no_room_is_sent_when_there_is_some(
+        self, small_world: Callable[..., Any], gated: Gated
+    ) -> None:
+        world = await small_world(max_units=2)
+
+        async def talker(run: Run) -> None:
+            async with run.message() as message:
+                await run.flush()
+                await message.text("a")
+                await message.text("b")
+                await trio.sleep_forever()
+
+        async def flood(run: Run) -> None:
+            for _ in range(20):
+                await run.emit("x", {})
+
+        other = world.execution(flood, run="r2")
+        await other.start()
+        execution = world.execution(talker)
+        await execution.start()
+        world.nursery.start_soon(execution.execute)
+        world.nursery.start_soon(other.execute)
+        await other.wait_ended()
+        await trio.testing.wait_all_tasks_blocked()
+        assert "".join(data["text"] for data in await world.told("message_delta")) == "ab"
+        execution.cancel()
+        await execution.wait_ended()
+
+    async def test_an_exception_completes_the_message_as_interrupted(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            async with run.message() as message:
+                await message.text("half")
+                raise ValueError
+
+        assert (await world.finish(agent))["status"] == "failed"
+        assert [(data["text"], data["interrupted"]) for data in await world.told("message_completed")] == [
+            ("half", True)
+        ]
+
+    @pytest.mark.parametrize("token", [b"bytes", None, 1, "\ud800"])
+    async def test_what_is_not_text_is_refused_and_the_message_goes_on(
+        self, world: World, token: Any
+    ) -> None:
+        async def agent(run: Run) -> None:
+            async with run.message() as message:
+                await message.text("a")
+                with pytest.raises(InvalidEvent, match="text"):
+                    await message.text(token)
+                await message.text("b")
+
+        await world.finish(agent)
+        assert [data["text"] for data in await world.told("message_completed")] == ["ab"]
+
+    async def test_a_message_longer_than_an_event_is_refused_where_it_grows(self, world: World) -> None:
+        async def agent(run: Run) -> dict[str, bool] | None:
+            async with run.message() as message:
+                for _ in range(65):
+                    try:
+                        await message.text('"' * 511)
+                    except InvalidEvent:
+                        return {"refused": True}
+            return None
+
+        end = await world.finish(agent)
+        assert end["result"] == {"refused": True}
+
+    async def test_after_its_end_it_takes_no_text(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            async with run.message() as message:
+                pass
+            with pytest.raises(ScopeEnded):
+                await message.text("late")
+
+        assert (await world.finish(agent))["status"] == "completed"
