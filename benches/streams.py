@@ -41,8 +41,8 @@ class Follower:
         self.taken += batch.last + 1 - batch.first
         return True
 
-    def lag(self, stream: Stream) -> None:
-        raise AssertionError(f"{stream.name} lags")
+    def lag(self, stream: Stream, after: int) -> None:
+        raise AssertionError(f"{stream.name} lags after {after}")
 
 
 async def fill(store: Store, per_stream: int) -> None:
