@@ -48,8 +48,8 @@ class Inbox:
         """Take the entries of one message of `size` bytes, whether there is room or not."""
         if not entries:
             return
-        last = len(entries) - 1
-        self._entries.extend((entry, size if index == last else 0) for index, entry in enumerate(entries))
+        self._entries += [(entry, 0) for entry in entries]
+        self._entries[-1] = (entries[-1], size)
         self._bytes += size
         self._arrival.unpark_all()
 
@@ -77,14 +77,16 @@ class Inbox:
 
         Raises what `end` was given, or `trio.EndOfChannel`, when there are no more.
         """
-        await self._handled()
+        self._mark_handed()
+        await trio.lowlevel.checkpoint_if_cancelled()
         while (item := self._pop()) is None:
             await self._wait()
         return item
 
     async def take_batch(self) -> list[Item]:
         """All items there are, at least one; a replay is waited for, as far as it fits. Else like `take`."""
-        await self._handled()
+        self._mark_handed()
+        await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             batch: list[Item] = []
             if not self._replaying or self._full(1):
@@ -94,17 +96,17 @@ class Inbox:
                 return batch
             await self._wait()
 
-    async def _handled(self) -> None:
+    def _mark_handed(self) -> None:
         for track, seq in self._handed:
             self._progress.mark(track, seq)
         self._handed.clear()
-        await trio.lowlevel.checkpoint_if_cancelled()
 
     def _pop(self) -> Item | None:
         while self._entries:
             (item, track, seq), size = self._entries.popleft()
             self._bytes -= size
-            self._room.unpark_all()
+            if self._room:
+                self._room.unpark_all()
             if item is None and track is not None and not self._handed:
                 self._progress.mark(track, seq)
             elif track is not None:

@@ -93,6 +93,7 @@ class Link:
         self._heartbeat = math.inf
         self._heard = trio.current_time()
         self._auth_id = ""
+        self._refreshing = False
         self._catching_up: set[str] = set()
 
     async def run(self, first: bytes | None) -> TransportError:
@@ -217,7 +218,8 @@ class Link:
             case Pong():
                 pass
             case AuthRequired():
-                if self._shared.tokens.refreshable:
+                if self._shared.tokens.refreshable and not self._refreshing:
+                    self._refreshing = True
                     self._start(self._refresh, frame.expires_in)
             case Drain():
                 self.drain = frame
@@ -275,6 +277,7 @@ class Link:
     async def _refresh(self, expires_in: float) -> None:
         """Hand in a fresh token, at a random moment of the first half of the time that is left."""
         await trio.sleep(self._shared.rng() * expires_in / 2)
+        self._refreshing = False
         try:
             token = await self._shared.tokens.fresh()
         except TokenError as error:
@@ -292,9 +295,9 @@ def _entry(item: Item, tracks: Mapping[str, Track]) -> Entry:
     A gap, a changed history and all but the last of a snapshot's frames move nothing: a position without the
     state that belongs to it, which follows, would make a restart lose that state.
     """
+    if isinstance(item, Event):
+        return item, tracks.get(item.stream), item.seq
     match item:
-        case Event(stream=stream, seq=seq):
-            return item, tracks.get(stream), seq
         case Live(stream=stream, seq=seq) | Skip(stream=stream, to=seq):
             return None, tracks.get(stream), seq
         case Snapshot(stream=stream, seq=seq, more=False):

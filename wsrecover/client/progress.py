@@ -67,6 +67,8 @@ class Progress:
 
     def mark(self, track: Track, seq: int) -> None:
         """The app has handled everything of a history up to `seq`."""
+        if track.stream not in self.tracks:
+            return  # Forgotten while it waited for the app.
         self._processed[track.stream] = (track, seq)
         self._marks += 1
         if self._marks == 1:
