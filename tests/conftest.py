@@ -9,7 +9,7 @@ from hypothesis import settings
 
 CI = os.environ.get("WSRECOVER_CI") == "1"
 
-# A failure that CI saw must be seen again on the next run and at home: the examples follow from the test alone.
+# A failure that CI saw must be seen again at home: its examples follow from the test alone.
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("home", deadline=None, print_blob=True)
 settings.load_profile("ci" if CI else "home")

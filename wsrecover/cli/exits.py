@@ -21,7 +21,7 @@ from wsrecover.errors import (
     WsrecoverError,
 )
 
-__all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "Failure", "finish"]
+__all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "Failure", "finish", "leaves"]
 
 OK: Final = 0
 FAILED: Final = 1
@@ -44,23 +44,24 @@ def finish(command: Callable[[], int]) -> int:
         code = command()
         sys.stdout.flush()
     except BaseException as error:
-        leaves = list(_leaves(error))
-        if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+        found = list(leaves(error))
+        if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
             return INTERRUPTED
-        if all(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+        if all(isinstance(leaf, BrokenPipeError) for leaf in found):
             return _reader_left()
-        words = [_words(leaf) for leaf in leaves]
-        if not leaves or None in words:
+        words = [_words(leaf) for leaf in found]
+        if not found or None in words:
             raise
         code, message = next(word for word in words if word is not None)
         sys.stderr.write(f"wsrecover: {message}\n")
     return code
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in a group of groups, without the cancellations that they caused."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     elif not isinstance(error, trio.Cancelled):
         yield error
 

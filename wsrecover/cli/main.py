@@ -18,7 +18,7 @@ __all__ = ["commands", "main"]
 commands: Final = App(
     name="wsrecover",
     help="A WebSocket server for AI agents whose events survive every dropped connection.",
-    version=version("wsrecover"),
+    version=lambda: version("wsrecover"),
     help_format="plaintext",
     result_action="return_value",
 )

@@ -16,10 +16,10 @@ from cyclopts import Parameter
 import wsrecover.server
 from wsrecover.agents.app import App
 from wsrecover.config import Config
-from wsrecover.errors import ConfigError
+from wsrecover.errors import ConfigError, TransportError
 from wsrecover.server import Server
 
-from .exits import OK
+from .exits import OK, Failure, leaves
 from .logs import configure
 from .options import ConfigFile, Host, LogFormatOption, Port, SecretFile, Store, settings
 
@@ -62,7 +62,13 @@ async def run_server(app: App, config: Config, on_ready: Callable[[Server], obje
     """
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, nursery.cancel_scope)
-        server = await nursery.start(wsrecover.server.serve, app, config)
+        try:
+            server = await nursery.start(wsrecover.server.serve, app, config)
+        except* TransportError as group:
+            (error,) = leaves(group)
+            raise Failure(
+                f"listener: {error}\nChoose another port with --port; 0 takes any free one."
+            ) from error
         if on_ready is not None:
             on_ready(server)
     log.info("stopped")

@@ -1,0 +1,122 @@
+"""`token`, `send`, `publish` and `tail` against a server, each a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from wsrecover.access.principal import Principal
+from wsrecover.access.tokens import TokenVerifier
+
+if TYPE_CHECKING:
+    from .conftest import Cli
+
+
+class TestToken:
+    def test_it_says_who_it_speaks_for(self, cli: Cli) -> None:
+        options = ("--role", "service", "--role", "editor", "--tier", "early", "--lifetime", "60")
+        before = time.time()
+        text = Path(cli.token(*options)).read_text().strip()
+        verifier = TokenVerifier(cli.secret_file.read_bytes().strip(), leeway=0, clock=time.time)
+        grant = verifier.verify(text)
+        assert grant.principal == Principal("acme", "ada", ("service", "editor"), "early")
+        assert before + 60 <= grant.expires_at <= time.time() + 60
+
+    def test_a_short_secret_is_refused(self, cli: Cli) -> None:
+        cli.secret_file.write_text("short")
+        done = cli.run(
+            "token", "--tenant", "acme", "--user", "ada", "--secret-file", str(cli.secret_file), code=2
+        )
+        assert done.stderr == "wsrecover: config: secret_file: has 5 bytes; accepted: at least 32 bytes\n"
+
+    def test_a_lifetime_that_is_over_is_refused(self, cli: Cli) -> None:
+        assert (
+            "--lifetime" in cli.run("token", "--tenant", "a", "--user", "u", "--lifetime", "0", code=2).stderr
+        )
+
+
+class TestTail:
+    def test_it_shows_what_send_and_publish_write_and_goes_on_where_it_was(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            ada = ("--url", url, "--token-file", cli.token())
+            service = ("--url", url, "--token-file", cli.token("--role", "service", user="robot"))
+            assert orjson.loads(cli.run("send", *ada, "chat", '{"text": "one"}').stdout) == {"seq": 1}
+            published = cli.run(
+                "publish", *service, "ada", "notice", '{"text": "two"}', "--thread", "t1"
+            ).stdout
+            ((epoch, seq),) = orjson.loads(published)["positions"]
+            assert seq == 2
+            with cli.start("tail", *ada, "--json", "--since", "0") as process:
+                lines = [orjson.loads(process.wait_for(text, stream="stdout")) for text in ("one", "two")]
+                code, _, err = process.stop(signal.SIGINT)
+            assert code == 130
+            assert [line["id"] for line in lines] == [f"{epoch}.1", f"{epoch}.2"]
+            assert lines[1]["data"] == {"text": "two"}
+            assert lines[1]["thread"] == "t1"
+            assert f"--since {epoch}.2" in err
+            cli.run("send", *ada, "chat", '{"text": "three"}')
+            with cli.start("tail", *ada, "--json", "--since", f"{epoch}.2") as process:
+                assert orjson.loads(process.wait_for('"event"', stream="stdout"))["seq"] == 3
+
+    def test_its_lines_for_a_reader_show_seq_type_and_data(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            ada = ("--url", url, "--token-file", cli.token())
+            cli.run("send", *ada, "chat", '{"text": "hello"}')
+            with cli.start("tail", *ada, "--since", "0") as process:
+                line = process.wait_for("hello", stream="stdout")
+        assert line.split()[1:3] == ["1", "chat"]
+
+    def test_it_ends_quietly_when_its_reader_leaves(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            ada = ("--url", url, "--token-file", cli.token())
+            cli.run("send", *ada, "chat", '{"text": "read"}')
+            with cli.start("tail", *ada, "--since", "0") as process:
+                process.wait_for("read", stream="stdout")
+                process.popen.stdout.close()
+                cli.run("send", *ada, "chat", '{"text": "not read"}')
+                assert process.popen.wait(timeout=60) == 0
+                assert "Traceback" not in process.popen.stderr.read()
+
+    @pytest.mark.parametrize("since", ["x", "1.x", "-1", "²"])
+    def test_a_position_that_is_none_is_refused(self, cli: Cli, since: str) -> None:
+        assert "EPOCH.SEQ" in cli.run("tail", f"--since={since}", code=2).stderr
+
+
+class TestFailures:
+    def test_a_refused_command_says_why(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            common = ("--url", url, "--token-file", cli.token())
+            done = cli.run("send", *common, "no_such_command", code=1)
+            assert done.stderr.startswith("wsrecover: unknown_type: ")
+            assert cli.run("publish", *common, "bob", "notice", code=1).stderr.startswith("wsrecover: ")
+
+    def test_a_refused_token_says_how_to_get_another(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            file = cli.home / "bad.token"
+            file.write_text("a.b.c")
+            for command in (("tail",), ("send", "chat")):
+                done = cli.run(*command, "--url", url, "--token-file", str(file), code=1)
+                assert "wsrecover token" in done.stderr
+
+    def test_without_a_server_it_says_how_to_start_one(self, cli: Cli) -> None:
+        done = cli.run("send", "--url", "ws://127.0.0.1:9", "--token", "x", "chat", code=1)
+        assert done.stderr == (
+            "wsrecover: no server answers at ws://127.0.0.1:9.\nStart one with: wsrecover dev\n"
+        )
+
+    def test_without_a_token_it_says_where_to_get_one(self, cli: Cli) -> None:
+        done = cli.run("tail", code=2)
+        assert "there is no token" in done.stderr
+
+    @pytest.mark.parametrize("data", ["{", "[]", "1"])
+    def test_data_that_is_no_object_is_refused(self, cli: Cli, data: str) -> None:
+        assert "JSON" in cli.run("send", "--token", "x", "chat", data, code=2).stderr
+
+    def test_a_url_that_is_none_is_refused(self, cli: Cli) -> None:
+        done = cli.run("send", "--token", "x", "--url", "http://here", "chat", code=2)
+        assert "accepted: ws://host" in done.stderr

@@ -1,0 +1,85 @@
+"""The demo as a newcomer runs it, shorter: real sockets, a real store, real cuts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from wsrecover.demo import proof
+from wsrecover.demo.proof import Plan, Report, Sight, prove
+from wsrecover.errors import ConfigError
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    file = tmp_path / "text.md"
+    file.write_text("# Ein Titel\n\n" + "Zwölf Boxkämpfer jagen Viktor 😀 quer über den Sylter Deich. " * 5)
+    return file
+
+
+async def test_eight_cuts_lose_nothing(text_file: Path) -> None:
+    sights: list[Sight] = []
+    report = await prove(Plan(file=text_file, cuts=8, seed=1), sights.append)
+    assert report.faults == []
+    assert report.cuts == 8
+    assert report.resumes >= 1
+    assert report.longest_outage > 0
+    assert report.verdict.published > 20
+    assert sights[-1].cuts == 8
+
+
+async def test_without_cuts_the_file_is_read_once(text_file: Path) -> None:
+    report = await prove(Plan(file=text_file, cuts=0))
+    assert report.proven
+    assert (report.cuts, report.resumes) == (0, 0)
+
+
+async def test_a_store_that_is_given_is_kept_and_serves_again(text_file: Path, tmp_path: Path) -> None:
+    plan = Plan(file=text_file, cuts=2, store=f"sqlite:{tmp_path / 'kept.db'}")
+    first = await prove(plan)
+    second = await prove(attrs.evolve(plan, seed=3))
+    assert first.proven
+    assert second.proven
+    assert (tmp_path / "kept.db").exists()
+
+
+async def test_an_event_that_the_app_did_not_get_fails_the_proof(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = proof.judge
+    monkeypatch.setattr(proof, "judge", lambda log, got: judge(log, [*got[:5], *got[6:]]))
+    report = await prove(Plan(file=text_file, cuts=0))
+    assert not report.proven
+    assert report.faults[0] == "1 missing"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"cuts": -1}, "cuts"), ({"store": "memory"}, "store"), ({"file": Path("absent")}, "FILE")],
+)
+async def test_what_cannot_be_done_is_refused(change: dict[str, object], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        await prove(Plan(**change))  # type: ignore[arg-type]  # wrong on purpose
+    assert caught.value.field == field
+
+
+def test_every_fault_is_named(tmp_path: Path) -> None:
+    clean = Report(
+        file=tmp_path,
+        seed=1,
+        verdict=proof.Verdict(published=3, delivered=3, duplicates=0, missing=0, reordered=0, altered=0),
+        wanted=2,
+        cuts=2,
+        resumes=1,
+        longest_outage=0.1,
+        seconds=1.0,
+        text_arrived=True,
+    )
+    assert clean.proven
+    for fault in ("duplicates", "missing", "reordered", "altered"):
+        report = attrs.evolve(clean, verdict=attrs.evolve(clean.verdict, **{fault: 1}))
+        assert f"1 {fault}" in report.faults
+    assert not attrs.evolve(clean, cuts=1).proven
+    assert not attrs.evolve(clean, text_arrived=False).proven

@@ -1,0 +1,5 @@
+"""`python -m wsrecover`: the command line."""
+
+from wsrecover.cli import main
+
+main()

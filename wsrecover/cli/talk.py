@@ -1,0 +1,56 @@
+"""What the commands that talk to a server share: the way there, and one command with its result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import orjson
+import trio
+
+from wsrecover.client import connect
+from wsrecover.client.entry import check_url
+
+from .exits import OK, Failure
+from .options import token_source
+
+__all__ = ["call", "check_reachable"]
+
+PATIENCE: Final = 10.0
+"""Seconds without a connection, or without an answer, after which a command fails."""
+
+DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
+
+
+async def check_reachable(url: str) -> None:
+    """Fail at once where nobody listens: a session would try again for ever."""
+    parts = urlsplit(check_url(url))
+    try:
+        with trio.fail_after(PATIENCE):
+            stream = await trio.open_tcp_stream(
+                parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
+            )
+    except (OSError, trio.TooSlowError) as error:
+        raise Failure(f"no server answers at {url}.\nStart one with: wsrecover dev") from error
+    await stream.aclose()
+
+
+def call(
+    url: str, token: str | None, token_file: Path | None, kind: str, data: dict[str, Any], thread: str | None
+) -> int:
+    """Send one command and print its result as JSON."""
+    source = token_source(token, token_file)
+
+    async def talk() -> dict[str, Any]:
+        await check_reachable(url)
+        try:
+            async with connect(url, token=source, from_="live", give_up_after=PATIENCE) as session:
+                return await session.send(kind, data, thread=thread, timeout=PATIENCE)
+        except trio.TooSlowError:
+            raise Failure(f"no answer within {PATIENCE:g} s; whether it took effect is not known") from None
+
+    result = trio.run(talk)
+    sys.stdout.write(orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE).decode())
+    return OK
