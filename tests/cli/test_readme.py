@@ -1,0 +1,108 @@
+"""The README keeps its word: every snippet runs, every command and every file that it names is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from wsrecover.cli.main import commands
+from wsrecover.config import load_config
+from wsrecover.demo.agents import readme
+
+if TYPE_CHECKING:
+    from .conftest import Cli
+
+README = readme().read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+AGENT, EMBEDDED, CLIENT = (text for language, text in BLOCKS if language == "python")
+SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
+CHECKOUT = Path(__file__).parents[2]
+
+URL = "ws://127.0.0.1:8765"
+
+
+def said(start: str) -> str:
+    """The one shell line of the README that begins so."""
+    (line,) = [line for line in SHELL if line.startswith(start)]
+    return line
+
+
+def mentioned() -> set[str]:
+    """Every `wsrecover …` in the shell blocks, the text and the tables."""
+    inline = re.findall(r"`(wsrecover [^`]+)`", README)
+    typed = [part.strip() for line in SHELL for part in line.split("&&")]
+    return {text.partition(" > ")[0] for text in [*inline, *typed] if text.startswith("wsrecover ")}
+
+
+@pytest.fixture
+def folder(cli: Cli) -> Cli:
+    """A current folder with `triage.py`, the secret and the token, made as the README says."""
+    (cli.home / "triage.py").write_text(AGENT)
+    cli.shell(said("python3 -c").replace("python3", shlex.quote(sys.executable), 1))
+    cli.shell(said("wsrecover token"))
+    return cli
+
+
+def test_the_embedded_server_runs(folder: Cli) -> None:
+    (folder.home / "main.py").write_text(EMBEDDED)
+    done = folder.shell(f"{shlex.quote(sys.executable)} main.py")
+    assert re.fullmatch(
+        r"listening at ws://127\.0\.0\.1:\d+, logged as 1\n", done.stdout.splitlines(True)[-1]
+    )
+
+
+def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: Cli) -> None:
+    serve = shlex.split(said("wsrecover serve"))[1:]
+    with folder.start(*serve, "--port", "0", "--store", "memory", "--log-format", "json") as process:
+        url = process.ready()["url"]
+        assert URL in CLIENT
+        (folder.home / "client.py").write_text(CLIENT.replace(URL, url))
+        lines = folder.shell(f"{shlex.quote(sys.executable)} client.py").stdout.splitlines()
+        types = [line.split()[1] for line in lines]
+        assert types[0] == "agent_started"
+        assert {"agent_thinking", "tool_executing", "tool_completed", "message_delta"} < set(types)
+        assert "'answer': 42" in lines[-1]
+        tail = shlex.split(said("wsrecover tail"))[1:]
+        with folder.start(*tail, "--url", url, "--since", "0") as follower:
+            folder.shell(f"{said('wsrecover send')} --url {url}")
+            follower.wait_for("agent_completed", stream="stdout")
+            follower.wait_for("agent_completed", stream="stdout")
+
+
+@pytest.mark.parametrize("name", sorted({text.split()[1] for text in mentioned()}))
+def test_each_command_and_option_that_is_mentioned_exists(cli: Cli, name: str) -> None:
+    shown = cli.run(name, "--help").stdout
+    rows = re.findall(rf"^\| `wsrecover {name}\b.*$", README, re.MULTILINE)
+    texts = [text for text in mentioned() if text.split()[1] == name]
+    options = {option for text in [*rows, *texts] for option in re.findall(r"--[a-z-]+", text)}
+    assert [option for option in sorted(options) if option not in shown] == []
+
+
+def test_each_command_has_its_row() -> None:
+    rows = re.findall(r"^\| `wsrecover (\w+)", README, re.MULTILINE)
+    assert sorted(rows) == sorted(name for name in commands if not name.startswith("-"))
+
+
+def test_the_config_file_loads(tmp_path: Path) -> None:
+    (text,) = [text for language, text in BLOCKS if language == "toml"]
+    file = tmp_path / "wsrecover.toml"
+    file.write_text(text)
+    assert load_config(file).timeouts.run == 600
+
+
+def test_each_file_that_it_links_to_is_there() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert links
+    assert [link for link in links if not (CHECKOUT / link).exists()] == []
+
+
+def test_the_two_first_commands_are_the_ones_that_the_checkout_supports() -> None:
+    assert "python3 -m pip install . && wsrecover demo" in SHELL
+    assert "python3 -m pip install nox && nox -s tests" in SHELL
+    noxfile = (CHECKOUT / "noxfile.py").read_text(encoding="utf-8")
+    assert "@nox.session\ndef tests(" in noxfile
