@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,6 @@ from wsrecover.transport import (
     Refusal,
     Request,
     ServerSocket,
-    SocketPipe,
     open_listeners,
     serve_sockets,
 )
@@ -67,6 +66,12 @@ class EchoServer:
     def echo(self, sock: ServerSocket, message: str | bytes) -> None:
         data = message.encode() if isinstance(message, str) else message
         sock.outbox.put(frame(0x1 if isinstance(message, str) else 0x2, data, mask=None))
+        if sock.outbox.pending:
+            self.nursery.start_soon(self.drain, sock)
+
+    async def drain(self, sock: ServerSocket) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await sock.outbox.drain()
 
     async def how_it_ended(self, count: int = 1) -> ConnectionClosed:
         """Wait until `count` connections have ended; the last one."""
@@ -208,12 +213,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContex
     """A server's and a client's context around a self-signed certificate for 127.0.0.1 and localhost."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())

@@ -141,7 +141,7 @@ class TestTheUpgrade:
         assert request.query == {"client": "é 1", "b": ""}
         assert request.headers["HOST"] == "test"
         assert request.subprotocols == ("b", "a", "c")
-        assert request.peer == "127.0.0.1:{}".format(client.stream.socket.getsockname()[1])
+        assert request.peer == f"127.0.0.1:{client.stream.socket.getsockname()[1]}"
         assert b"\r\nSec-WebSocket-Protocol: b\r\n" in head + b"\r\n"
 
     async def test_the_accept_key_is_the_one_of_the_rfc(self, wire, server) -> None:
@@ -152,9 +152,7 @@ class TestTheUpgrade:
     async def test_compression_is_never_negotiated(self, wire, server) -> None:
         client = await wire.connect(server)
         await client.send(
-            wire.upgrade.replace(
-                b"Host: test", b"Host: test\r\nSec-WebSocket-Extensions: permessage-deflate"
-            )
+            wire.upgrade.replace(b"Host: test", b"Host: test\r\nSec-WebSocket-Extensions: permessage-deflate")
         )
         head = await client.head()
         assert head.startswith(b"HTTP/1.1 101")
@@ -360,9 +358,7 @@ class TestTheClient:
         (listener,) = await open_listeners("127.0.0.1", 0)
         url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
         with pytest.raises(TransportError, match="no answer"):
-            async with open_socket(
-                url, headers={}, subprotocols=[], timeout=0.05, max_message_bytes=1000
-            ):
+            async with open_socket(url, headers={}, subprotocols=[], timeout=0.05, max_message_bytes=1000):
                 pass
         listener.close()
 

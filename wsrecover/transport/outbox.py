@@ -120,6 +120,15 @@ class Outbox(trio.abc.Stream):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.close()
 
+    async def send_preface(self) -> None:
+        """Send a preface that no write has taken along, and wait until it is taken.
+
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError: the connection is gone.
+        """
+        if self._preface:
+            await self.drain()
+
     async def drain(self, *, progress_timeout: float = math.inf) -> None:
         """Wait until nothing is pending. Any number of tasks may drain.
 

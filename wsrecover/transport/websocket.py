@@ -244,9 +244,10 @@ class ServerSocket:
         Cancelling it leaves the socket open and usable: `aclose` or `kill` it.
         """
         engine = self._engine
-        self.outbox.flush()
         try:
             with trio.CancelScope(deadline=self._deadline) as self._scope:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # Reading says so, too.
+                    await self.outbox.send_preface()
                 await engine.handle(on_message)
                 while engine.ended is None and await engine.read():
                     if engine.open:
