@@ -146,6 +146,13 @@ class TestRoundTrips:
             received += receiver.receive(part)
         assert received == [event]
 
+    def test_parts_begin_at_the_offset(self) -> None:
+        """What a client holds already is not sent again."""
+        offsets = [
+            orjson.loads(part)["offset"] for part in parts("user", 1, b"x" * 82, part_bytes=40, offset=30)
+        ]
+        assert offsets == [30, 70]
+
     @pytest.mark.parametrize("offset", [-1, 82, 10**9])
     def test_parts_from_outside_the_frame_start_it_over(self, offset: int) -> None:
         frame = b"x" * 82

@@ -25,7 +25,7 @@ from wsrecover.protocol.codec import (
 from wsrecover.protocol.events import Event
 from wsrecover.protocol.frames import Gap, Hello, Live, PrincipalInfo, StreamInfo, Welcome
 from wsrecover.protocol.receiver import Changed, Receiver
-from wsrecover.protocol.resume import judge, make_epoch
+from wsrecover.protocol.resume import judge, make_epoch, parse_epoch
 
 PART_BYTES = 120
 INCARNATIONS, GENERATIONS, VALUES = (itertools.count() for _ in range(3))
@@ -80,7 +80,7 @@ class Connection:
             head=log.head,
             begin=frame.from_,
         )
-        info = StreamInfo(
+        self.info = StreamInfo(
             make_epoch(log.incarnation, log.lineage[-1]),
             log.head,
             log.oldest,
@@ -89,7 +89,7 @@ class Connection:
             verdict.reason,
         )
         principal = PrincipalInfo("t", "u")
-        self.wire = deque([encode(Welcome(1, "c", principal, {"user": info}, 25, {}, 60))])
+        self.wire = deque([encode(Welcome(1, "c", principal, {"user": self.info}, 25, {}, 60))])
         self.cursor = verdict.from_seq - 1
         self.held = frame.part.get("user")
         self.live = False
@@ -155,26 +155,40 @@ class Life(RuleBasedStateMachine):
         for text in texts:
             self.log.append(text)
 
-    @precondition(lambda self: self.connection is None)
-    @rule()
-    def connect(self) -> None:
+    @rule(send=st.integers(0, 6), deliver=st.integers(0, 12))
+    def flow(self, send: int, deliver: int) -> None:
+        """Connected, if need be, the server sends something and some of what is on its way arrives."""
+        connection = self.connection or self.connect()
+        connection.pump(self.log, send)
+        for _ in range(min(deliver, len(connection.wire))):
+            self.take(connection.wire.popleft())
+
+    def connect(self) -> Connection:
         receiver = self.client.receiver
         hello = Hello("c", resume=receiver.resume(), part=receiver.part(), from_="start")
         self.connection = Connection(self.log, encode(hello))
+        if self.started:
+            self.check_verdict(self.connection.info)
+        return self.connection
 
-    @precondition(lambda self: self.connection is not None)
-    @rule(count=st.integers(1, 6))
-    def send(self, count: int) -> None:
-        assert self.connection is not None
-        self.connection.pump(self.log, count)
-
-    @precondition(lambda self: self.connection is not None)
-    @rule(count=st.integers(1, 6))
-    def deliver(self, count: int) -> None:
-        assert self.connection is not None
-        wire = self.connection.wire
-        for _ in range(min(count, len(wire))):
-            self.take(wire.popleft())
+    def check_verdict(self, info: StreamInfo) -> None:
+        """What the client has seen is continued iff it is the log's past, in a history that it can name."""
+        seen, values = self.client.seen, self.log.values()
+        names = parse_epoch(self.client.receiver.resume()["user"].epoch)
+        assert names is not None
+        known = names[0] == self.log.incarnation and names[1] in self.log.lineage
+        true = len(seen) <= len(values) and all(
+            was in {None, value} for was, value in zip(seen, values, strict=False)
+        )
+        if info.resumed:
+            assert true
+        elif info.reason == "trimmed":
+            assert len(seen) < self.log.oldest - 1
+        elif info.reason == "ahead":
+            assert len(seen) > self.log.head
+        else:
+            assert info.reason == "epoch_changed"
+            assert not (known and true), "a history that goes on was called another"
 
     def take(self, message: bytes) -> None:
         if not self.started:
@@ -200,13 +214,17 @@ class Life(RuleBasedStateMachine):
                 raise AssertionError("half a message was taken")
         self.connection = None
 
-    @precondition(lambda self: self.started and self.connection is not None and len(self.connection.wire) > 1)
-    @rule(at=st.integers(1, 4))
-    def lose_a_message(self, at: int) -> None:
-        """What no WebSocket does, but a faulty server may: the client finds the hole."""
+    @precondition(lambda self: self.connection is not None and len(self.connection.wire) > 2)
+    @rule(at=st.integers(1, 4), repeat=st.booleans())
+    def disturb(self, at: int, repeat: bool) -> None:
+        """What no WebSocket does, but a faulty server may: a message is lost, or comes again later."""
         assert self.connection is not None
         wire = self.connection.wire
-        del wire[min(at, len(wire) - 1)]
+        place = min(at, len(wire) - 2)
+        if repeat:
+            wire.append(wire[place])
+        else:
+            del wire[place]
         self.connection = None
         try:
             for message in wire:
@@ -219,33 +237,34 @@ class Life(RuleBasedStateMachine):
         self.log.oldest = max(self.log.oldest, self.log.head - keep + 1)
         self.trimmed = self.trimmed or self.log.oldest > 1
 
-    @rule()
-    def restart(self) -> None:
+    @rule(
+        fault=st.sampled_from(["restart", "back up", "back up", "restore", "restore", "lose"]),
+        more=st.sampled_from([0, 0, 1, 3, 12]),
+    )
+    def go_through(self, fault: str, more: int) -> None:
+        """A restart goes on with the store; a backup is written on, perhaps past what the client has."""
+        if fault == "back up":
+            self.backup = self.log.reopened()
+            return
         self.connection = None
-        self.log = self.log.reopened()
-
-    @rule()
-    def back_up(self) -> None:
-        self.backup = self.log.reopened()
-
-    @rule()
-    def restore_the_backup(self) -> None:
-        self.connection = None
-        self.log = self.backup.reopened()
-
-    @rule()
-    def lose_the_store(self) -> None:
-        self.connection = None
-        self.log = Log()
+        if fault == "restart":
+            self.log = self.log.reopened()
+        elif fault == "restore":
+            self.log = self.backup.reopened()
+            for _ in range(more):
+                self.log.append("")
+        elif more == 12:
+            self.log = Log()
+            self.backup = self.log.reopened()
 
     @rule()
     def catch_up(self) -> None:
         """Whatever happened, a quiet link brings the client level with the log, and the view is the log's."""
-        self.connection = None
-        self.connect()
-        assert self.connection is not None
-        self.connection.pump(self.log, self.log.head)
-        self.deliver(len(self.connection.wire))
+        connection = self.connection or self.connect()
+        connection.pump(self.log, self.log.head)
+        for message in connection.wire:
+            self.take(message)
+        connection.wire.clear()
         values = self.log.values()
         assert len(self.client.seen) == len(values)
         for seen, value in zip(self.client.seen, values, strict=True):
@@ -259,4 +278,4 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLife.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
