@@ -145,7 +145,7 @@ class MemoryNetwork:
 
 
 class PipeStream(trio.abc.HalfCloseableStream):
-    """A `Pipe` as a trio stream, for clients that others wrote."""
+    """A `Pipe` as a trio stream, for clients that others wrote. One task may send, and one receive."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
