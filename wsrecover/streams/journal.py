@@ -146,10 +146,11 @@ class Journal:
         try:
             outcomes = await self._store.commit([item[0] for item in accepted])
         except StoreError as error:
-            self._failed += 1
-            for item in accepted:
-                self._fail(item, error)
+            self._fail_batch(accepted, error)
             return
+        except BaseException:  # Cancelled, or a bug: this task ends, and nobody may wait for it for ever.
+            self._fail_batch(accepted, StoreFailed(_CLOSED))
+            raise
         self._batches += 1
         self._committed += len(accepted)
         self._hand_on(outcomes)
@@ -183,6 +184,11 @@ class Journal:
                 waiter.settle(outcome)
             if author is not None:
                 author.settle()
+
+    def _fail_batch(self, items: Sequence[_Item], error: StoreError) -> None:
+        self._failed += 1
+        for item in items:
+            self._fail(item, error)
 
     def _fail(self, item: _Item, error: StoreError) -> None:
         _, size, author, waiter = item

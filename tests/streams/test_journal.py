@@ -1,0 +1,396 @@
+"""The journal, over memory and over SQLite, which fails as users make it fail: its file is moved away."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from wsrecover.errors import RunBroken, StoreFailed, StoreUnavailable
+from wsrecover.streams.journal import Journal
+from wsrecover.streams.memory import MemoryStore
+from wsrecover.streams.registry import Streams
+from wsrecover.streams.sqlite import open_sqlite
+from wsrecover.streams.store import (
+    Append,
+    Applied,
+    Conflict,
+    NewEvent,
+    Outcome,
+    Retention,
+    Store,
+    StreamKey,
+    Unit,
+)
+from wsrecover.streams.stream import Batch, Stream
+
+ANN = StreamKey("user", "tenant", "ann")
+BEN = StreamKey("user", "tenant", "ben")
+
+
+class HeldStore(MemoryStore):
+    """A memory store whose commits wait while it is held, and fail while it is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone = False
+        self.batches: list[int] = []
+        self.open = trio.Event()
+        self.open.set()
+
+    async def commit(self, units: Sequence[Unit]) -> list[Outcome]:
+        await self.open.wait()
+        if self.gone:
+            raise StoreUnavailable("gone")
+        self.batches.append(len(units))
+        return await super().commit(units)
+
+
+class Bench:
+    """A store that can be taken away and given back, with a journal over it."""
+
+    def __init__(self, store: Store, take: Callable[[], object], give: Callable[[], object]) -> None:
+        self.store = store
+        self.take = take
+        self.give = give
+        self.streams = Streams(store)
+
+    def journal(self, **limits: int) -> Journal:
+        bounds = {"max_units": 1000, "max_bytes": 1 << 20, **limits}
+        return Journal(
+            self.store, self.streams, **bounds, retention=lambda _: Retention(), clock=lambda: 1000.0
+        )
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    if request.param == "memory":
+        held = HeldStore()
+        yield Bench(held, lambda: setattr(held, "gone", True), lambda: setattr(held, "gone", False))
+        return
+    path, away = tmp_path / "store.db", tmp_path / "away.db"
+    store = await open_sqlite(path)
+    yield Bench(store, lambda: path.rename(away), lambda: away.rename(path))
+    await store.aclose()
+
+
+def unit(key: StreamKey, *bodies: str) -> Unit:
+    return Unit((Append(key, tuple(NewEvent(body.encode(), 1000.0) for body in bodies)),))
+
+
+@contextlib.asynccontextmanager
+async def running(journal: Journal) -> AsyncIterator[None]:
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(journal.run)
+            yield
+            await journal.aclose()
+
+
+async def logged(store: Store, key: StreamKey) -> list[str]:
+    head = (await store.load(key)).head
+    entries = await store.read(key, 0, upto=head, max_events=10_000, max_bytes=1 << 30)
+    return [entry.body.decode() for entry in entries]
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.batches: list[list[bytes]] = []
+
+    def deliver(self, stream: Stream, batch: Batch) -> bool:
+        self.batches.append([entry.body for entry in batch.entries])
+        return True
+
+    def lag(self, stream: Stream, after: int) -> None:
+        raise AssertionError(f"lags after {after}")
+
+
+class TestCommitting:
+    async def test_what_was_written_is_logged_in_order_and_then_delivered(self, bench: Bench) -> None:
+        journal = bench.journal()
+        stream = await bench.streams.open(ANN)
+        follower = Recorder()
+        stream.join(follower, 0)
+        async with running(journal):
+            writer = journal.writer()
+            for number in range(50):
+                await writer.write(unit(ANN, f"{number}"))
+            await writer.flush()
+            assert [body for batch in follower.batches for body in batch] == [b"%d" % n for n in range(50)]
+        assert await logged(bench.store, ANN) == [str(number) for number in range(50)]
+
+    async def test_a_tick_of_many_authors_is_one_commit_and_one_batch_per_stream(self, bench: Bench) -> None:
+        journal = bench.journal()
+        stream = await bench.streams.open(ANN)
+        follower = Recorder()
+        stream.join(follower, 0)
+        before = bench.store.statistics().commits
+        async with running(journal):
+            writers = [journal.writer() for _ in range(20)]
+            for writer in writers:
+                writer.write_nowait(unit(ANN, "a"))
+                writer.write_nowait(unit(BEN, "b"))
+            await writers[-1].flush()
+            assert [len(batch) for batch in follower.batches] == [20]
+            assert bench.store.statistics().commits == before + 1
+            assert journal.statistics().committed == 40
+            assert journal.statistics().units == 0
+
+    async def test_commit_gives_the_outcome(self, bench: Bench) -> None:
+        journal = bench.journal()
+        named = NewEvent(b"a", 1000.0, id="e1", digest=b"1")
+        clash = NewEvent(b"b", 1000.0, id="e1", digest=b"2")
+        async with running(journal):
+            outcome = await journal.commit(Unit((Append(ANN, (named,)),)))
+            assert isinstance(outcome, Applied)
+            assert outcome.positions[0].seq == 1
+            assert await journal.writer().commit(Unit((Append(ANN, (clash,)),))) == Conflict("e1")
+
+    async def test_closing_commits_what_was_accepted_and_takes_no_more(self, bench: Bench) -> None:
+        journal = bench.journal()
+        writer = journal.writer()
+        async with running(journal):
+            for number in range(10):
+                writer.write_nowait(unit(ANN, f"{number}"))
+        assert len(await logged(bench.store, ANN)) == 10
+        with pytest.raises(RunBroken):
+            await writer.write(unit(ANN, "late"))
+        with pytest.raises(StoreFailed):
+            await journal.commit(unit(ANN, "late"))
+
+    async def test_a_writer_says_when_nothing_of_it_is_uncommitted(self, bench: Bench) -> None:
+        journal = bench.journal()
+        writer = journal.writer()
+        settled: list[int] = []
+        writer.on_settled = lambda: settled.append(writer.uncommitted)
+        async with running(journal):
+            for _ in range(3):
+                writer.write_nowait(unit(ANN, "a"))
+            await writer.flush()
+            assert settled == [0]
+            await writer.commit(unit(ANN, "b"))
+            assert settled == [0, 0]
+
+
+class TestFailures:
+    async def test_a_failed_commit_breaks_its_writers_and_leaves_no_hole(self, bench: Bench) -> None:
+        journal = bench.journal()
+        async with running(journal):
+            writer, other = journal.writer(), journal.writer()
+            await writer.commit(unit(ANN, "kept"))
+            bench.take()
+            writer.write_nowait(unit(ANN, "lost"))
+            with pytest.raises(RunBroken) as caught:
+                await writer.flush()
+            assert isinstance(caught.value.__cause__, StoreUnavailable)
+            bench.give()
+            with pytest.raises(RunBroken):
+                writer.write_nowait(unit(ANN, "refused"))
+            with pytest.raises(RunBroken):
+                await writer.commit(unit(ANN, "refused"))
+            await other.commit(unit(ANN, "after"))
+        assert await logged(bench.store, ANN) == ["kept", "after"]
+        assert bench.store.statistics().healthy
+
+    async def test_an_unacknowledged_command_took_no_effect(self, bench: Bench) -> None:
+        journal = bench.journal()
+        async with running(journal):
+            bench.take()
+            with pytest.raises(StoreUnavailable):
+                await journal.commit(unit(ANN, "a"))
+            bench.give()
+            await journal.commit(unit(ANN, "b"))
+        assert await logged(bench.store, ANN) == ["b"]
+
+    async def test_the_last_unit_of_a_broken_writer_is_retried_until_the_store_heals(
+        self, bench: Bench
+    ) -> None:
+        journal = bench.journal()
+        async with running(journal):
+            writer = journal.writer()
+            bench.take()
+            writer.write_nowait(unit(ANN, "lost"))
+            with pytest.raises(RunBroken):
+                await writer.flush()
+
+            def delays() -> object:
+                yield 0.0
+                yield 0.0
+                bench.give()
+                yield 0.0
+
+            outcome = await writer.finish(unit(ANN, "the end"), retry=delays())  # type: ignore[arg-type]
+            assert isinstance(outcome, Applied)
+        assert await logged(bench.store, ANN) == ["the end"]
+
+    async def test_what_a_writer_queued_behind_a_failing_batch_is_refused(self) -> None:
+        store = HeldStore()
+        journal = Bench(store, int, int).journal()
+        async with running(journal):
+            writer, other = journal.writer(), journal.writer()
+            store.open = trio.Event()
+            writer.write_nowait(unit(ANN, "lost"))
+            await trio.testing.wait_all_tasks_blocked()
+            writer.write_nowait(unit(ANN, "behind"))
+            other.write_nowait(unit(ANN, "other"))
+            store.gone = True
+            held = store.open
+            store.open = trio.Event()
+            held.set()
+            await trio.testing.wait_all_tasks_blocked()
+            store.gone = False
+            store.open.set()
+            await other.flush()
+            with pytest.raises(RunBroken):
+                await writer.flush()
+            assert journal.statistics().units == 0
+        assert await logged(store, ANN) == ["other"]
+
+    async def test_when_the_journal_is_cancelled_nobody_waits_for_it(self) -> None:
+        store = HeldStore()
+        journal = Bench(store, int, int).journal(max_units=2)
+        failed: list[type[Exception]] = []
+
+        async def commit() -> None:
+            try:
+                await journal.commit(unit(ANN, "a"))
+            except StoreFailed as error:
+                failed.append(type(error))
+
+        store.open = trio.Event()
+        async with trio.open_nursery() as authors:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(journal.run)
+                    authors.start_soon(commit)
+                    await trio.testing.wait_all_tasks_blocked()
+                    authors.start_soon(commit)
+                    authors.start_soon(commit)
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+        assert failed == [StoreFailed] * 3
+
+
+class TestBounds:
+    async def test_writers_wait_for_room_in_count_and_bytes(self) -> None:
+        for limits, body in (({"max_units": 4}, "a"), ({"max_bytes": 4000}, "a" * 1000)):
+            store = HeldStore()
+            journal = Bench(store, int, int).journal(**limits)
+            store.open = trio.Event()
+            async with running(journal), trio.open_nursery() as nursery:
+                writer = journal.writer()
+                for _ in range(4):
+                    writer.write_nowait(unit(ANN, body))
+                with pytest.raises(trio.WouldBlock):
+                    writer.write_nowait(unit(ANN, body))
+                nursery.start_soon(writer.write, unit(ANN, body))
+                await trio.testing.wait_all_tasks_blocked()
+                assert journal.statistics().units == 4
+                assert journal.statistics().waiting == 1
+                store.open.set()
+            assert len(await logged(store, ANN)) == 5
+
+    async def test_a_unit_above_the_limit_in_bytes_goes_alone(self) -> None:
+        store = HeldStore()
+        journal = Bench(store, int, int).journal(max_bytes=10)
+        async with running(journal):
+            writer = journal.writer()
+            await writer.write(unit(ANN, "a" * 100))
+            await writer.write(unit(ANN, "b"))
+            await writer.flush()
+        assert store.batches == [1, 1]
+
+    async def test_room_is_given_in_the_order_of_asking(self) -> None:
+        store = HeldStore()
+        journal = Bench(store, int, int).journal(max_bytes=1000)
+        store.open = trio.Event()
+        async with running(journal), trio.open_nursery() as nursery:
+            writer = journal.writer()
+            writer.write_nowait(unit(ANN, "a" * 900))
+            for body in ("b" * 1000, "c", "d"):
+                nursery.start_soon(journal.writer().write, unit(ANN, body))
+                await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.WouldBlock):
+                writer.write_nowait(unit(ANN, "e"))
+            store.open.set()
+        # The big one was not overtaken; "c" and "d" were admitted together, and tasks run in any order.
+        first, second, *others = [body[0] for body in await logged(store, ANN)]
+        assert (first, second, sorted(others)) == ("a", "b", ["c", "d"])
+
+
+class TestCancellation:
+    async def test_cancelled_while_it_waits_for_room_nothing_happens(self) -> None:
+        store = HeldStore()
+        journal = Bench(store, int, int).journal(max_units=1)
+        store.open = trio.Event()
+        async with running(journal):
+            writer = journal.writer()
+            writer.write_nowait(unit(ANN, "a"))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(writer.write, unit(ANN, "never"))
+                nursery.start_soon(journal.commit, unit(ANN, "never"))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+            store.open.set()
+            await writer.commit(unit(ANN, "b"))
+        assert await logged(store, ANN) == ["a", "b"]
+
+    async def test_cancelled_once_queued_it_takes_effect_and_nothing_is_held(self) -> None:
+        store = HeldStore()
+        journal = Bench(store, int, int).journal()
+        store.open = trio.Event()
+        async with running(journal):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(journal.commit, unit(ANN, "a"))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+            store.open.set()
+        assert await logged(store, ANN) == ["a"]
+        assert journal.statistics().units == 0
+
+
+class TestRetention:
+    async def test_a_stream_that_grew_is_trimmed_and_the_stream_in_memory_knows(self, bench: Bench) -> None:
+        limit = Retention(events=32, bytes=1 << 20, age=1e6)
+        journal = Journal(
+            bench.store,
+            bench.streams,
+            max_units=100,
+            max_bytes=1 << 20,
+            retention=lambda _: limit,
+            clock=lambda: 1000.0,
+        )
+        stream = await bench.streams.open(ANN)
+        async with running(journal):
+            writer = journal.writer()
+            for number in range(100):
+                await writer.commit(unit(ANN, f"{number}"))
+            while stream.oldest < 67:
+                await trio.lowlevel.checkpoint()
+        assert stream.head + 1 - stream.oldest <= 34
+
+    async def test_events_go_by_age_without_any_traffic(self, autojump_clock: trio.testing.MockClock) -> None:
+        store = MemoryStore(clock=lambda: 0.0)
+        streams = Streams(store)
+        now = 1000.0
+        journal = Journal(
+            store,
+            streams,
+            max_units=100,
+            max_bytes=1 << 20,
+            retention=lambda _: Retention(age=60.0),
+            clock=lambda: now,
+            sweep_interval=30.0,
+        )
+        await store.commit([unit(ANN, "old")])
+        stream = await streams.open(ANN)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(journal.run)
+            await trio.sleep(31)
+            assert stream.oldest == 1
+            now += 61
+            await trio.sleep(31)
+            assert stream.oldest == 2
+            await journal.aclose()

@@ -1,0 +1,370 @@
+"""What only SQLite can do or suffer; what all stores have in common is in test_store_contract.py."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import apsw
+import pytest
+import trio
+
+import wsrecover
+from wsrecover.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreMismatch, StoreUnavailable
+from wsrecover.protocol.cursor import Position
+from wsrecover.protocol.resume import make_epoch
+from wsrecover.streams import sqlite_log
+from wsrecover.streams.registry import Streams
+from wsrecover.streams.sqlite import SQLiteStore, open_sqlite
+from wsrecover.streams.sqlite_read import PAGE
+from wsrecover.streams.store import Append, NewEvent, Retention, Store, StreamKey, Unit
+
+ANN = StreamKey("user", "tenant", "ann")
+BEN = StreamKey("user", "tenant", "ben")
+
+
+def unit(key: StreamKey, *bodies: str) -> Unit:
+    return Unit((Append(key, tuple(NewEvent(body.encode(), 1000.0) for body in bodies)),))
+
+
+async def logged(store: Store, key: StreamKey) -> list[str]:
+    state = await store.load(key)
+    entries = await store.read(key, 0, upto=state.head, max_events=100_000, max_bytes=1 << 30)
+    assert [entry.seq for entry in entries] == list(range(state.oldest, state.head + 1))
+    return [entry.body.decode() for entry in entries]
+
+
+def child(script: str, *arguments: object) -> "subprocess.Popen[str]":
+    """Another process with its own store."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(wsrecover.__file__).parents[1])},
+    )
+
+
+class TestOpening:
+    async def test_the_file_is_its_owners_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "store.db"
+        store = await open_sqlite(path)
+        await store.commit([unit(ANN, "a")])
+        files = [tmp_path / name for name in ("store.db", "store.db-wal", "store.db-shm", "store.db-lock")]
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+        await store.aclose()
+
+    async def test_a_missing_folder_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(StoreUnavailable, match="nowhere does not exist"):
+            await open_sqlite(tmp_path / "nowhere" / "store.db")
+
+    async def test_another_schema_is_refused_and_both_versions_are_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "store.db"
+        await (await open_sqlite(path)).aclose()
+        with apsw.Connection(str(path)) as other:
+            other.pragma("user_version", 7)
+        other.close()
+        with pytest.raises(
+            StoreMismatch, match=r"with schema 7; this version knows 0x77735276 with schema 1"
+        ):
+            await open_sqlite(path)
+
+    async def test_a_file_of_another_program_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "store.db"
+        other = apsw.Connection(str(path))
+        other.execute("CREATE TABLE theirs(x); INSERT INTO theirs VALUES (1)")
+        other.close()
+        before = path.read_bytes()
+        with pytest.raises(StoreMismatch):
+            await open_sqlite(path)
+        assert path.read_bytes() == before
+
+    async def test_what_is_no_database_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "store.db"
+        path.write_bytes(b"not a database, but long enough to look like one" * 100)
+        with pytest.raises(StoreCorrupt, match=r"store\.db"):
+            await open_sqlite(path)
+
+    async def test_a_second_opening_is_refused_until_the_first_is_closed(self, tmp_path: Path) -> None:
+        path = tmp_path / "store.db"
+        store = await open_sqlite(path)
+        with pytest.raises(StoreLocked, match=r"store\.db"):
+            await open_sqlite(path)
+        await store.aclose()
+        await (await open_sqlite(path)).aclose()
+
+    async def test_the_lock_holds_across_processes_and_ends_with_kill_9(self, tmp_path: Path) -> None:
+        path = tmp_path / "store.db"
+        script = """
+            import sys, trio
+            from wsrecover.streams.sqlite import open_sqlite
+
+            async def main():
+                await open_sqlite(sys.argv[1])
+                print("open", flush=True)
+                await trio.sleep_forever()
+
+            trio.run(main)
+        """
+        with child(script, path) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "open\n"
+            with pytest.raises(StoreLocked):
+                await open_sqlite(path)
+            other.kill()
+        await (await open_sqlite(path)).aclose()
+
+
+WRITER = """
+import sys, trio
+from wsrecover.streams.sqlite import open_sqlite
+from wsrecover.streams.store import Append, NewEvent, StreamKey, Unit
+
+async def main():
+    store = await open_sqlite(sys.argv[1])
+    keys = [StreamKey("user", "tenant", name) for name in ("ann", "ben")]
+    head = (await store.load(keys[0])).head
+    while True:
+        events = tuple(NewEvent(b"%d" % (head + n), 1000.0) for n in (1, 2, 3))
+        await store.commit([Unit(tuple(Append(key, events) for key in keys))])
+        head += 3
+        print(head, flush=True)
+
+trio.run(main)
+"""
+
+
+class TestCrashes:
+    async def test_kill_9_in_mid_commit_loses_nothing_that_was_acknowledged(self, tmp_path: Path) -> None:
+        path = tmp_path / "store.db"
+        for rounds in (5, 17, 40):
+            with child(WRITER, path) as writer:
+                assert writer.stdout is not None
+                for _ in range(rounds):
+                    writer.stdout.readline()
+                writer.send_signal(signal.SIGKILL)
+                acknowledged = [int(line) for line in writer.stdout.read().split()]
+            store = await open_sqlite(path)
+            ann, ben = await logged(store, ANN), await logged(store, BEN)
+            assert ann == ben == [str(number) for number in range(1, len(ann) + 1)]
+            assert len(ann) % 3 == 0
+            assert len(ann) >= max(acknowledged, default=3 * rounds)
+            await store.aclose()
+
+    async def test_a_trimmed_stream_keeps_its_head_over_a_crash(self, tmp_path: Path) -> None:
+        script = """
+            import os, sys, trio
+            from wsrecover.streams.sqlite import open_sqlite
+            from wsrecover.streams.store import Append, NewEvent, Retention, StreamKey, Unit
+
+            async def main():
+                store = await open_sqlite(sys.argv[1])
+                ann = StreamKey("user", "tenant", "ann")
+                event = NewEvent(b"x", 1000.0)
+                await store.commit([Unit((Append(ann, (event,) * 3000),))])
+                await store.retain({ann: Retention(age=1.0)}, now=5000.0)
+                await store.load(StreamKey("user", "tenant", "another"))
+                await trio.sleep(0.05)
+                os.kill(os.getpid(), 9)
+
+            trio.run(main)
+        """
+        with child(script, tmp_path / "store.db") as writer:
+            writer.wait()
+        store = await open_sqlite(tmp_path / "store.db")
+        state = await store.load(ANN)
+        assert (state.head, state.oldest) == (3000, 3001)
+        await store.aclose()
+
+    async def test_a_failed_write_stops_the_store_until_it_is_opened_again(self, tmp_path: Path) -> None:
+        """The file may not grow (RLIMIT_FSIZE), which SQLite sees as EFBIG: an I/O error, not a full disk."""
+        script = """
+            import resource, signal, sys, trio
+            from wsrecover.errors import StoreFailed
+            from wsrecover.streams.sqlite import open_sqlite
+            from wsrecover.streams.store import Append, NewEvent, StreamKey, Unit
+
+            async def main():
+                store = await open_sqlite(sys.argv[1])
+                ann = StreamKey("user", "tenant", "ann")
+                await store.commit([Unit((Append(ann, (NewEvent(b"first", 1.0),)),))])
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (256 * 1024, hard))
+                for limit in (256 * 1024, soft):
+                    try:
+                        await store.commit([Unit((Append(ann, (NewEvent(b"x" * 1_000_000, 1.0),)),))])
+                    except StoreFailed:
+                        print("failed", store.statistics().healthy, flush=True)
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+                print([entry.body for entry in await store.read(ann, 0, upto=9, max_events=9, max_bytes=99)])
+
+            trio.run(main)
+        """
+        with child(script, tmp_path / "store.db") as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.read().splitlines() == ["failed False", "failed False", "[b'first']"]
+        store = await open_sqlite(tmp_path / "store.db")
+        assert await logged(store, ANN) == ["first"]
+        await store.commit([unit(ANN, "second")])
+        await store.aclose()
+
+
+class TestTroubleThatHeals:
+    async def test_a_full_disk_refuses_commits_serves_reads_and_heals(self, tmp_path: Path) -> None:
+        store = await open_sqlite(tmp_path / "store.db")
+        await store.commit([unit(ANN, "a")])
+        database = store._log._db
+        pages = database.pragma("page_count")
+        database.pragma("max_page_count", pages + 2)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="full"):
+                await store.commit([unit(ANN, "lost" * 10_000), unit(BEN, "lost")])
+            assert not store.statistics().healthy
+            assert await logged(store, ANN) == ["a"]
+        database.pragma("max_page_count", 1 << 30)
+        await store.commit([unit(ANN, "b"), unit(BEN, "c")])
+        assert (await logged(store, ANN), await logged(store, BEN)) == (["a", "b"], ["c"])
+        assert (await store.load(BEN)).marks == ((store.generation, 1),)
+        assert store.statistics().healthy
+        await store.aclose()
+
+    async def test_a_file_that_was_moved_away_refuses_commits_until_it_is_back(self, tmp_path: Path) -> None:
+        path, away = tmp_path / "store.db", tmp_path / "away.db"
+        store = await open_sqlite(path)
+        await store.commit([unit(ANN, "a")])
+        path.rename(away)
+        with pytest.raises(StoreUnavailable, match=r"store\.db"):
+            await store.commit([unit(ANN, "lost")])
+        path.write_bytes(b"")
+        with pytest.raises(StoreUnavailable, match="another file"):
+            await store.commit([unit(ANN, "lost")])
+        away.rename(path)
+        await store.commit([unit(ANN, "b")])
+        await store.aclose()
+        store = await open_sqlite(path)
+        assert await logged(store, ANN) == ["a", "b"]
+        await store.aclose()
+
+    async def test_a_write_that_never_ends_fails_the_store(self, tmp_path: Path) -> None:
+        store = await open_sqlite(tmp_path / "store.db", timeout=0.2)
+        await store.load(ANN)
+        blocker = apsw.Connection(str(tmp_path / "store.db"))
+        blocker.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreFailed, match="longer than"):
+            await store.commit([unit(ANN, "a")])
+        blocker.close()
+        with pytest.raises(StoreFailed):
+            await store.commit([unit(ANN, "b")])
+        store._timeout = 20.0
+        await store.aclose()
+
+
+class TestCorruption:
+    @pytest.mark.parametrize("column", ["body = zeroblob(length(body))", "seq = seq + 1", "prev = row"])
+    async def test_what_is_not_what_was_written_is_refused_in_words(
+        self, tmp_path: Path, column: str
+    ) -> None:
+        path = tmp_path / "store.db"
+        store = await open_sqlite(path)
+        await store.commit([unit(ANN, *map(str, range(200)))])
+        await store.aclose()
+        with apsw.Connection(str(path)) as other:
+            other.execute(f"UPDATE event SET {column} WHERE row = 100")
+        other.close()
+        store = await open_sqlite(path)
+        with pytest.raises(StoreCorrupt, match="stream"):
+            await logged(store, ANN)
+        page = await store.read(ANN, 150, upto=200, max_events=100, max_bytes=999)
+        assert len(page) == 50
+        await store.aclose()
+
+    async def test_rows_that_do_not_follow_each_other_are_refused_at_the_opening(
+        self, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "store.db"
+        with child(WRITER, path) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            writer.kill()
+        with apsw.Connection(str(path)) as other:
+            other.execute("DELETE FROM event WHERE row = 2")
+        other.close()
+        with pytest.raises(StoreCorrupt, match="does not follow"):
+            await open_sqlite(path)
+
+
+async def test_positions_of_a_lost_future_are_refused_at_once_and_for_ever(tmp_path: Path) -> None:
+    """A backup is restored and written on: the history that clients saw and the one in the file part ways."""
+    path, backup = tmp_path / "store.db", tmp_path / "backup.db"
+    store = await open_sqlite(path)
+    await store.commit([unit(ANN, *"abc")])
+    lost_epoch = make_epoch((await store.load(ANN)).incarnation, store.generation)
+    await store.aclose()
+    shutil.copy(path, backup)
+
+    store = await open_sqlite(path)
+    await store.commit([unit(ANN, *"def")])
+    lost = make_epoch((await store.load(ANN)).incarnation, store.generation)
+    await store.aclose()
+    shutil.copy(backup, path)
+
+    store = await open_sqlite(path)
+    stream = await Streams(store).open(ANN)
+    assert stream.judge(Position(lost_epoch, 3), "start").resumed
+    assert not stream.judge(Position(lost, 5), "start").resumed
+    (outcome,) = await store.commit([unit(ANN, *"uvwxyz")])
+    stream.extend(dict(outcome.entries)[ANN])  # type: ignore[union-attr]  # The unit cannot be refused.
+    assert stream.head == 9
+    assert stream.judge(Position(lost, 5), "start").reason == "epoch_changed"
+    assert stream.judge(Position(lost_epoch, 3), "start").resumed
+    assert not stream.judge(Position(lost_epoch, 4), "start").resumed
+    await store.aclose()
+
+
+class TestShape:
+    async def test_no_statement_of_the_hot_path_scans_or_sorts_a_table(self, tmp_path: Path) -> None:
+        """Streams that grow in step stay cheap: rows go to the table's end, a read seeks by rowid."""
+        store = await open_sqlite(tmp_path / "store.db")
+        values = dict.fromkeys(("stream", "last", "head", "newest", "first", "max_bytes", "always"), 1)
+        plan = [row[3] for row in store._reader.execute("EXPLAIN QUERY PLAN " + PAGE, values)]
+        touching = [step for step in plan if "event" in step or "landmark" in step]
+        assert touching
+        assert all("USING INTEGER PRIMARY KEY" in step or "INDEX landmark" in step for step in touching), plan
+        indexes = [
+            name
+            for (name,) in store._reader.execute(
+                "SELECT sql FROM sqlite_schema WHERE tbl_name='event' AND type='index'"
+            )
+        ]
+        assert indexes == ["CREATE INDEX landmark ON event(stream, seq) WHERE (seq + stream) % 64 = 0"]
+        await store.aclose()
+
+    async def test_heads_are_written_now_and_then_and_rows_that_were_trimmed_go(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqlite_log, "HEADS_EVERY", 2000)
+        store = await open_sqlite(tmp_path / "store.db")
+        for _ in range(30):
+            await store.commit([unit(ANN, *"x" * 100), unit(BEN, *"y" * 100)])
+            await store.retain({ANN: Retention(events=50)}, now=1000.0)
+        await swept(store, below=4100)
+        assert (len(await logged(store, ANN)), len(await logged(store, BEN))) == (50, 3000)
+        await store.aclose()
+        store = await open_sqlite(tmp_path / "store.db")
+        assert (len(await logged(store, ANN)), len(await logged(store, BEN))) == (50, 3000)
+        await store.commit([unit(ANN, "z")])
+        assert (await store.load(ANN)).head == 3001
+        await store.aclose()
+
+
+async def swept(store: SQLiteStore, *, below: int) -> None:
+    """Wait until the table has fewer than `below` rows."""
+    with trio.fail_after(20):
+        while True:
+            rows = await store._reads.call(lambda: store._reader.execute("SELECT count(*) FROM event").get)
+            if rows < below:
+                return
