@@ -114,7 +114,7 @@ class CommandError(WsrecoverError):
 class AgentError(WsrecoverError):
     """What an agent raises to fail its run, or a tool call, in words that its user may read.
 
-    Of any other exception the user is told no more than the class name. `retryable`: starting the same run again may help.
+    Of any other exception the user is told no more than the class name. `retryable`: the same input may work later.
     """
 
     def __init__(self, message: str, *, code: str = "exception", retryable: bool = False) -> None:
