@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import gc
 import ssl
 import sys
 import time
@@ -45,6 +46,10 @@ log = structlog.get_logger(__name__)
 
 SWITCH_INTERVAL: Final = 0.001
 """Seconds: with the default of 5 ms the store's thread waits that long for a busy loop at every commit."""
+
+GC_THRESHOLDS: Final = (50_000, 20, 50)
+"""One commit of 1,000 events makes 15,000 objects and drops most of them again. With Python's default, a look
+for cycles every 700, that search was a third of all CPU per event."""
 
 
 @attrs.frozen
@@ -144,6 +149,7 @@ async def serve(
     secret = config.secret or read_secret(None if config.secret_file is None else Path(config.secret_file))
     context = _tls(config)
     sys.setswitchinterval(SWITCH_INTERVAL)
+    gc.set_threshold(*GC_THRESHOLDS)
     async with (
         _opened_store(config, wall_clock) as store,
         _running_journal(config, store, wall_clock) as (journal, streams),
