@@ -17,7 +17,7 @@ MAX_HEADERS: Final = 100
 MAX_QUERY_FIELDS: Final = 32
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_ODD_BYTE: Final = re.compile(r"[^\t\r\n -~]|\r(?!\n)|(?<!\r)\n")
+_ODD_BYTE: Final = re.compile(r"[^\t\r\n -~]")
 _TARGET: Final = re.compile(r"/[!$-~]*")  # origin-form, visible ASCII, no quote and no fragment
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ESCAPES: Final = re.compile(r"((?:%[0-9A-Fa-f]{2})+)")
@@ -53,8 +53,9 @@ class Headers(Mapping[str, str]):
 
     __slots__ = ("_values",)
 
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self._values = {name.lower(): value for name, value in values.items()}
+    def __init__(self, values: dict[str, str]) -> None:
+        """`values` by lower-case name."""
+        self._values = values
 
     def __getitem__(self, name: str) -> str:
         return self._values[name.lower()]
@@ -65,9 +66,13 @@ class Headers(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self._values
+
     def tokens(self, name: str) -> tuple[str, ...]:
         """The members of a comma-separated header, in order, without the empty ones."""
-        return tuple(item for part in self.get(name, "").split(",") if (item := part.strip(" \t")))
+        value = self._values.get(name.lower(), "")
+        return tuple(item for part in value.split(",") if (item := part.strip(" \t")))
 
 
 @attrs.frozen
@@ -109,9 +114,9 @@ def parse_headers(head: bytes) -> tuple[str, Headers]:
         text = head.decode("ascii")
     except UnicodeDecodeError:
         raise HeadError(400, "head: not ASCII") from None
-    if _ODD_BYTE.search(text):
-        raise HeadError(400, "head: control characters, or line ends other than CRLF")
     start, *lines = text.split("\r\n")
+    if _ODD_BYTE.search(text) or text.count("\r") != len(lines) or text.count("\n") != len(lines):
+        raise HeadError(400, "head: control characters, or line ends other than CRLF")
     if len(lines) > MAX_HEADERS:
         raise HeadError(431, f"head: more than {MAX_HEADERS} headers")
     values: dict[str, str] = {}
@@ -152,6 +157,8 @@ def parse_query(query: str) -> dict[str, str]:
 
 
 def _unquote(text: str) -> str:
+    if "%" not in text:
+        return text.replace("+", " ")
     if _BAD_ESCAPE.search(text):
         raise HeadError(400, "query: a broken percent escape")
     try:
