@@ -64,6 +64,8 @@ class Peer:
         self.to_client, self.from_server = trio.open_memory_channel[str | ConnectionClosed](math.inf)
         self.to_server, self.from_client = trio.open_memory_channel[str](math.inf)
         self.gone = trio.Event()
+        self.takes = trio.Event()
+        self.takes.set()
 
     @property
     def token(self) -> str:
@@ -89,6 +91,10 @@ class Peer:
     def close(self, code: int, reason: str = "") -> None:
         self.to_client.send_nowait(ConnectionClosed(code, reason))
 
+    def stop_taking(self) -> None:
+        """Leave what the client sends where it is, as a full network buffer does."""
+        self.takes = trio.Event()
+
     async def answer(self, **result: Any) -> dict[str, Any]:
         """Hear a command and answer it."""
         frame = await self.hear()
@@ -109,7 +115,7 @@ class _Socket:
         self.ended: ConnectionClosed | None = None
 
     async def send(self, payload: str | bytes) -> None:
-        await trio.lowlevel.checkpoint()
+        await self.peer.takes.wait()
         if self.ended is not None:
             raise ConnectionClosed(self.ended.code)
         assert isinstance(payload, str)

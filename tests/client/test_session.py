@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -25,8 +27,13 @@ URL = "ws://server"
 RESUMED: dict[str, Any] = {"resumed": True}
 
 
-def opened(server: Server, **changes: Any) -> Any:
-    return connect(URL, **{"token": "t0", "dial": server.dial, "rng": lambda: 0.5, **changes})
+@asynccontextmanager
+async def opened(server: Server, **changes: Any) -> AsyncIterator[ClientSession]:
+    """A session with `server`; what hangs fails after a virtual day."""
+    given = {"token": "t0", "dial": server.dial, "rng": lambda: 0.5, **changes}
+    with trio.fail_after(24 * 3600):
+        async with connect(URL, **given) as session:
+            yield session
 
 
 async def take(session: ClientSession, count: int) -> list[Item]:
@@ -58,7 +65,7 @@ class TestConnecting:
             assert (session.principal.user, session.principal.roles) == ("ann", ("dev",))
             assert [run.run for run in session.runs] == ["r1"]
             assert session.limits == {"message_bytes": 65536}
-            assert session.status == "live"
+            await session.wait_status("live")
         assert session.status == "closed"
 
     async def test_positions_that_do_not_fit_in_a_url_go_into_a_hello(
@@ -146,6 +153,7 @@ class TestEvents:
         async with opened(server) as session:
             assert seqs(await take(session, 4)) == [1, 2, 3, 4]
             assert session.received == {"user": Position("e-2", 4)}
+            assert session.processed == {"user": Position("e-2", 3)}
         assert server.peers[0].hello["client"] == server.peers[1].hello["client"]
 
     async def test_a_hole_makes_it_reconnect_from_before_the_hole(self, autojump_clock: MockClock) -> None:
@@ -267,7 +275,7 @@ class TestEvents:
             await peer.until_bye()
 
         async with opened(Server(script)) as session:
-            assert session.status == "replaying"
+            await session.wait_status("replaying")
             forgotten, fifth = await take(session, 2)
             assert forgotten == Forgotten("user")
             assert isinstance(fifth, Event)
@@ -389,6 +397,30 @@ class TestPositions:
             with trio.move_on_after(2):
                 await anext(session)
         assert server.peers[1].acks[-1] == {"user": 1}
+
+    async def test_what_was_handled_is_acknowledged_before_leaving(self, autojump_clock: MockClock) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(2, **{"from": 1}), event(1), event(2), live(2))
+            await peer.until_bye()
+
+        server = Server(script)
+        async with opened(server) as session:
+            await take(session, 2)
+        assert server.peers[0].acks == [{"user": 1}]
+
+    async def test_what_waits_of_a_forgotten_stream_leaves_no_position(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(1, **{"from": 1}), event(1), {"op": "streams", "added": {}, "removed": ["user"]})
+            await peer.until_bye()
+
+        async with opened(Server(script)) as session:
+            event_item, forgotten = await take(session, 2)
+            assert isinstance(event_item, Event)
+            assert forgotten == Forgotten("user")
+            assert session.processed == {}
+            assert session.status == "live"
 
 
 class TestBatches:
@@ -582,20 +614,24 @@ class TestCommands:
             await peer.until_bye()
 
         async with opened(Server(script), buffer_items=2) as session:
-            await take(session, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            assert session.received["user"].seq == 1
             assert await session.send("chat", {}) == {"ok": 1}
-            assert seqs(await take(session, 7)) == [2, 3, 4, 5, 6, 7, 8]
+            assert seqs(await take(session, 8)) == [1, 2, 3, 4, 5, 6, 7, 8]
 
-    async def test_the_reader_waits_for_a_slow_app(self, autojump_clock: MockClock) -> None:
+    @pytest.mark.parametrize("bound", [{"buffer_items": 2}, {"buffer_bytes": 700}])
+    async def test_the_reader_waits_for_a_slow_app(
+        self, bound: dict[str, int], autojump_clock: MockClock
+    ) -> None:
         async def script(peer: Peer) -> None:
             peer.say(welcome(), live(0))
             for seq in range(1, 9):
                 peer.say(event(seq))
             await peer.until_bye()
 
-        async with opened(Server(script), buffer_items=2) as session:
+        async with opened(Server(script), **bound) as session:
             await trio.testing.wait_all_tasks_blocked()
-            assert session.received["user"].seq == 1
+            assert session.received["user"].seq < 8
             await trio.sleep(100)
             assert seqs(await take(session, 8)) == [1, 2, 3, 4, 5, 6, 7, 8]
 
@@ -667,6 +703,18 @@ class TestTokens:
             async with opened(Server(HandshakeRefused(401)), token=token):
                 pass
         assert made == ["t0", "t1", "t2"]
+
+    async def test_refusals_are_counted_from_the_last_welcome(self, autojump_clock: MockClock) -> None:
+        async def expire(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            peer.close(4001)
+
+        made, token = self.counted()
+        server = Server(expire, expire, expire, expire, stay)
+        async with opened(server, token=token) as session:
+            await server.reached(5)
+            await session.wait_status("live")
+        assert made == ["t0", "t1", "t2", "t3", "t4"]
 
     async def test_a_callback_that_fails_is_tried_again(self, autojump_clock: MockClock) -> None:
         answers: list[Any] = [OSError("no network"), "with\nnewline", "t2"]
@@ -751,6 +799,53 @@ class TestReconnecting:
             await server.reached(2)
             await session.wait_status("live")
         assert server.dialled_at[1] - server.dialled_at[0] == 12
+
+    async def test_retry_after_of_a_refused_command_does_not_delay_the_next_try(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            error = {"op": "error", "code": "rate_limited", "message": "no", "ref": "x", "retry_after": 30.0}
+            peer.say(welcome(), live(0), error)
+            peer.close(1006)
+
+        server = Server(script, stay)
+        async with opened(server):
+            await server.reached(2)
+        assert server.dialled_at[1] - server.dialled_at[0] == 0.25
+
+    async def test_a_server_that_drains_without_closing_is_left(self, autojump_clock: MockClock) -> None:
+        async def drain(peer: Peer) -> None:
+            peer.say(welcome(), live(0), {"op": "drain", "retry_after": 3.0, "jitter": 4.0})
+            await peer.gone.wait()
+
+        server = Server(drain, stay)
+        async with opened(server) as session:
+            start = trio.current_time()
+            await session.wait_status("waiting")
+            assert trio.current_time() == start + 7
+
+    async def test_stable_for_a_minute_it_may_be_replaced_again(self, autojump_clock: MockClock) -> None:
+        async def replace(peer: Peer) -> None:
+            peer.say(welcome(heartbeat=1000.0), live(0))
+            await trio.sleep(60)
+            peer.close(4500)
+
+        server = Server(replace, replace, stay)
+        async with opened(server) as session:
+            await server.reached(3)
+            await session.wait_status("live")
+        assert len({peer.hello["client"] for peer in server.peers}) == 3
+
+    async def test_a_minute_of_connection_starts_the_backoff_anew(self, autojump_clock: MockClock) -> None:
+        async def minute(peer: Peer) -> None:
+            peer.say(welcome(heartbeat=1000.0), live(0))
+            await trio.sleep(60)
+            peer.close(1006)
+
+        server = Server(TransportError("a"), TransportError("b"), minute, stay)
+        async with opened(server):
+            await server.reached(4)
+        assert server.dialled_at[3] - server.dialled_at[2] == 60.25
 
     @pytest.mark.parametrize("code", [4501, 4503, 4502, 4999, 1000])
     async def test_a_close_that_says_stop_ends_the_session(
@@ -882,12 +977,42 @@ class TestLiveness:
     async def test_silence_does_not_count_while_the_app_makes_the_reader_wait(
         self, autojump_clock: MockClock
     ) -> None:
+        heard = []
+
         async def script(peer: Peer) -> None:
             peer.say(welcome(2, **{"from": 1}), event(1), event(2), live(2))
-            await peer.until_bye()
+            heard.append(await peer.hear())
+            peer.close(1000)
 
         server = Server(script)
         async with opened(server, buffer_items=2) as session:
             await trio.sleep(1000)
             assert seqs(await take(session, 2)) == [1, 2]
-        assert len(server.peers) == 1
+        assert heard == [{"op": "bye"}]
+
+    async def test_a_server_that_takes_nothing_is_left_after_ten_seconds(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def full(peer: Peer) -> None:
+            peer.stop_taking()
+            peer.say(welcome(), live(0), {"op": "ping"})
+            await peer.gone.wait()
+
+        server = Server(full, stay)
+        async with opened(server) as session:
+            start = trio.current_time()
+            await session.wait_status("waiting")
+            assert trio.current_time() == start + 10
+            assert "took nothing for 10 s" in str(session.last_error)
+
+    async def test_what_waits_for_a_server_that_takes_nothing_is_bounded(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def full(peer: Peer) -> None:
+            peer.stop_taking()
+            peer.say(welcome(), live(0), *[{"op": "ping"}] * 1100)
+            await peer.gone.wait()
+
+        async with opened(Server(full, stay)) as session:
+            await session.wait_status("waiting")
+            assert "1024 messages wait" in str(session.last_error)
