@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import attrs
 import pytest
 
-from wsrecover.demo import proof
+from wsrecover.demo.judging import Verdict
 from wsrecover.demo.proof import Plan, Report, Sight, prove
 from wsrecover.errors import ConfigError
+from wsrecover.protocol.events import Event
+from wsrecover.protocol.receiver import Item, Receiver
 
 
 @pytest.fixture
@@ -45,14 +49,39 @@ async def test_a_store_that_is_given_is_kept_and_serves_again(text_file: Path, t
     assert (tmp_path / "kept.db").exists()
 
 
-async def test_an_event_that_the_app_did_not_get_fails_the_proof(
-    text_file: Path, monkeypatch: pytest.MonkeyPatch
+Harm: TypeAlias = Callable[[Event], list[Item]]
+
+
+def with_fault(harm: Harm, receive: Callable[[Receiver, Event], list[Item]]) -> object:
+    """What a client does with an event that came in, but for the tenth that it takes."""
+    taken = 0
+
+    def receive_badly(self: Receiver, event: Event) -> list[Item]:
+        nonlocal taken
+        items = receive(self, event)
+        taken += len(items)
+        return harm(event) if items and taken == 10 else items
+
+    return receive_badly
+
+
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [
+        (lambda event: [], "1 missing"),
+        (lambda event: [event, event], "1 duplicates"),
+        (lambda event: [attrs.evolve(event, data={"text": "something else"})], "1 altered"),
+    ],
+)
+async def test_a_client_that_is_not_exact_fails_the_proof(
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Harm,
+    fault: str,
 ) -> None:
-    judge = proof.judge
-    monkeypatch.setattr(proof, "judge", lambda log, got: judge(log, [*got[:5], *got[6:]]))
+    monkeypatch.setattr(Receiver, "_event", with_fault(harm, Receiver._event))
     report = await prove(Plan(file=text_file, cuts=0))
-    assert not report.proven
-    assert report.faults[0] == "1 missing"
+    assert report.faults[0] == fault
 
 
 @pytest.mark.parametrize(
@@ -69,7 +98,7 @@ def test_every_fault_is_named(tmp_path: Path) -> None:
     clean = Report(
         file=tmp_path,
         seed=1,
-        verdict=proof.Verdict(published=3, delivered=3, duplicates=0, missing=0, reordered=0, altered=0),
+        verdict=Verdict(published=3, delivered=3, duplicates=0, missing=0, reordered=0, altered=0),
         wanted=2,
         cuts=2,
         resumes=1,

@@ -112,7 +112,6 @@ class Report:
                 (f"{verdict.missing} missing", verdict.missing),
                 (f"{verdict.reordered} reordered", verdict.reordered),
                 (f"{verdict.altered} altered", verdict.altered),
-                ("what was delivered is not what was published", not verdict.exact),
                 (f"{self.cuts} cuts instead of {self.wanted}", self.cuts != self.wanted),
                 ("the text did not arrive as it is in the file", not self.text_arrived),
             )
