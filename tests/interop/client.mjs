@@ -37,7 +37,7 @@ class Client {
     this.token = null;
     this.tokenCame = () => {};
     this.online = false;
-    this.cameOnline = () => {};
+    this.awaitNetwork();
     this.socket = null;
     this.introduced = false;
     this.deaf = false;
@@ -80,9 +80,15 @@ class Client {
     }
   }
 
+  /** From now on `back` is the next time that the network comes back. */
+  awaitNetwork() {
+    this.back = new Promise((resolve) => (this.cameOnline = resolve));
+  }
+
   /** The network is gone: the TCP connection breaks without a word. */
   drop() {
     this.online = false;
+    this.awaitNetwork();
     this.giveUp();
   }
 
@@ -96,17 +102,18 @@ class Client {
   /** Connect and reconnect until a close says that it is over. */
   async run() {
     for (;;) {
-      if (!this.online) await new Promise((resolve) => (this.cameOnline = resolve));
+      while (!this.online) await this.back;
       if (this.token === null) {
         this.app({ got: "token_wanted" });
         await new Promise((resolve) => (this.tokenCame = resolve));
       }
       const begun = performance.now();
+      this.awaitNetwork();
       const code = await this.connection();
       if (performance.now() - begun >= HELD_MS) this.ceiling = FIRST_CEILING_MS;
       this.app({ got: "closed", code });
       if (!this.goesOn(code)) return;
-      if (this.online) await sleep(this.waitMs());
+      if (this.online) await Promise.race([sleep(this.waitMs(), undefined, { ref: false }), this.back]);
     }
   }
 
@@ -382,9 +389,14 @@ class Client {
   }
 }
 
-const client = new Client(JSON.parse(process.argv[2]), (item) => process.stdout.write(JSON.stringify(item) + "\n"));
+const toStdout = (item) => process.stdout.write(JSON.stringify(item) + "\n");
+const client = new Client(JSON.parse(process.argv[2]), toStdout);
 const orders = createInterface({ input: process.stdin });
-orders.on("line", (line) => client.order(JSON.parse(line)));
+orders.on("line", (line) => {
+  const order = JSON.parse(line);
+  client.order(order);
+  toStdout({ got: "order", do: order.do });
+});
 orders.on("close", () => process.exit());
 await client.run();
 process.stdin.destroy();

@@ -1,4 +1,4 @@
-"""What every client must live through: a class of tests per client inherits it and has a fixture `command`."""
+"""What every client must live through. A test class per client inherits it and has a fixture `command`."""
 
 from __future__ import annotations
 
@@ -144,14 +144,16 @@ class Scenarios:
                 assert (await client.until("live"))["seq"] == 4
                 await publish("acme", "ada", "app.line", {"line": 4}, thread="t2")
                 await publish("acme", "ada", "app.line", {"line": 5}, thread="t1")
-                await client.until("event", seq=6)
+                await publish("acme", "ada", "app.line", {"line": 6}, thread="t2")
+                await publish("acme", "ada", "app.line", {"text": "in parts" * PART_BYTES}, thread="t1")
+                await client.until("event", seq=8)
                 await client.order("offline")
                 await client.until("closed")
-                await publish("acme", "ada", "app.line", {"line": 6}, thread="t2")
+                await publish("acme", "ada", "app.line", {"line": 8}, thread="t2")
                 await client.order("online")
-                assert (await client.until("live"))["seq"] == 7
+                assert (await client.until("live"))["seq"] == 9
                 assert client.events == [e for e in await logged(server) if e.get("thread") != "t2"]
-                assert [item["to"] for item in client.all("skip")] == [2, 4, 5, 7]
+                assert [item["to"] for item in client.all("skip")] == [2, 4, 5, 7, 9]
                 assert not client.all("hole")
 
     async def test_a_client_that_comes_too_late_is_told(self, command: Command) -> None:
@@ -195,7 +197,8 @@ class Scenarios:
                 assert client.events == await logged(server)
                 assert not client.all("hole")
 
-    async def test_both_sides_answer_pings(self, command: Command) -> None:
+    async def test_both_sides_answer_pings(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("wsrecover.session.heartbeat.INTERVAL", 0.02)
         # Once it asked, the server asks again only after it heard something.
         timeouts = Timeouts(heartbeat=0.05, heartbeat_grace=2 * PATIENCE)
         async with (
@@ -259,12 +262,15 @@ class Scenarios:
         async with local_server() as server:
             tokens = [server.token(), server.token(), server.token(lifetime=30), "not a token"]
             async with running(command, server.url, tokens.pop) as client:
-                await client.until("refused", status=401)
+                await client.until("closed", code=1006)
+                assert client.all("refused")[0]["status"] == 401
+                await client.order("online")
                 first = await client.until("connected")
                 await client.until("reply", status="ok")
                 assert len(tokens) == 1
                 connection(server, first).close(4001, "the token expired")
                 await client.until("closed", code=4001)
+                await client.order("online")
                 await client.until("connected")
                 assert not tokens
                 assert len(client.all("closed")) == 2
@@ -276,6 +282,7 @@ class Scenarios:
             await client.order("send", id="big", type="chat", data={"text": "x" * 70_000})
             for _ in range(2):
                 await client.until("closed", code=1009)
+                await client.order("online")
             assert (await client.until("failed"))["id"] == "big"
             assert (await client.until("connected"))["client"] == connected["client"]
             await client.order("send", id="small", type="chat", data={"text": "x"})

@@ -11,7 +11,7 @@ stored) and `heartbeat` (seconds, instead of the server's).
 order                        what happens
 ===========================  ======================================================================
 token                        here is the `token` that was wanted
-online                       the network is there: connect. A client begins offline
+online                       the network is there: connect at once. A client begins offline
 offline                      the network is gone: the TCP connection breaks without a word
 deaf                         what this connection still brings is lost on its way
 send                         send the command `id`, `type`, `data`, `thread`; repeat it until answered
@@ -19,6 +19,7 @@ any other                    is an op, and sent as a frame without fields
 ===========================  ======================================================================
 
 `offline` and `deaf` with `on` (fields of a frame) happen right after the first frame that has these fields.
+Each order that was followed is printed as an item `order`.
 """
 
 from __future__ import annotations
@@ -62,12 +63,25 @@ class Program:
         self.process = process
         self.items: list[Item] = []
         self._token = token
+        self._orders = 0
+        self._speaking = trio.Lock()
+        self._over = False
         self._seen = 0
         self._news = trio.Event()
 
     async def order(self, do: str, **more: Any) -> None:
+        """Give an order; returns once it is followed, so that what comes next comes after it."""
+        number = await self._say({"do": do, **more})
+        with trio.fail_after(PATIENCE):
+            while len(self.all("order")) < number:
+                await self._news.wait()
+
+    async def _say(self, order: Item) -> int:
         assert self.process.stdin is not None
-        await self.process.stdin.send_all(json.dumps({"do": do, **more}).encode() + b"\n")
+        async with self._speaking:
+            await self.process.stdin.send_all(json.dumps(order).encode() + b"\n")
+            self._orders += 1
+            return self._orders
 
     async def until(self, got: str, **fields: Any) -> Item:
         """The next item of this kind with these fields; what comes before it is passed over."""
@@ -78,8 +92,10 @@ class Program:
                     self._seen += 1
                     if item["got"] == got and all(item.get(name) == value for name, value in fields.items()):
                         return item
+                if self._over:
+                    break
                 await self._news.wait()
-        raise AssertionError(f"no {got} {fields} came within {PATIENCE:g} s; what came: {self.items}")
+        raise AssertionError(f"no {got} {fields} came, but {self.items}")
 
     def all(self, got: str) -> list[Item]:
         """Every item of this kind so far."""
@@ -107,9 +123,14 @@ class Program:
             for item in map(json.loads, lines):
                 self.items.append(item)
                 if item["got"] == "token_wanted":
-                    await self.order("token", token=self._token())
-            self._news.set()
-            self._news = trio.Event()
+                    await self._say({"do": "token", "token": self._token()})
+            self._tell()
+        self._over = True
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import random
 import secrets
@@ -75,6 +76,7 @@ class Client:
         self.reached: dict[str, int] = {}
         self.token: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.online = asyncio.Event()
+        self.back = asyncio.Event()
         self.socket: ClientConnection | None = None
         self.introduced = False
         self.deaf = False
@@ -94,6 +96,7 @@ class Client:
                 await self.send({"op": "auth", "id": secrets.token_hex(16), "token": order["token"]})
             case "online":
                 self.online.set()
+                self.back.set()
             case "offline" | "deaf" if "on" in order:
                 self.traps.append((order["on"], order["do"]))
             case "offline":
@@ -125,6 +128,7 @@ class Client:
                 self.app({"got": "token_wanted"})
             token = await self.token
             begun = time.monotonic()
+            self.back.clear()
             code = await self.connection(token)
             if time.monotonic() - begun >= HELD_SECONDS:
                 self.ceiling = FIRST_CEILING
@@ -132,7 +136,8 @@ class Client:
             if not self.goes_on(code):
                 return
             if self.online.is_set():
-                await asyncio.sleep(self.wait_seconds())
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.back.wait(), self.wait_seconds())
 
     def goes_on(self, code: int) -> bool:
         """Do what the table of close codes says; whether to reconnect."""
@@ -415,7 +420,9 @@ async def main() -> None:
 
     async def follow_orders() -> None:
         while line := await orders.readline():
-            await client.order(json.loads(line))
+            order = json.loads(line)
+            await client.order(order)
+            to_stdout({"got": "order", "do": order["do"]})
 
     tasks = [asyncio.create_task(client.run()), asyncio.create_task(follow_orders())]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
