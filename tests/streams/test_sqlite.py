@@ -262,6 +262,18 @@ class TestTroubleThatHeals:
         store._timeout = 20.0
         await store.aclose()
 
+    @pytest.mark.parametrize("thread", ["\ud800", 7])
+    async def test_what_sqlite_cannot_hold_is_refused_and_harms_nobody_later(
+        self, tmp_path: Path, thread: str
+    ) -> None:
+        store = await open_sqlite(tmp_path / "store.db")
+        event = NewEvent(b"{}", 1000.0, thread, digest="not bytes", id="e1")  # type: ignore[arg-type]
+        with pytest.raises(StoreUnavailable):
+            await store.commit([unit(ANN, "a"), Unit((Append(ANN, (event,)),))])
+        await store.commit([unit(ANN, "b")])
+        assert await logged(store, ANN) == ["b"]
+        await store.aclose()
+
 
 class TestCorruption:
     @pytest.mark.parametrize("column", ["body = zeroblob(length(body))", "seq = seq + 1", "prev = row"])

@@ -183,20 +183,22 @@ class MemoryStore(Store):
         changes = []
         epochs = []
         for append in unit.appends:
-            log = self._log(append.key)
+            key = append.key
+            log = self._logs.get(key) or self._log(key)
             seq = log.head
             entries = []
             for event in append.events:
                 seq += 1
-                entry = Entry(seq, event.body, event.thread)
-                entries.append(entry)
-                log.entries.append(entry)
+                body = event.body
+                entries.append(Entry(seq, body, event.thread))
                 log.stamps.append(event.ts)
-                log.size += len(event.body)
-            log.head = seq
-            log.written = log.written or bool(entries)
-            self._events += len(entries)
-            changes.append((append.key, tuple(entries)))
+                log.size += len(body)
+            if entries:
+                log.head = seq
+                log.written = True
+                log.entries += entries
+                self._events += len(entries)
+            changes.append((key, tuple(entries)))
             epochs.append(log.epoch)
         return Applied(tuple(changes), tuple(epochs))
 

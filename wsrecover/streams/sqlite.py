@@ -14,11 +14,11 @@ import trio
 from wsrecover.errors import StoreFailed
 from wsrecover.protocol.cursor import Position
 
-from .schema import Synchronous, connect, lock, translate, unlock
 from .sqlite_heads import Head
 from .sqlite_known import find_answer, find_runs
 from .sqlite_log import SQLiteLog
 from .sqlite_read import read_keys, read_page
+from .sqlite_schema import Synchronous, connect, lock, translate, unlock
 from .store import (
     Answer,
     AnswerKey,
@@ -54,7 +54,8 @@ async def open_sqlite(
     unix seconds. `timeout` (seconds) is how long a write may take before the store counts as failed.
 
     Raises `StoreLocked` where another process (or this one) has it open, `StoreMismatch`, `StoreCorrupt`, and
-    `StoreUnavailable` where it cannot be made or read; each names the file. Cancelled: it is closed again.
+    `StoreUnavailable` where it cannot be made or read; each names the file. Cancelled before it begins:
+    nothing happens; later: it opens nevertheless.
     """
     opened = await trio.to_thread.run_sync(_open, Path(path), synchronous, clock)
     return SQLiteStore(*opened, clock=clock, timeout=timeout)

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Final
 
 import apsw
+import structlog
 
 from wsrecover.errors import StoreCorrupt, StoreError, StoreFailed, StoreUnavailable
 from wsrecover.protocol.cursor import Position
 
-from .schema import translate
 from .sqlite_heads import Head, Tip, create_head, find_head, replay, write_heads
 from .sqlite_known import Known
+from .sqlite_schema import translate
 from .sqlite_trim import Trim, plan, sweep_step, unsynced
 from .store import (
     Append,
@@ -38,6 +39,8 @@ from .store import (
 from .worker import Job
 
 __all__ = ["SQLiteLog"]
+
+_log = structlog.get_logger(__name__)
 
 HEADS_EVERY: Final = 16_384
 _MAX_HEADS: Final = 65_536
@@ -100,18 +103,22 @@ class SQLiteLog:
         try:
             self._check_usable()
             self._transact(jobs)
-        except (apsw.Error, OSError, StoreError) as error:
-            self._undo(error if isinstance(error, StoreError) else translate(error, self._path))
-            self.failures += 1
-            self.healthy = False
-            for job in jobs:
-                job.error = self._told()
-        except Exception as error:  # noqa: BLE001  # Raised to whoever asked; the thread serves the others.
-            self._undo(None)
-            for job in jobs:
-                job.error = error
+        except (apsw.Error, OSError) as error:
+            self._refuse(jobs, translate(error, self._path))
+        except StoreError as error:
+            self._refuse(jobs, error)
+        except Exception as error:  # noqa: BLE001  # One author's odd value must not end the journal of all.
+            _log.exception("commit rolled back", path=str(self._path))
+            self._refuse(jobs, StoreUnavailable(f"{self._path}: {error!r}"))
         else:
             self.healthy = True
+
+    def _refuse(self, jobs: Sequence[Job], error: StoreError) -> None:
+        error = self._undo(error)
+        self.failures += 1
+        self.healthy = False
+        for job in jobs:  # One instance each: raised in many tasks it would gather all their tracebacks.
+            job.error = type(error)(*error.args)
 
     def _transact(self, jobs: Sequence[Job]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -161,7 +168,8 @@ class SQLiteLog:
         self.commits += self._units > 0
         self._clear_stage()
 
-    def _undo(self, error: StoreError | None) -> None:
+    def _undo(self, error: StoreError) -> StoreError:
+        """Roll back because of `error`: what to say of it."""
         self._row = self._committed_row
         self._clear_stage()
         try:
@@ -169,13 +177,9 @@ class SQLiteLog:
                 self._db.execute("ROLLBACK")
         except apsw.Error as worse:
             error = StoreFailed(f"{self._path}: {worse}")
-        self._error = error or StoreFailed(f"{self._path}: internal error")
         if isinstance(error, StoreFailed | StoreCorrupt):
             self.failed = error
-
-    def _told(self) -> StoreError:
-        """One instance for each who is told: raised in many tasks it would gather all their tracebacks."""
-        return type(self._error)(*self._error.args)
+        return error
 
     def _check_usable(self) -> None:
         if self.failed is not None:

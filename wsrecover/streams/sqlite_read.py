@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
@@ -76,7 +76,7 @@ def _segment(
     *,
     always: int,
 ) -> list[Entry]:
-    found = reader.execute(
+    found: list[tuple[Any, ...]] = reader.execute(
         PAGE,
         {
             "stream": head.id,
@@ -87,7 +87,7 @@ def _segment(
             "max_bytes": max_bytes,
             "always": always,
         },
-    )
+    ).fetchall()
     entries: list[Entry] = []
     expected = first
     for stream, seq, crc, thread, body in found:
@@ -102,7 +102,7 @@ def _segment(
 
 def read_keys(reader: apsw.Connection, after: StreamKey | None, limit: int) -> list[StreamKey]:
     """See `Store.keys`."""
-    found = reader.execute(
+    found: list[tuple[Any, ...]] = reader.execute(
         "SELECT scope, tenant, name FROM stream WHERE (scope, tenant, name) > (?, ?, ?)"
         " ORDER BY scope, tenant, name LIMIT ?",
         (*(after or ("", "", "")), limit),

@@ -175,14 +175,19 @@ class Stream:
 
     def _keep(self, entries: Sequence[Entry]) -> None:
         tail = self._tail
-        size = self.tail_bytes
+        tail.extend(entries)
+        size = 0
         for entry in entries:
-            tail.append(entry)
             size += len(entry.body)
-        while size > self._max_bytes or len(tail) > self._max_events:
-            size -= len(tail.popleft().body)
-        self._budget.used += size - self.tail_bytes
-        self.tail_bytes = size
+        self.tail_bytes += size
+        self._budget.used += size
+        while self.tail_bytes > self._max_bytes or len(tail) > self._max_events:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        size = len(self._tail.popleft().body)
+        self.tail_bytes -= size
+        self._budget.used -= size
 
     def drop_tail(self) -> None:
         """Forget the events in memory; the log has them."""
@@ -195,11 +200,8 @@ class Stream:
         if oldest <= self.oldest:
             return
         self.oldest = oldest
-        tail = self._tail
-        while tail and tail[0].seq < oldest:
-            size = len(tail.popleft().body)
-            self.tail_bytes -= size
-            self._budget.used -= size
+        while self._tail and self._tail[0].seq < oldest:
+            self._drop_oldest()
 
     def judge(self, position: Position | None, begin: From) -> Verdict:
         """Whether one at `position` may go on from there, and where it begins otherwise."""

@@ -64,28 +64,21 @@ CREATE TABLE run(
 # event.prev is the row of the stream's previous event, event.total the bytes of its bodies up to this one.
 # stream.base is the total before `oldest`, stream.since the ts of `oldest`; both may be lower than that.
 
-_UNAVAILABLE: Final = (
-    apsw.FullError,
-    apsw.CantOpenError,
-    apsw.ReadOnlyError,
-    apsw.BusyError,
-    apsw.LockedError,
-    apsw.PermissionsError,
-    apsw.NoMemError,
-    apsw.TooBigError,
-    OSError,
-)
+_UNKNOWN: Final = (apsw.IOError, apsw.InternalError, apsw.MisuseError)
 _CORRUPT: Final = (apsw.CorruptError, apsw.NotADBError)
 
 
 def translate(error: apsw.Error | OSError, path: Path) -> StoreError:
-    """The error of this project for one of SQLite's: here and nowhere else."""
+    """The error of this project for one of SQLite's: here and nowhere else.
+
+    All but those that leave open what is on disk were rolled back, so that nothing took effect.
+    """
     message = f"{path}: {error}"
     if isinstance(error, _CORRUPT):
         return StoreCorrupt(message)
-    if isinstance(error, _UNAVAILABLE):
-        return StoreUnavailable(message)
-    return StoreFailed(message)
+    if isinstance(error, _UNKNOWN):
+        return StoreFailed(message)
+    return StoreUnavailable(message)
 
 
 def lock(path: Path) -> int:
