@@ -84,6 +84,7 @@ def test_a_token_counts_until_expiry_plus_leeway_whether_remembered_or_not(
     clock.now = NOW + 65
     with pytest.raises(TokenError, match="exp"):
         verifier.verify(token)
+    assert not verifier._verified
     with pytest.raises(TokenError, match="exp"):
         TokenVerifier(SECRET, leeway=5, clock=clock).verify(token)
 

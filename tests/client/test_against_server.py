@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +145,24 @@ async def test_a_newer_connection_with_the_same_client_id_takes_over() -> None:
         await newer.start_agent("count", {"to": 1})
         assert [event.seq for event in await until(older, "agent_completed")] == [1, 2, 3]
         assert newer.client_id == "tab"
+
+
+async def test_a_server_that_was_restarted_is_resumed(tmp_path: Path) -> None:
+    store = f"sqlite:{tmp_path / 'log.db'}"
+    async with local_server(app, store=store) as server, joined(server.url, server) as session:
+        await session.start_agent("wait")
+        before = await until(session, "agent_started")
+        kept = session.received
+    async with (
+        local_server(app, store=store) as server,
+        joined(server.url, server, positions=kept) as session,
+    ):
+        events = await until(session, "agent_completed")
+        await session.start_agent("count", {"to": 1})
+        events += await until(session, "agent_completed")
+        assert session.received["user"].epoch != kept["user"].epoch
+    assert [event.seq for event in before] == [1]
+    assert [event.seq for event in events] == [2, 3, 4, 5]
 
 
 async def test_a_token_of_another_secret_is_refused() -> None:

@@ -446,6 +446,17 @@ class TestBatches:
             await session.aclose()
             assert [batch async for batch in batches] == []
 
+    async def test_a_replay_that_is_cut_off_does_not_hold_back_what_has_come(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def first(peer: Peer) -> None:
+            peer.say(welcome(3, **{"from": 1}), event(1))
+            peer.close(1006)
+
+        server = Server(first, TransportError("gone"))
+        async with opened(server) as session:
+            assert seqs(await anext(session.batches())) == [1]
+
     async def test_a_replay_beyond_the_buffer_comes_in_several(self, autojump_clock: MockClock) -> None:
         async def script(peer: Peer) -> None:
             peer.say(welcome(9, **{"from": 1}))

@@ -186,7 +186,7 @@ def _check_header(token: bytes) -> None:
         raise TokenError("the token's header is not JSON") from None
     if not isinstance(header, dict) or header.get("alg") != _ALGORITHM:
         raise TokenError(f"the token's algorithm must be {_ALGORITHM}")
-    if "crit" in header or "b64" in header:
+    if "crit" in header:
         raise TokenError("the token's header asks for extensions")
 
 
