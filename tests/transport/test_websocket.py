@@ -136,6 +136,14 @@ class TestCloseCodes:
         assert (await server.how_it_ended()).code == code
         assert server.sockets[0].outbox.closed
 
+    @pytest.mark.parametrize("opcode", [9, 10])
+    async def test_a_flood_of_control_frames_is_cut(self, wire, server, opcode) -> None:
+        client = await wire.upgraded(server)
+        await client.send(wire.frame(opcode, b"x") * 1000)
+        assert await client.close_code() == 4004
+        await client.stream.aclose()
+        assert (await server.how_it_ended()).code == 4004
+
     async def test_a_message_of_exactly_the_limit_is_taken(self, wire, server) -> None:
         client = await wire.upgraded(server)
         await client.send(wire.frame(1, b"x" * 65_536))

@@ -31,11 +31,15 @@ __all__ = ["CLOSE_TIMEOUT", "ClientSocket", "ServerSocket", "cut_reason", "text_
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds that a peer has to answer a close frame, or to take ours, before the pipe is closed."""
 
+CONTROL_FRAMES_PER_SECOND: Final = 100
+"""Pings and pongs that a peer may send: each costs a reply, and no client needs more than one in seconds."""
+
 _BYTES_PER_FRAGMENT: Final = 64
 _MIN_FRAGMENTS: Final = 128
 _PING_FRAME: Final = b"\x89\x00"
 _ABNORMAL: Final = 1006
 _TOO_BIG: Final = 1009
+_RATE_LIMITED: Final = 4004
 
 Message = str | bytes
 
@@ -81,6 +85,8 @@ class _Engine(WebSocketConnection):
         self.outbox = outbox
         self.ended: ConnectionClosed | None = None
         self._ours: ConnectionClosed | None = None
+        self._second = -math.inf
+        self._controls = 0
         self._size = 0
         self._fragments = 0
         self._parts: list[Message] = []
@@ -156,7 +162,11 @@ class _Engine(WebSocketConnection):
 
     async def _control(self, event: Event) -> None:
         try:
-            if isinstance(event, Ping):
+            if isinstance(event, Ping | Pong) and self._flooded():
+                self._refuse(
+                    _RATE_LIMITED, f"at most {CONTROL_FRAMES_PER_SECOND} pings and pongs in a second"
+                )
+            elif isinstance(event, Ping):
                 if self._wsproto.state is ConnectionState.OPEN:
                     await self._handle_ping_event(event)
             elif isinstance(event, Pong):
@@ -165,6 +175,13 @@ class _Engine(WebSocketConnection):
                 await self._note_close(event)
         except trio_websocket.ConnectionClosed:
             self.end(ConnectionClosed(_ABNORMAL))
+
+    def _flooded(self) -> bool:
+        now = trio.current_time()
+        if now - self._second >= 1:
+            self._second, self._controls = now, 0
+        self._controls += 1
+        return self._controls > CONTROL_FRAMES_PER_SECOND
 
     async def _note_close(self, event: CloseConnection) -> None:
         """The peer's close frame; or, where the state is still open, wsproto's verdict on what it sent."""
@@ -187,9 +204,9 @@ class _Engine(WebSocketConnection):
             data = bytes(data)
         self._fragments += event.frame_finished
         if self._size > self._max_message_bytes:
-            self._refuse(f"a message has at most {self._max_message_bytes} bytes")
+            self._refuse(_TOO_BIG, f"a message has at most {self._max_message_bytes} bytes")
         elif self._fragments > self._max_fragments:
-            self._refuse(f"a message has at most {self._max_fragments} fragments")
+            self._refuse(_TOO_BIG, f"a message has at most {self._max_fragments} fragments")
         elif not event.message_finished:
             if data:
                 self._parts.append(data)
@@ -198,10 +215,10 @@ class _Engine(WebSocketConnection):
             self._size = self._fragments = 0
             deliver(_join([*parts, data]) if parts else data)
 
-    def _refuse(self, problem: str) -> None:
+    def _refuse(self, code: int, problem: str) -> None:
         self._parts = []
-        self.close(_TOO_BIG, problem)
-        self.end(ConnectionClosed(_TOO_BIG, problem))
+        self.close(code, problem)
+        self.end(ConnectionClosed(code, problem))
 
 
 def _join(parts: list[Message]) -> Message:
