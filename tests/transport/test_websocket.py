@@ -13,8 +13,9 @@ import websockets.sync.client
 from wsrecover.errors import ConnectionClosed
 from wsrecover.testing import MemoryNetwork, memory_pipe_pair
 from wsrecover.transport import Outbox, ServerSocket, open_socket, text_frame
+from wsrecover.transport.framing import cut_reason, masked_frame
 from wsrecover.transport.listener import Handshakes
-from wsrecover.transport.websocket import CLOSE_TIMEOUT, ClientSocket, cut_reason, masked_frame
+from wsrecover.transport.websocket import CLOSE_TIMEOUT, ClientSocket
 
 connect = partial(open_socket, headers={}, subprotocols=[], timeout=5, max_message_bytes=1 << 20)
 

@@ -9,7 +9,6 @@ them.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,9 +23,10 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, Tex
 
 from wsrecover.errors import ConnectionClosed
 
+from .framing import Message, cut_reason, masked_frame, text_frame
 from .outbox import Outbox
 
-__all__ = ["CLOSE_TIMEOUT", "ClientSocket", "ServerSocket", "cut_reason", "text_frame"]
+__all__ = ["CLOSE_TIMEOUT", "ClientSocket", "ServerSocket", "text_frame"]
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds that a peer has to answer a close frame, or to take ours, before the pipe is closed."""
@@ -40,39 +40,6 @@ _PING_FRAME: Final = b"\x89\x00"
 _ABNORMAL: Final = 1006
 _TOO_BIG: Final = 1009
 _RATE_LIMITED: Final = 4004
-
-Message = str | bytes
-
-
-def text_frame(payload: bytes) -> bytes:
-    """`payload`, UTF-8, as one unmasked text frame: what a server sends (RFC 6455, section 5.2)."""
-    size = len(payload)
-    if size < 126:
-        return b"\x81%c%b" % (size, payload)
-    if size < 65536:
-        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
-    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
-
-
-def masked_frame(message: Message) -> bytes:
-    """`message` as one masked text or binary frame: what a client sends (RFC 6455, section 5.3)."""
-    payload, opcode = (message.encode(), 0x81) if isinstance(message, str) else (message, 0x82)
-    size = len(payload)
-    if size < 126:
-        head = bytes((opcode, 0x80 | size))
-    elif size < 65536:
-        head = bytes((opcode, 0xFE)) + size.to_bytes(2, "big")
-    else:
-        head = bytes((opcode, 0xFF)) + size.to_bytes(8, "big")
-    mask = os.urandom(4)
-    pad = int.from_bytes((mask * (size // 4 + 1))[:size], "little")
-    masked = (int.from_bytes(payload, "little") ^ pad).to_bytes(size, "little")
-    return head + mask + masked
-
-
-def cut_reason(reason: str) -> str:
-    """`reason` as it may stand in a close frame: at most 123 bytes of UTF-8, whole characters."""
-    return reason.encode("utf-8", "replace")[:123].decode("utf-8", "ignore")
 
 
 class _Engine(WebSocketConnection):

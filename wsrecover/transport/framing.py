@@ -1,0 +1,42 @@
+"""Messages to frames, without a connection (RFC 6455, section 5.2)."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeAlias
+
+__all__ = ["Message", "cut_reason", "masked_frame", "text_frame"]
+
+Message: TypeAlias = str | bytes
+"""Text or binary."""
+
+
+def text_frame(payload: bytes) -> bytes:
+    """`payload`, UTF-8, as one unmasked text frame: what a server sends (RFC 6455, section 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81%c%b" % (size, payload)
+    if size < 65536:
+        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
+    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
+
+
+def masked_frame(message: Message) -> bytes:
+    """`message` as one masked text or binary frame: what a client sends (RFC 6455, section 5.3)."""
+    payload, opcode = (message.encode(), 0x81) if isinstance(message, str) else (message, 0x82)
+    size = len(payload)
+    if size < 126:
+        head = bytes((opcode, 0x80 | size))
+    elif size < 65536:
+        head = bytes((opcode, 0xFE)) + size.to_bytes(2, "big")
+    else:
+        head = bytes((opcode, 0xFF)) + size.to_bytes(8, "big")
+    mask = os.urandom(4)
+    pad = int.from_bytes((mask * (size // 4 + 1))[:size], "little")
+    masked = (int.from_bytes(payload, "little") ^ pad).to_bytes(size, "little")
+    return head + mask + masked
+
+
+def cut_reason(reason: str) -> str:
+    """`reason` as it may stand in a close frame: at most 123 bytes of UTF-8, whole characters."""
+    return reason.encode("utf-8", "replace")[:123].decode("utf-8", "ignore")
