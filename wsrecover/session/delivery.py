@@ -133,20 +133,24 @@ class Delivery:
         elif frame is None:
             frame = batch.framed = text_frame(batch.message)
         if len(frame) <= self._limits.part_bytes and self._outbox.offer(frame):
+            self._unsaid.pop(stream, None)
             if self._outbox.pending:
                 self._go_on()
             return True
-        self._lag(stream, batch.first - 1)
-        return False
+        self._note_lag(stream, batch.first - 1)
+        self._go_on()
+        # What was too large for one message may be on its way already, and the cursor at the head again.
+        return not self._ended and stream not in self._lags
 
     def lag(self, stream: Stream, after: int) -> None:
         """The stream dropped this follower when it was at `after` (`Follower`)."""
-        self._lag(stream, after)
+        self._note_lag(stream, after)
+        # Not at once: the stream has yet to move its head, and joining it before that would miss what is new.
+        self._start_catch_up()
 
-    def _lag(self, stream: Stream, after: int) -> None:
+    def _note_lag(self, stream: Stream, after: int) -> None:
         if not self._ended:
             self._lags[stream] = Lag(self._unsaid.pop(stream, after), announce=False)
-            self._go_on()
 
     def _filtered(self, stream: Stream, batch: Batch, wanted: frozenset[str]) -> bytes:
         """The batch as the filter sees it; if nothing passes, the skip waits for an event that does."""
@@ -155,13 +159,17 @@ class Delivery:
             self._unsaid.setdefault(stream, batch.first - 1)
             return b""
         frames = list(frames_of(stream, batch.entries, wanted=wanted, part_bytes=self._limits.part_bytes))
-        if self._unsaid.pop(stream, None) is not None:
+        if stream in self._unsaid:
             frames.insert(0, encode(Skip(stream.name, batch.first - 1)))
         return pack(frames, self._limits.part_bytes)
 
     def _go_on(self) -> None:
         """Send what goes at once; a catch-up task does the rest, if there is one."""
         if self._catch_up is None and not self._pump():
+            self._start_catch_up()
+
+    def _start_catch_up(self) -> None:
+        if self._catch_up is None and not self._ended:
             self._catch_up = trio.CancelScope()
             self._owner.start(self._run_catch_up, self._catch_up)
 

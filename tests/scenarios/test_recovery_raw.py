@@ -1,0 +1,127 @@
+"""R and C rows that are about the wire itself, so that a raw peer shows them best."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import trio
+from stage import Stage
+
+from wsrecover.errors import ConnectionClosed
+from wsrecover.testing import LocalServer, Peer, local_server
+
+
+def position(welcome: dict[str, Any], seq: int) -> dict[str, Any]:
+    return {"user": [welcome["streams"]["user"]["epoch"], seq]}
+
+
+async def test_r01_a_resumed_connection_is_told_the_same_runs_and_statuses(
+    local: LocalServer, stage: Stage
+) -> None:
+    async with local.peer() as peer:
+        first = await peer.frame()
+        started = await peer.command("start_agent", {"agent": "worker", "input": {}}, thread="t1")
+        stage.tell("think")
+        events = await peer.events(2)
+        peer.socket.kill()
+    async with local.peer(resume=position(first, events[-1]["seq"])) as peer:
+        welcome = await peer.frame()
+        assert welcome["runs"] == [
+            {"run": started["result"]["run"], "agent": "worker", "status": "running", "thread": "t1"}
+        ]
+        assert welcome["streams"]["user"]["resumed"]
+        assert welcome["streams"]["user"]["from"] == 3
+        assert welcome["principal"] == first["principal"]
+        stage.tell("finish")
+        (done,) = await peer.events(1)
+        assert (done["type"], done["seq"], done["run"]) == ("agent_completed", 3, started["result"]["run"])
+    async with local.peer(resume=position(first, 3)) as peer:
+        assert (await peer.frame()).get("runs", []) == []
+
+
+async def test_r04_a_command_cut_in_half_is_not_done_and_done_once_when_repeated(local: LocalServer) -> None:
+    rng = random.Random(4)
+    command = b'{"op":"send","id":"say-1","type":"chat","data":{"text":"hello"}}'
+    for _ in range(20):
+        async with local.peer() as peer:
+            await peer.until("live")
+            head = b"\x81" + bytes([0x80 | len(command)]) + bytes(4)
+            frame = head + command
+            peer.socket.outbox.put(frame[: rng.randrange(1, len(frame))])
+            await peer.socket.outbox.drain()
+            peer.socket.kill()
+    async with local.peer() as peer:
+        await peer.until("live")
+        reply = await peer.command("chat", {"text": "hello"}, id="say-1")
+        assert (reply["status"], reply["result"]) == ("ok", {"seq": 1})
+        again = await peer.command("chat", {"text": "hello"}, id="say-1")
+        assert (again["status"], again["result"]) == ("duplicate", {"seq": 1})
+
+
+async def test_r09_a_hundred_resumes_with_one_client_id_leave_one_connection_and_a_clean_stream(
+    local: LocalServer, nursery: trio.Nursery
+) -> None:
+    for n in range(20):
+        await local.server.publish("acme", "ada", "noted", {"n": n})
+    report, reports = trio.open_memory_channel[int](100)
+
+    async def resume() -> None:
+        async with local.peer(client="one-tab") as peer:
+            try:
+                frames = await peer.until("live")
+                assert [frame["seq"] for frame in frames if frame["op"] == "event"] == list(range(1, 21))
+                report.send_nowait((await peer.frame())["seq"])
+            except ConnectionClosed as closed:
+                report.send_nowait(closed.code)
+
+    for _ in range(100):
+        nursery.start_soon(resume)
+    assert {await reports.receive() for _ in range(99)} == {4500}
+    await local.server.publish("acme", "ada", "noted", {"n": 20})
+    assert await reports.receive() == 21
+    assert local.server.statistics().sessions.counts["closed.4500"] == 99
+
+
+async def test_a_newer_connection_of_a_client_takes_over_in_mid_replay(local: LocalServer) -> None:
+    async with local.peer(client="one-tab") as older:
+        await older.until("live")
+        async with local.peer(client="one-tab") as newer:
+            await newer.until("live")
+            with pytest.raises(ConnectionClosed) as ended:
+                await older.frame()
+            assert ended.value.code == 4500
+            await local.server.publish("acme", "ada", "noted", {})
+            assert (await newer.frame())["seq"] == 1
+
+
+async def test_e07_connections_of_one_user_are_independent(stage: Stage) -> None:
+    async with (
+        local_server(stage.app) as local,
+        local.peer() as stalled,
+        local.peer() as closing,
+        local.peer() as well,
+    ):
+        for peer in (stalled, closing, well):
+            await peer.until("live")
+        await closing.send({"op": "bye"})
+        with pytest.raises(ConnectionClosed) as ended:
+            await closing.frame()
+        assert ended.value.code == 1000
+        # `stalled` is not read while far more than its socket's buffers hold goes by.
+        total = 150
+        for n in range(total):
+            await local.server.publish("acme", "ada", "noted", {"n": n, "pad": "x" * 60_000})
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_read_whole_event, well)
+        (session,) = (each for each in local.server.registry.sessions.values())
+        lagging = [connection for connection in session.connections.values() if connection.lagging]
+        assert len(lagging) == 1
+
+
+async def _read_whole_event(peer: Peer) -> None:
+    while True:
+        frame = await peer.frame()
+        if frame["op"] == "event" or frame["offset"] + 32768 >= frame["total"]:
+            return

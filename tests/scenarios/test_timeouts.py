@@ -1,0 +1,129 @@
+"""E06 and E08: each timeout is enforced, and each gives its own code. Time is the test's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from wsrecover.agents import App, Run
+from wsrecover.errors import ConnectionClosed
+from wsrecover.testing import LocalServer, Peer, local_server
+
+
+@pytest.fixture
+def wall(mock_clock: MockClock) -> float:
+    return 1_000_000.0
+
+
+@pytest.fixture
+async def local(mock_clock: MockClock) -> AsyncIterator[LocalServer]:
+    async with local_server(wall_clock=trio.current_time) as server:
+        yield server
+
+
+async def ended(peer: Peer) -> int:
+    """The code with which the connection ends."""
+    try:
+        while True:
+            await peer.frame()
+    except ConnectionClosed as closed:
+        return closed.code
+
+
+async def test_e06_a_silent_peer_is_asked_and_then_cut_with_4003(
+    local: LocalServer, mock_clock: MockClock
+) -> None:
+    async with local.peer() as peer:
+        await peer.until("live")
+        mock_clock.jump(25.5)
+        assert (await peer.frame())["op"] == "ping"
+        mock_clock.jump(9)
+        await peer.send({"op": "pong"})
+        await peer.send({"op": "ping"})
+        assert (await peer.frame())["op"] == "pong"
+        mock_clock.jump(25.5)
+        assert (await peer.frame())["op"] == "ping"
+        mock_clock.jump(10)
+        assert await ended(peer) == 4003
+
+
+async def test_e08_no_hello_within_the_handshake_time_gives_4501(
+    local: LocalServer, mock_clock: MockClock
+) -> None:
+    async with local.stranger() as peer:
+        await _until_in_lobby()
+        mock_clock.jump(5.1)
+        assert await ended(peer) == 4501
+
+
+async def test_e08_a_first_frame_that_is_no_hello_gives_4502(local: LocalServer) -> None:
+    async with local.stranger() as peer:
+        await peer.send({"op": "ping"})
+        assert (await peer.frame())["field"] == "op"
+        assert await ended(peer) == 4502
+
+
+async def test_e08_a_token_that_expires_is_announced_and_then_gives_4001(
+    local: LocalServer, mock_clock: MockClock
+) -> None:
+    leeway = local.config.timeouts.token_leeway
+    async with local.peer(token=local.token(lifetime=100)) as peer:
+        await peer.until("live")
+        frames = await stay_awake(peer, mock_clock, 41)
+        if not any(frame["op"] == "auth_required" for frame in frames):
+            frames += await peer.until("auth_required")
+        (asked,) = (frame for frame in frames if frame["op"] == "auth_required")
+        assert 58 <= asked["expires_in"] <= 60
+        await stay_awake(peer, mock_clock, 59 + leeway - 1)
+        mock_clock.jump(1.1)
+        assert await ended(peer) == 4001
+
+
+async def stay_awake(peer: Peer, mock_clock: MockClock, seconds: float) -> list[dict[str, Any]]:
+    """Let this much time go by while the peer shows that it is alive; the frames that came."""
+    frames: list[dict[str, Any]] = []
+    while seconds > 0:
+        mock_clock.jump(min(seconds, 10))
+        seconds -= 10
+        await peer.send({"op": "ping"})
+        frames += await peer.until("pong")
+    return frames
+
+
+async def test_e08_a_fresh_token_in_place_moves_the_expiry(local: LocalServer, mock_clock: MockClock) -> None:
+    async with local.peer(token=local.token(lifetime=100)) as peer:
+        await peer.until("live")
+        await peer.send({"op": "auth", "id": "a1", "token": local.token(lifetime=1000)})
+        assert (await peer.until("reply"))[-1]["status"] == "ok"
+        await stay_awake(peer, mock_clock, 200)
+        await peer.send({"op": "auth", "id": "a2", "token": local.token("somebody else")})
+        assert await ended(peer) == 4501
+
+
+async def test_e08_a_run_that_takes_too_long_fails_with_timeout(mock_clock: MockClock) -> None:
+    app = App()
+
+    @app.agent("slow", timeout=30)
+    async def slow(run: Run) -> None:
+        await run.think("for ever")
+        await trio.sleep_forever()
+
+    async with local_server(app, wall_clock=trio.current_time) as local, local.peer() as peer:
+        await peer.until("live")
+        await peer.command("start_agent", {"agent": "slow", "input": {}})
+        await peer.events(2)
+        await peer.send({"op": "ping"})
+        await peer.until("pong")
+        mock_clock.jump(30)
+        (done,) = await peer.events(1)
+        assert done["data"]["status"] == "failed"
+        assert done["data"]["error"]["code"] == "timeout"
+
+
+async def _until_in_lobby() -> None:
+    """Let the server reach its wait for hello: its task is there once everything else is idle."""
+    await trio.testing.wait_all_tasks_blocked(0.05)

@@ -1,0 +1,287 @@
+"""The sending half of a connection: live or lagging, never both, and nothing between the two."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import orjson
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from wsrecover.config import Limits, Retention, Timeouts
+from wsrecover.protocol.closecodes import CloseCode
+from wsrecover.protocol.codec import encode_event
+from wsrecover.protocol.frames import Pong
+from wsrecover.session.delivery import Delivery
+from wsrecover.streams.journal import Journal
+from wsrecover.streams.memory import open_memory
+from wsrecover.streams.registry import Streams
+from wsrecover.streams.store import Append, NewEvent, Store, StreamKey, Unit
+from wsrecover.streams.stream import Stream
+from wsrecover.testing import MemoryPipe, memory_pipe_pair
+from wsrecover.transport.outbox import Outbox
+from wsrecover.transport.websocket import ServerSocket
+
+KEY = StreamKey("user", "acme", "ada")
+
+
+class Connection:
+    """As much of a connection as a delivery asks for."""
+
+    def __init__(self, nursery: trio.Nursery, limits: Limits) -> None:
+        self.limits = limits
+        self.timeouts = Timeouts()
+        self.closed: list[int] = []
+        self.sent_from_log = 0
+        self._nursery = nursery
+
+    def start(self, member: Callable[..., Awaitable[None]], *args: object) -> None:
+        self._nursery.start_soon(member, *args)
+
+    def close(self, code: int, reason: str) -> None:
+        self.closed.append(code)
+
+    def kill(self) -> None:
+        self.closed.append(1006)
+
+    def replayed(self, events: int) -> None:
+        self.sent_from_log += events
+
+
+class Bench:
+    """A journal on a memory store, one stream, and one delivery whose far end the test reads."""
+
+    def __init__(
+        self, nursery: trio.Nursery, store: Store, stream: Stream, journal: Journal, limits: Limits
+    ) -> None:
+        self.store, self.stream, self.journal = store, stream, journal
+        self.connection = Connection(nursery, limits)
+        near, self.far = memory_pipe_pair(capacity=4096)
+        self.socket = ServerSocket(Outbox(near), "test", max_message_bytes=65536)
+        self.delivery = Delivery(self.connection, self.socket, None)
+        self.published = 0
+        self._bytes = b""
+
+    async def publish(self, count: int = 1, *, size: int = 10, thread: str | None = None) -> None:
+        """Log events of which the n-th carries n."""
+        for _ in range(count):
+            self.published += 1
+            now = trio.current_time()
+            data = {"n": self.published, "pad": "x" * size}
+            body = encode_event(ts=now, type="noted", data=data, thread=thread, max_bytes=1 << 20)
+            await self.journal.commit(Unit(appends=(Append(KEY, (NewEvent(body, now, thread),)),)))
+
+    def begin(self, after: int = 0) -> None:
+        self.delivery.begin({"user": self.stream}, {"user": after}, {}, b'{"op":"welcome"}')
+
+    async def frames(self) -> list[dict[str, Any]]:
+        """Everything that the far end can read until nothing more comes."""
+        got: list[dict[str, Any]] = []
+        while True:
+            await wait_all_tasks_blocked()
+            chunk = await read_now(self.far)
+            if not chunk:
+                return got
+            self._bytes += chunk
+            got.extend(self._messages())
+
+    def _messages(self) -> list[dict[str, Any]]:
+        frames: list[dict[str, Any]] = []
+        while len(self._bytes) >= 2:
+            length, start = self._bytes[1], 2
+            if length == 126:
+                length, start = int.from_bytes(self._bytes[2:4], "big"), 4
+            elif length == 127:
+                length, start = int.from_bytes(self._bytes[2:10], "big"), 10
+            if len(self._bytes) < max(start + length, 10):
+                break
+            message = orjson.loads(self._bytes[start : start + length])
+            self._bytes = self._bytes[start + length :]
+            frames.extend(message if isinstance(message, list) else [message])
+        return frames
+
+
+async def read_now(pipe: MemoryPipe) -> bytes:
+    """What is there, without waiting for more."""
+    with trio.move_on_after(0.001):
+        return await pipe.receive_some(65536)
+    return b""
+
+
+@pytest.fixture
+async def bench(nursery: trio.Nursery) -> AsyncIterator[Bench]:
+    store = await open_memory(clock=trio.current_time)
+    streams = Streams(store, tail_events=8, tail_bytes=4096)
+    journal = Journal(
+        store,
+        streams,
+        max_units=100,
+        max_bytes=1 << 20,
+        retention=lambda key: Retention(events=50),
+        clock=trio.current_time,
+    )
+    await nursery.start(journal.run)
+    stream = await streams.open(KEY)
+    yield Bench(nursery, store, stream, journal, Limits(page_events=5, page_bytes=4096, part_bytes=1024))
+    nursery.cancel_scope.cancel()
+
+
+def numbers(frames: list[dict[str, Any]]) -> list[int]:
+    return [frame["data"]["n"] for frame in frames if frame["op"] == "event"]
+
+
+def ops(frames: list[dict[str, Any]]) -> list[str]:
+    return [frame["op"] for frame in frames]
+
+
+async def test_a_connection_at_the_head_is_live_at_once(bench: Bench) -> None:
+    bench.begin()
+    assert ops(await bench.frames()) == ["welcome", "live"]
+    assert bench.delivery in bench.stream.live
+    assert not bench.delivery.lagging
+
+
+async def test_what_was_missed_comes_before_live_and_once(bench: Bench) -> None:
+    await bench.publish(30)
+    bench.begin(after=10)
+    frames = await bench.frames()
+    assert numbers(frames) == list(range(11, 31))
+    assert ops(frames)[0] == "welcome"
+    assert ops(frames)[-1] == "live"
+
+
+async def test_events_that_commit_during_a_replay_follow_it_without_hole_or_repeat(bench: Bench) -> None:
+    await bench.publish(30)
+    bench.begin()
+    await bench.publish(25)
+    assert numbers(await bench.frames()) == list(range(1, 56))
+
+
+async def test_an_event_at_each_step_of_a_catch_up_is_neither_lost_nor_repeated(
+    bench: Bench,
+) -> None:
+    # The stream's head moves at every checkpoint of the catch-up, so also right before and after it joins `live`.
+    await bench.publish(20)
+    bench.begin()
+    got: list[int] = []
+    for _ in range(20):
+        await bench.publish(1, size=200)
+        got += numbers(await bench.frames())
+    assert got == list(range(1, 41))
+    assert bench.delivery in bench.stream.live
+
+
+async def test_a_reader_that_stalls_lags_and_holds_no_more_than_one_write(bench: Bench) -> None:
+    bench.begin()
+    await bench.publish(45, size=400)
+    assert bench.delivery.lagging
+    assert bench.delivery not in bench.stream.live
+    assert bench.socket.outbox.pending <= 2 * bench.connection.limits.part_bytes
+    assert numbers(await bench.frames()) == list(range(1, 46))
+    assert bench.delivery in bench.stream.live
+
+
+async def test_a_reader_that_was_trimmed_past_is_told_the_gap(bench: Bench) -> None:
+    bench.begin()
+    await bench.publish(20, size=400)
+    await bench.publish(200)
+    frames = await bench.frames()
+    gaps = [frame for frame in frames if frame["op"] == "gap"]
+    assert len(gaps) == 1
+    told = numbers(frames)
+    before = [n for n in told if n < gaps[0]["from"]]
+    assert before == list(range(1, gaps[0]["from"]))
+    assert told[len(before) :] == list(range(gaps[0]["to"] + 1, 221))
+
+
+async def test_a_reader_that_takes_nothing_is_closed_as_too_slow(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.begin()
+    await bench.publish(45, size=400)
+    await trio.sleep(bench.connection.timeouts.write_progress + 0.1)
+    assert bench.connection.closed == [CloseCode.TOO_SLOW]
+
+
+async def test_one_that_takes_a_little_now_and_then_is_not(bench: Bench, autojump_clock: MockClock) -> None:
+    bench.begin()
+    await bench.publish(45, size=400)
+    for _ in range(10):
+        await trio.sleep(bench.connection.timeouts.write_progress * 0.9)
+        assert await bench.far.receive_some(100)
+    assert bench.connection.closed == []
+
+
+async def test_controls_go_before_the_backlog_and_too_many_cut_the_connection(bench: Bench) -> None:
+    bench.begin()
+    await bench.publish(45, size=400)
+    bench.delivery.control(Pong())
+    frames = await bench.frames()
+    assert "pong" in ops(frames)[: ops(frames).index("event") + 20]
+    assert numbers(frames) == list(range(1, 46))
+    await bench.publish(45, size=400)
+    for _ in range(200):
+        bench.delivery.control(Pong())
+    assert bench.connection.closed
+    assert set(bench.connection.closed) == {CloseCode.TOO_SLOW}
+
+
+async def test_a_large_event_comes_in_parts_that_make_the_whole(bench: Bench) -> None:
+    bench.begin()
+    await bench.publish(1, size=5000)
+    await bench.publish(1)
+    frames = await bench.frames()
+    assert ops(frames)[:2] == ["welcome", "live"]
+    assert set(ops(frames)[2:-1]) == {"part"}
+    assert numbers(frames) == [2]
+
+
+async def test_the_end_leaves_every_stream_and_stops_the_catch_up(bench: Bench) -> None:
+    await bench.publish(30, size=400)
+    bench.begin()
+    bench.delivery.end()
+    await wait_all_tasks_blocked()
+    assert bench.delivery not in bench.stream.live
+    taken = bench.socket.outbox.taken
+    await bench.publish(3)
+    await read_now(bench.far)
+    await wait_all_tasks_blocked()
+    assert bench.socket.outbox.taken == taken
+
+
+class TestFilter:
+    async def test_only_wanted_threads_come_and_the_rest_is_skipped_in_words(self, bench: Bench) -> None:
+        bench.delivery = Delivery(bench.connection, bench.socket, frozenset({"a"}))
+        await bench.publish(3, thread="a")
+        await bench.publish(2, thread="b")
+        bench.begin()
+        await bench.publish(1, thread="b")
+        await bench.publish(1)
+        frames = await bench.frames()
+        assert numbers(frames) == [1, 2, 3, 7]
+        assert reconstruct(frames) == 7
+
+    async def test_one_that_lags_while_skipping_tells_every_seq_once(self, bench: Bench) -> None:
+        bench.delivery = Delivery(bench.connection, bench.socket, frozenset({"a"}))
+        bench.begin()
+        for _ in range(6):
+            await bench.publish(3, thread="b", size=300)
+            await bench.publish(4, thread="a", size=300)
+        frames = await bench.frames()
+        assert numbers(frames) == [n for n in range(1, 43) if (n - 1) % 7 >= 3]
+        assert reconstruct(frames) == 42
+
+
+def reconstruct(frames: list[dict[str, Any]]) -> int:
+    """The last seq a client knows of; fails where it would see a hole or a repeat."""
+    last = 0
+    for frame in frames:
+        if frame["op"] == "event":
+            assert frame["seq"] == last + 1
+            last = frame["seq"]
+        elif frame["op"] == "skip":
+            assert frame["to"] > last
+            last = frame["to"]
+    return last
