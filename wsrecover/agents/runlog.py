@@ -89,7 +89,19 @@ class RunLog:
 
         Cancelled: the event was not queued.
         """
-        await self._write((event,))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not self._write_at_once(event):
+            await self._write((event,))
+
+    def _write_at_once(self, event: NewEvent) -> bool:
+        """The usual case: nothing goes before it and nothing stands in its way. Raises `RunBroken`."""
+        if self._deltas or self._ended or self._lock.locked() or self.writer.uncommitted >= BURST:
+            return False
+        try:
+            self.writer.write_nowait(self.unit((event,)))
+        except trio.WouldBlock:
+            return False
+        return True
 
     async def write_last(self, event: NewEvent, exc: BaseException | None) -> None:
         """Queue the event that closes a scope which `exc` ends (None: a regular end).

@@ -44,6 +44,9 @@ _STRICT: Final = (
     | orjson.OPT_PASSTHROUGH_DATACLASS
     | orjson.OPT_PASSTHROUGH_SUBCLASS
 )
+_FLAT: Final = frozenset({str, int, bool})
+"""Values of these types are what they were once orjson took them: no depth, and no null that was none."""
+
 _REQUIRED: Final = object()
 _ID: Final = f"must be 1 to {MAX_ID} printable ASCII characters"
 
@@ -131,12 +134,19 @@ def encode_event(
             raise InvalidEvent("run", _ID)
         event["run"] = run
     event["data"] = data
-    body = _dumps(event, "")
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
-        _check_depth(data, "data")
+    body = _serialize(event, "")
+    if not _is_flat(data):
+        _refuse_bent(event, "", body)
+        if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+            _check_depth(data, "data")
     if len(body) > max_bytes:
         raise InvalidEvent("data", _too_large(body, max_bytes))
-    return body
+    # A copy, because orjson's own result keeps the whole buffer that it was written in, 4 KiB at least.
+    return b"%b" % body
+
+
+def _is_flat(data: dict[str, Any]) -> bool:
+    return _FLAT.issuperset(map(type, data.values()))
 
 
 def _as_dict(data: object) -> dict[str, Any]:
@@ -164,14 +174,23 @@ def _check_depth(value: object, field: str) -> None:
 
 
 def _dumps(value: Any, path: str) -> bytes:
+    encoded = _serialize(value, path)
+    _refuse_bent(value, path, encoded)
+    return encoded
+
+
+def _serialize(value: Any, path: str) -> bytes:
     try:
-        encoded = orjson.dumps(value, default=_plain, option=_STRICT)
+        return orjson.dumps(value, default=_plain, option=_STRICT)
     except TypeError as exc:
         field, problem = _offence(value, path, 0) or (path or "data", str(exc))
         raise InvalidEvent(field, problem) from None
+
+
+def _refuse_bent(value: Any, path: str, encoded: bytes) -> None:
+    """Raise `InvalidEvent` where a null in `encoded` was none in `value`."""
     if b"null" in encoded and (offence := _offence(value, path, 0)) is not None:
         raise InvalidEvent(*offence)
-    return encoded
 
 
 def _offence(value: Any, path: str, depth: int) -> tuple[str, str] | None:
