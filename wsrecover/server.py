@@ -147,6 +147,7 @@ async def serve(
     `wall_clock` gives unix seconds.
     """
     secret = config.secret or read_secret(None if config.secret_file is None else Path(config.secret_file))
+    verifier = TokenVerifier(secret, leeway=config.timeouts.token_leeway, clock=wall_clock)
     context = _tls(config)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.set_threshold(*GC_THRESHOLDS)
@@ -155,37 +156,27 @@ async def serve(
         _running_journal(config, store, wall_clock) as (journal, streams),
         trio.open_nursery() as nursery,
     ):
-        services = Services(
-            app=app,
-            config=config,
-            store=store,
-            streams=streams,
-            journal=journal,
-            verifier=TokenVerifier(secret, leeway=config.timeouts.token_leeway, clock=wall_clock),
-            clock=wall_clock,
-        )
+        services = Services(app, config, store, streams, journal, verifier, wall_clock)
         await close_lost_runs(store, journal, clock=wall_clock)
-        registry = Registry(nursery, services)
-        nursery.start_soon(sweep, registry, services)
-        admission = Admission(nursery, registry, services)
-        addresses = await nursery.start(
-            partial(
-                _listen,
-                config,
-                admission.answer,
-                ssl_context=context,
-            )
-        )
-        server = Server(services, registry, tuple(addresses))
+        server = await _start(nursery, services, context)
         log.info(
             "ready",
-            addresses=[f"{host}:{port}" for host, port in addresses],
+            addresses=[f"{host}:{port}" for host, port in server.addresses],
             url=server.url,
             store=config.store,
         )
         task_status.started(server)
         await trio.sleep_forever()
     raise AssertionError("unreachable: only cancellation ends serving")
+
+
+async def _start(nursery: trio.Nursery, services: Services, context: ssl.SSLContext | None) -> Server:
+    """Start what is served, the listener last."""
+    registry = Registry(nursery, services)
+    nursery.start_soon(sweep, registry, services)
+    admission = Admission(nursery, registry, services)
+    addresses = await nursery.start(partial(_listen, services.config, admission.answer, ssl_context=context))
+    return Server(services, registry, tuple(addresses))
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 import orjson
@@ -17,7 +18,7 @@ from wsrecover.errors import FrameError
 
 from .events import Event
 from .fields import MAX_DEPTH, MAX_FRAMES, MAX_INT, is_id
-from .frames import CLIENT_FRAMES, SERVER_FRAMES, ClientFrame, ServerFrame
+from .frames import CLIENT_FRAMES, SERVER_FRAMES, ClientFrame, Hello, ServerFrame
 from .structure import structurer
 
 __all__ = ["decode_client", "decode_event", "decode_server"]
@@ -25,6 +26,10 @@ __all__ = ["decode_client", "decode_event", "decode_server"]
 _CLIENT: Final = {op: structurer(cls) for op, cls in CLIENT_FRAMES.items()}
 _SERVER: Final = {op: structurer(cls) for op, cls in SERVER_FRAMES.items()}
 _structure_event: Final = structurer(Event)
+_structure_hello: Final = structurer(Hello)
+
+URL_TEXT: Final = frozenset({"client", "from"})
+URL_JSON: Final = frozenset({"resume", "part", "threads", "fresh"})
 
 _SUSPECT: Final = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{16}|[eE]\+?[0-9]{3}")
 """Where this does not match there is no lone surrogate, no integer above 2^53 and no float that overflows."""
@@ -48,6 +53,26 @@ def decode_client(message: str | bytes, *, max_bytes: int) -> list[ClientFrame |
     if not 1 <= len(value) <= MAX_FRAMES:
         raise FrameError("malformed", f"an array of {len(value)} frames, 1 to {MAX_FRAMES} are allowed")
     return [_client_frame(item) for item in value]
+
+
+def decode_hello(parameters: Mapping[str, str], *, max_bytes: int) -> Hello:
+    """The `hello` that rides in a URL: `parameters` are its decoded query fields.
+
+    All but `client` and `from` are JSON, held to what `decode_client` asks of a message. Raises `FrameError`,
+    which names the parameter.
+    """
+    item: dict[str, Any] = {"op": Hello.op}
+    for name, text in parameters.items():
+        if name in URL_TEXT:
+            item[name] = text
+        elif name in URL_JSON:
+            try:
+                _check_size(text, max_bytes)
+                item[name] = _parse(text)
+            except FrameError as exc:
+                exc.field = name
+                raise
+    return _structure_hello(item)
 
 
 def _check_size(message: str, max_bytes: int) -> None:

@@ -18,13 +18,12 @@ from collections.abc import Sequence
 from typing import Final
 
 import attrs
-import orjson
 import trio
 
 from wsrecover.access.tokens import Grant
 from wsrecover.errors import CommandError, FrameError, TokenError
 from wsrecover.protocol.closecodes import CloseCode
-from wsrecover.protocol.codec import decode_client, encode
+from wsrecover.protocol.codec import decode_client, decode_hello, encode
 from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, ErrorFrame, Hello
 from wsrecover.transport.head import Request
 from wsrecover.transport.listener import Acceptance, Refusal
@@ -39,8 +38,6 @@ PATH: Final = "/v1/connect"
 
 BEARER: Final = "bearer."
 """What a browser, which can set no header, puts before its token as a second subprotocol entry."""
-
-JSON_FIELDS: Final = ("resume", "part", "threads", "fresh")
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds to wait for the peer's answer to a close frame."""
@@ -79,7 +76,7 @@ class Admission:
         except TokenError as error:
             return Refusal(401, f"{error}\n", (("WWW-Authenticate", 'Bearer error="invalid_token"'),))
         try:
-            hello = _hello(request)
+            hello = _hello(request, self._services.config.limits.message_bytes)
         except FrameError as error:
             return Refusal(400, f"{error.field or 'query'}: {error.message}\n")
         if grant is None or hello is None:
@@ -172,22 +169,6 @@ def _token(request: Request) -> str | None:
     return None
 
 
-def _hello(request: Request) -> Hello | None:
+def _hello(request: Request, max_bytes: int) -> Hello | None:
     """The `hello` that rides in the URL, if one does. Raises `FrameError`, as for the frame itself."""
-    query = request.query
-    if "client" not in query:
-        return None
-    fields: dict[str, object] = {"op": "hello", "client": query["client"]}
-    for name in JSON_FIELDS:
-        if name in query:
-            try:
-                fields[name] = orjson.loads(query[name])
-            except orjson.JSONDecodeError as error:
-                raise FrameError("malformed", "must be JSON, URL-encoded", field=name) from error
-    if "from" in query:
-        fields["from"] = query["from"]
-    encoded = orjson.dumps(fields).decode()
-    (hello,) = decode_client(encoded, max_bytes=len(encoded) + 1)
-    if not isinstance(hello, Hello):
-        raise hello if isinstance(hello, FrameError) else _not_hello()
-    return hello
+    return decode_hello(request.query, max_bytes=max_bytes) if "client" in request.query else None

@@ -12,6 +12,7 @@ ending it never touches a run.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
@@ -84,7 +85,7 @@ class Connection:
         self.limits: Limits = session.services.config.limits
         self.timeouts: Timeouts = session.services.config.timeouts
         self._ending: ConnectionClosed | None = None
-        self._asked_at = 0.0
+        self._asked_at = -math.inf
         self._asked_for_token = False
         self._alive = trio.CancelScope()
         self._entitled = trio.CancelScope(deadline=self._expiry())

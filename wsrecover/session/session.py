@@ -178,8 +178,8 @@ class Session:
     async def launch(self, execution: Execution, answer: Answer | None = None) -> Outcome:
         """Start a run: its `agent_started`, its record and the answer in one commit, then the agent itself.
 
-        Raises `CommandError("overloaded")` at the limit of runs, else what `Execution.start` raises; cancelled,
-        it sees the commit through first, so that no run is left without an owner.
+        Raises `CommandError("overloaded")` at the limit of runs, else what `Execution.start` raises;
+        cancelled, it sees the commit through first, so that no run is left without an owner.
         """
         limit = self.services.config.limits.runs_per_user
         if len(self.runs) >= limit:
