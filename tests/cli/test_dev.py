@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import stat
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,8 @@ def commands(process: Process) -> list[str]:
 def test_what_it_prints_works_when_pasted(cli: Cli) -> None:
     with cli.start("dev", "--port", "0") as process:
         tail, *others = commands(process)
-        assert [line.split()[1] for line in [tail, *others]] == ["tail", "send", "send", "publish"]
-        with cli.start(*tail.split()[1:], "--json", "--since", "0") as follower:
+        assert [shlex.split(line)[1] for line in [tail, *others]] == ["tail", "send", "send", "publish"]
+        with cli.start(*shlex.split(tail)[1:], "--json", "--since", "0") as follower:
             results = [orjson.loads(cli.shell(command).stdout) for command in others]
             seen = [orjson.loads(follower.wait_for('"agent_started"', stream="stdout"))]
             seen.append(orjson.loads(follower.wait_for('"notice"', stream="stdout")))
@@ -41,6 +42,20 @@ def test_its_secret_and_its_log_outlive_a_restart(cli: Cli) -> None:
         assert process.stop()[0] == 0
     with cli.start("dev", "--port", "0") as process:
         chat = commands(process)[2]
-        url = chat.split()[chat.split().index("--url") + 1]
+        url = shlex.split(chat)[shlex.split(chat).index("--url") + 1]
         done = cli.run("send", "--url", url, "--token", before, "chat", '{"text": "again"}')
         assert orjson.loads(done.stdout) == {"seq": 2}
+
+
+def test_who_follows_goes_on_over_a_restart(cli: Cli) -> None:
+    with cli.start("dev", "--port", "0") as process:
+        tail, _, chat, _ = commands(process)
+        url = shlex.split(tail)[-1]
+        with cli.start(*shlex.split(tail)[1:], "--json", "--since", "0") as following:
+            cli.shell(chat)
+            assert orjson.loads(following.wait_for('"chat"', stream="stdout"))["seq"] == 1
+            assert process.stop()[0] == 0
+            with cli.start("dev", "--port", url.rpartition(":")[2]) as again:
+                commands(again)
+                cli.shell(chat)
+                assert orjson.loads(following.wait_for('"chat"', stream="stdout"))["seq"] == 2

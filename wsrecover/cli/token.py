@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -31,7 +30,7 @@ def token(
     """Sign a token and print it."""
     if not 0 < lifetime < float("inf"):
         raise Failure(f"--lifetime is {lifetime}; accepted: a number of seconds > 0", USAGE)
-    secret = read_secret(Path(secret_file) if secret_file else None)
+    secret = read_secret(secret_file)
     signed = sign(secret, tenant=tenant, user=user, roles=role, tier=tier, lifetime=lifetime, clock=time.time)
     sys.stdout.write(f"{signed}\n")
     return 0
