@@ -12,6 +12,7 @@ from pathlib import Path
 import apsw
 import pytest
 import trio
+import trio.testing
 
 import wsrecover
 from wsrecover.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreMismatch, StoreUnavailable
@@ -21,7 +22,7 @@ from wsrecover.streams import sqlite_log
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.sqlite import SQLiteStore, open_sqlite
 from wsrecover.streams.sqlite_read import PAGE
-from wsrecover.streams.store import Append, NewEvent, Retention, Store, StreamKey, Unit
+from wsrecover.streams.store import Append, Applied, NewEvent, Outcome, Retention, Store, StreamKey, Unit
 
 ANN = StreamKey("user", "tenant", "ann")
 BEN = StreamKey("user", "tenant", "ben")
@@ -260,6 +261,26 @@ class TestTroubleThatHeals:
         with pytest.raises(StoreFailed):
             await store.commit([unit(ANN, "b")])
         store._timeout = 20.0
+        await store.aclose()
+
+    async def test_a_commit_that_was_handed_over_gives_its_outcome_though_cancelled(
+        self, tmp_path: Path
+    ) -> None:
+        store = await open_sqlite(tmp_path / "store.db")
+        blocker = apsw.Connection(str(tmp_path / "store.db"))
+        blocker.execute("BEGIN IMMEDIATE")
+        outcomes: list[Outcome] = []
+
+        async def cancel() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+            blocker.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel)
+            outcomes = await store.commit([unit(ANN, "a")])
+        assert [type(outcome) for outcome in outcomes] == [Applied]
+        assert await logged(store, ANN) == ["a"]
         await store.aclose()
 
     @pytest.mark.parametrize("thread", ["\ud800", 7])

@@ -102,7 +102,7 @@ def _segment(
 
 def read_keys(reader: apsw.Connection, after: StreamKey | None, limit: int) -> list[StreamKey]:
     """See `Store.keys`."""
-    found: list[tuple[Any, ...]] = reader.execute(
+    found = reader.execute(
         "SELECT scope, tenant, name FROM stream WHERE (scope, tenant, name) > (?, ?, ?)"
         " ORDER BY scope, tenant, name LIMIT ?",
         (*(after or ("", "", "")), limit),

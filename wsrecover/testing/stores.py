@@ -263,7 +263,7 @@ async def _streams_are_trimmed_from_the_front(subject: Subject) -> None:
         expect(await store.retain({ANN: wide, ALL: wide}, now=START), {}, "a trim under the limits")
         tight = Retention(events=290, bytes=1 << 30, age=1e9)
         expect(await store.retain({ANN: tight}, now=START), {ANN: 11}, "by count")
-        tight = Retention(events=1000, bytes=4 * 257 + 3, age=1e9)
+        tight = Retention(events=1000, bytes=4 * 257, age=1e9)
         expect(await store.retain({ANN: tight}, now=START), {ANN: 44}, "by bytes")
         tight = Retention(events=1000, bytes=1 << 30, age=10.0)
         expect(await store.retain({ANN: tight}, now=START + 190), {ANN: 181}, "by age")
