@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import trio
-from interop_world import PATIENCE, Command, Item, Program, Stage, lines, logged, running, trim
+from interop_world import PATIENCE, Command, Item, Program, Stage, lines, logged, running, scripted, trim
 
 from wsrecover.config import Timeouts
 from wsrecover.session.connection import Connection
@@ -39,6 +39,38 @@ async def say_goodbye(client: Program) -> None:
     await client.order("bye")
     assert (await client.until("closed"))["code"] == 1000
     await client.ended()
+
+
+def welcome(epoch: str, after: int) -> Item:
+    """A welcome to a stream that goes on after this seq, with what a later release may add."""
+    state = {
+        "epoch": epoch,
+        "head": after,
+        "oldest": 1,
+        "from": after + 1,
+        "resumed": after > 0,
+        "mood": "fine",
+    }
+    return {
+        "op": "welcome",
+        "protocol": 1,
+        "connection": "c",
+        "principal": {"tenant": "acme", "user": "ada", "roles": []},
+        "streams": {"user": state if after else state | {"reason": "new"}},
+        "heartbeat": 25,
+        "limits": {},
+        "token_expires_in": 60.5,
+        "runs": [],
+        "weather": ["rain"],
+    }
+
+
+def event(seq: int, type_: str, data: Item, **more: Any) -> Item:
+    return {"op": "event", "stream": "user", "seq": seq, "ts": 1.5, "type": type_, "data": data, **more}
+
+
+def fragment(seq: int, offset: int, text: str, **more: Any) -> Item:
+    return event(seq, "message_delta", {"message_id": "m", "offset": offset, "text": text}, **more)
 
 
 def connection(server: LocalServer, connected: Item) -> Connection:
@@ -294,3 +326,40 @@ class Scenarios:
             connection(server, await client.until("connected")).close(4503, "revoked")
             await client.until("closed", code=4503)
             await client.ended()
+
+    async def test_what_another_server_may_send_is_taken_as_the_spec_says(self, command: Command) -> None:
+        first = [
+            welcome("e-1", 0),
+            [fragment(1, 0, "He🐢"), fragment(2, 4, "llo")],
+            [{"op": "sparkle", "stream": "user"}, fragment(1, 0, "He🐢"), fragment(2, 4, "llo")],
+            fragment(5, 9, "hole"),
+        ]
+        second = [
+            [welcome("e-2", 2), fragment(4, 0, "He🐢llo wörld", first_seq=1)],
+            event(5, "later.type", {}, colour="red"),
+            {"op": "gap", "stream": "user", "reason": "unknown"},
+            [event(9, "app.line", {}), {"op": "live", "stream": "user", "seq": 9}],
+            {"op": "part", "stream": "user", "seq": 10, "offset": 0, "total": 6, "bytes": "e30="},
+            {"op": "part", "stream": "user", "seq": 10, "offset": 3, "total": 6, "bytes": "e30="},
+        ]
+        third = [welcome("e-2", 9), {"op": "drain", "retry_after": 0, "jitter": 0}, 4000]
+        fourth = [welcome("e-2", 9), {"op": "live", "stream": "user", "seq": 11}]
+        fifth = [welcome("e-2", 9), 4599]
+        async with (
+            scripted(first, second, third, fourth, fifth) as (url, hellos),
+            running(command, url, lambda: "token", hello="frame") as client,
+        ):
+            for _ in range(4):
+                await client.until("closed")
+                await client.order("online")
+            await client.ended()
+            got = [(item.get("first_seq", item["seq"]), item["seq"]) for item in client.all("event")]
+            assert got == [(1, 1), (2, 2), (3, 4), (5, 5), (9, 9)]
+            assert [item["seq"] for item in client.all("dropped")] == [1, 2]
+            text = "".join(item["data"].get("text", "") for item in client.events)
+            assert text == "He🐢llo wörld"
+            resumes = [hello.get("resume", {}).get("user") for hello in hellos]
+            assert resumes == [None, ["e-1", 2], ["e-2", 9], ["e-2", 9], ["e-2", 9]]
+            assert not any("part" in hello for hello in hellos)
+            assert [item["op"] for item in client.all("hole")] == ["event", "part", "live"]
+            assert [item["code"] for item in client.all("closed")] == [1006, 1006, 4000, 1006, 4599]

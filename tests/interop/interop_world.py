@@ -34,6 +34,7 @@ from typing import Any
 
 import attrs
 import trio
+import trio_websocket
 
 from wsrecover.agents import App, Run
 from wsrecover.config import Retention
@@ -156,6 +157,33 @@ async def running(
         process.kill()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + PATIENCE):
             await process.wait()
+
+
+@asynccontextmanager
+async def scripted(*scripts: Sequence[Any]) -> AsyncIterator[tuple[str, list[Item]]]:
+    """A server that sends its first client the first script, message by message, and so on; its URL, and each
+    `hello`. A script may end with a close code.
+    """
+    hellos: list[Item] = []
+
+    async def play(request: trio_websocket.WebSocketRequest) -> None:
+        socket = await request.accept(subprotocol="wsrecover.v1")
+        hellos.append(json.loads(await socket.get_message()))
+        for step in scripts[len(hellos) - 1]:
+            if isinstance(step, int):
+                await socket.aclose(step)
+            else:
+                await socket.send_message(json.dumps(step))
+        while not socket.closed:
+            try:
+                await socket.get_message()
+            except trio_websocket.ConnectionClosed:
+                return
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(trio_websocket.serve_websocket, play, "127.0.0.1", 0, None)
+        yield f"ws://127.0.0.1:{server.port}", hellos
+        nursery.cancel_scope.cancel()
 
 
 class Stage:
