@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from .agents import AgentError, App, Run
-from .client import connect
+from .client import Changed, ClientSession, Ephemeral, Event, Forgotten, Gap, Position, Snapshot, connect
 from .config import Config, Limits, Retention, Timeouts
 from .errors import (
     CommandError,
@@ -20,16 +20,20 @@ from .errors import (
     TransportError,
     WsrecoverError,
 )
-from .protocol import Event, Position
 from .server import Server, serve
 
 __all__ = [
     "AgentError",
     "App",
+    "Changed",
+    "ClientSession",
     "CommandError",
     "Config",
     "ConfigError",
+    "Ephemeral",
     "Event",
+    "Forgotten",
+    "Gap",
     "InvalidEvent",
     "Limits",
     "Position",
@@ -38,6 +42,7 @@ __all__ = [
     "RunBroken",
     "RunEnded",
     "Server",
+    "Snapshot",
     "StoreError",
     "StoreUnavailable",
     "Timeouts",

@@ -162,7 +162,7 @@ async def test_events_that_commit_during_a_replay_follow_it_without_hole_or_repe
 async def test_an_event_at_each_step_of_a_catch_up_is_neither_lost_nor_repeated(
     bench: Bench,
 ) -> None:
-    # The stream's head moves at every checkpoint of the catch-up, so also right before and after it joins `live`.
+    # The head moves at each checkpoint of the catch-up, so also right before and after it joins `live`.
     await bench.publish(20)
     bench.begin()
     got: list[int] = []
