@@ -114,7 +114,8 @@ class CommandError(WsrecoverError):
 class AgentError(WsrecoverError):
     """What an agent raises to fail its run, or a tool call, in words that its user may read.
 
-    Of any other exception the user is told no more than the class name. `retryable`: the same input may work later.
+    Of any other exception the user is told no more than the class name. `retryable`: the same input may
+    work later.
     """
 
     def __init__(self, message: str, *, code: str = "exception", retryable: bool = False) -> None:
@@ -173,7 +174,7 @@ class TransportError(WsrecoverError):
 
 
 class ConnectionClosed(TransportError):
-    """The WebSocket ended. `code` is its close code (1006: no close frame came), `reason` the peer's words."""
+    """The WebSocket ended. `code` is its close code (1006: none came), `reason` the peer's words."""
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(f"closed with {code}" + (f": {reason}" if reason else ""))

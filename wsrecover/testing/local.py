@@ -155,8 +155,8 @@ async def local_server(
 ) -> AsyncIterator[LocalServer]:
     """Serve `app` for the block: on a free port, in memory and with the secret `SECRET`.
 
-    `settings` are those of `Config` and come before all that. At the end of the block the server is cancelled,
-    and has ended.
+    `settings` are those of `Config` and come before all that. At the end of the block the server is
+    cancelled, and has ended.
     """
     given = {"port": 0, "store": "memory", "secret": SECRET, **settings}
     config = attrs.evolve(config or Config(), **given)
