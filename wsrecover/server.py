@@ -115,12 +115,9 @@ class Server:
         Raises `CommandError` (`not_found`, `overloaded`), `InvalidEvent`, `StoreUnavailable`, `StoreFailed`.
         """
         principal = Principal(tenant, user)
-        found = self._services.app.find(agent)
-        if found is None:
-            raise CommandError("not_found", f"there is no agent {agent!r}", field="agent")
-        session = self.registry.of(principal)
-        execution = session.execution(found, dict(given), thread=thread)
-        await session.launch(execution)
+        runs = self.registry.of(principal).runs
+        execution = runs.prepare(agent, dict(given), thread=thread)
+        await runs.start(execution)
         return execution.run.id
 
     def statistics(self) -> ServerStatistics:

@@ -30,7 +30,7 @@ INTERRUPTED: Final = 130
 """128 + SIGINT, as a shell would put it."""
 
 
-class Failure(Exception):  # noqa: N818  # It ends a command as it should end: it is not a fault of the program.
+class Failure(Exception):  # It ends a command as it should end: it is not a fault of the program.
     """A command cannot do what was asked. The message says what to do about it."""
 
     def __init__(self, message: str, code: int = FAILED) -> None:

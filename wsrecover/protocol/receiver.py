@@ -68,7 +68,7 @@ Item: TypeAlias = Event | Ephemeral | Snapshot | Skip | Gap | Live | Changed | F
 """What the app is told. `Skip` and `Gap` move the position that it has processed."""
 
 
-class Hole(FrameError):  # noqa: N818  # SPEC.md's word for it.
+class Hole(FrameError):  # SPEC.md's word for it.
     """An event, a gap or `live` came that does not follow on what was received."""
 
     def __init__(self, stream: str, last: int, first: int) -> None:
@@ -101,6 +101,12 @@ class _Place:
     message: str | None = None
     end: int = 0
 
+    def enter(self, epoch: str) -> None:
+        """Go on under `epoch`. Under another one another event may stand where the one in parts stood."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.partial = None
+
     def advance(self, seq: int) -> None:
         self.last = seq
         self.open = False
@@ -131,7 +137,7 @@ class Receiver:
         return {
             name: (place.partial.seq, len(place.partial.data))
             for name, place in self._places.items()
-            if place.partial is not None
+            if place.partial is not None and not place.open
         }
 
     def welcome(self, frame: Welcome) -> list[Item]:
@@ -151,7 +157,7 @@ class Receiver:
             elif info.resumed:
                 if info.from_ > place.last + 1:
                     raise Hole(name, place.last, info.from_)
-                place.epoch = info.epoch
+                place.enter(info.epoch)
             else:
                 held = Position(place.epoch, place.last)
                 self._places[name] = _Place(info.epoch, info.from_ - 1)

@@ -8,7 +8,7 @@ command that is still under way joins it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 import orjson
@@ -35,9 +35,8 @@ from wsrecover.streams.store import (
 )
 
 from .fields import event_of, object_field, text_field, user_field
-
-if TYPE_CHECKING:
-    from .session import Session
+from .runs import Runs
+from .services import Services
 
 __all__ = ["Commands", "refusal"]
 
@@ -81,8 +80,10 @@ class UnderWay:
 class Commands:
     """Takes a session's commands, at most `limits.commands_in_flight` at once."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, services: Services, key: StreamKey, runs: Runs) -> None:
+        self._services = services
+        self._key = key
+        self._runs = runs
         self._in_flight = 0
         self._under_way: dict[str, UnderWay] = {}
         self._handlers: Mapping[str, Callable[[Call], Awaitable[tuple[Status, Result]]]] = {
@@ -95,7 +96,7 @@ class Commands:
 
     def admit(self) -> None:
         """Make room for a command that `answer` will then take. Raises `CommandError("overloaded")`."""
-        limit = self._session.services.config.limits.commands_in_flight
+        limit = self._services.config.limits.commands_in_flight
         if self._in_flight >= limit:
             raise CommandError("overloaded", f"{limit} commands are under way, the limit", retry_after=1.0)
         self._in_flight += 1
@@ -122,7 +123,7 @@ class Commands:
             reply = refusal(send.id, CommandError("internal", "the command failed in the server"))
         finally:
             self._in_flight -= 1
-        self._session.services.counts[f"commands.{reply.status}"] += 1
+        self._services.counts[f"commands.{reply.status}"] += 1
         return reply
 
     async def _answer_once(self, principal: Principal, send: Send) -> Reply:
@@ -141,7 +142,7 @@ class Commands:
         self._under_way[send.id] = under_way = UnderWay(digest)
         try:
             key = AnswerKey(principal.tenant, principal.user, send.id)
-            call = Call(principal, send, key, digest, self._session.services.clock())
+            call = Call(principal, send, key, digest, self._services.clock())
             await self._refuse_expired(call)
             status, result = await handler(call)
             under_way.reply = Reply(send.id, status, result=result)
@@ -154,14 +155,14 @@ class Commands:
         age = call.send.age
         if age is None or age <= ANSWER_WINDOW:
             return
-        if await self._session.services.store.answer(call.key) is None:
+        if await self._services.store.answer(call.key) is None:
             raise CommandError("expired", f"answers are kept for {ANSWER_WINDOW:g} s only", field="age")
 
     async def _commit(
         self, call: Call, appends: tuple[Append, ...], render: Callable[[Sequence[Position]], Result]
     ) -> tuple[Status, Result]:
         unit = Unit(appends=appends, answers=(call.answer(),))
-        outcome = await self._session.services.journal.commit(unit)
+        outcome = await self._services.journal.commit(unit)
         match outcome:
             case Applied(positions=positions):
                 return "ok", render(positions)
@@ -179,9 +180,9 @@ class Commands:
             type=send.type,
             data=send.data,
             thread=send.thread,
-            max_bytes=self._session.services.config.limits.event_bytes,
+            max_bytes=self._services.config.limits.event_bytes,
         )
-        append = Append(self._session.key, (NewEvent(body, call.now, send.thread),))
+        append = Append(self._key, (NewEvent(body, call.now, send.thread),))
         return await self._commit(call, (append,), lambda positions: {"seq": positions[0].seq})
 
     async def _publish(self, call: Call) -> tuple[Status, Result]:
@@ -194,7 +195,7 @@ class Commands:
             raise CommandError(
                 "invalid", f"must be a list of 1 to {PUBLISH_EVENTS} events", field="data.events"
             )
-        event_bytes = self._session.services.config.limits.event_bytes
+        event_bytes = self._services.config.limits.event_bytes
         fresh = tuple(
             event_of(event, path=f"data.events[{place}]", now=call.now, max_bytes=event_bytes)
             for place, event in enumerate(events)
@@ -205,33 +206,29 @@ class Commands:
         )
 
     async def _start_agent(self, call: Call) -> tuple[Status, Result]:
-        session, services = self._session, self._session.services
         name = text_field(call.send.data, "agent", path="data")
         given = object_field(call.send.data, "input", path="data")
-        agent = services.app.find(name)
-        if agent is None:
-            raise CommandError("not_found", "there is no such agent", field="data.agent")
-        execution = session.execution(agent, given, thread=call.send.thread)
+        execution = self._runs.prepare(name, given, thread=call.send.thread)
         result = {"run": execution.run.id}
-        outcome = await session.launch(execution, call.answer(result))
+        outcome = await self._runs.start(execution, call.answer(result))
         return _settled(outcome, result)
 
     async def _cancel_run(self, call: Call) -> tuple[Status, Result]:
         run = text_field(call.send.data, "run", path="data")
-        known = await self._session.services.store.answer(call.key)
+        known = await self._services.store.answer(call.key)
         if known is not None:
             answer, positions = known
             if answer.digest != call.digest:
                 raise _conflict(call.key.id)
             return _settled(Duplicate(answer.result, positions), {})
-        execution = self._session.runs.get(run)
+        execution = self._runs.find(run)
         if execution is None:
             raise CommandError("not_found", "there is no such run under way", field="data.run")
         committed = execution.cancel(call.answer())
         result = {"run": run, "status": await execution.wait_ended()}
         if not committed:
             unit = Unit(answers=(call.answer(result),))
-            return _settled(await self._session.services.journal.commit(unit), result)
+            return _settled(await self._services.journal.commit(unit), result)
         return "ok", result
 
 

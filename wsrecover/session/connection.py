@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
+from typing import Final, TypeVarTuple, Unpack
 
 import structlog
 import trio
@@ -49,9 +49,7 @@ from wsrecover.transport.websocket import ServerSocket
 
 from .commands import refusal
 from .delivery import Delivery
-
-if TYPE_CHECKING:
-    from .session import Session
+from .owner import Home
 
 __all__ = ["Connection"]
 
@@ -71,19 +69,20 @@ class Connection:
 
     def __init__(
         self,
-        session: Session,
+        home: Home,
         socket: ServerSocket,
         grant: Grant,
         hello: Hello,
     ) -> None:
-        self.session = session
+        self._home = home
+        self._services = home.services
         self.socket = socket
         self.grant = grant
         self.client = hello.client
         self.id = secrets.token_hex(8)
         self.processed: dict[str, int] = {}
-        self.limits: Limits = session.services.config.limits
-        self.timeouts: Timeouts = session.services.config.timeouts
+        self.limits: Limits = self._services.config.limits
+        self.timeouts: Timeouts = self._services.config.timeouts
         self._ending: ConnectionClosed | None = None
         self._asked_at = -math.inf
         self._asked_for_token = False
@@ -109,8 +108,8 @@ class Connection:
         finally:
             ending = self._ending or ConnectionClosed(CloseCode.GOING_AWAY, "the server stops")
             self._delivery.end()
-            self.session.detach(self)
-            self.session.services.counts[f"closed.{ending.code}"] += 1
+            self._home.detach(self.client, self)
+            self._services.counts[f"closed.{ending.code}"] += 1
             with trio.move_on_after(CLOSE_TIMEOUT + 1, shield=True):
                 await self.socket.aclose(ending.code, ending.reason, timeout=CLOSE_TIMEOUT)
             self.socket.kill()
@@ -124,7 +123,7 @@ class Connection:
     async def _serve(self, hello: Hello, early: Sequence[ClientFrame | FrameError]) -> None:
         try:
             with trio.fail_after(self.timeouts.store):
-                streams = await self.session.open_streams()
+                streams = await self._home.open_streams()
         except (StoreError, trio.TooSlowError) as error:
             log.warning("streams_unavailable", error=repr(error))
             self._last_word(ErrorFrame("store_unavailable", "the log cannot be read now", retry_after=1.0))
@@ -141,7 +140,7 @@ class Connection:
     def _begin(self, hello: Hello, streams: Mapping[str, Stream]) -> None:
         infos: dict[str, StreamInfo] = {}
         after: dict[str, int] = {}
-        counts = self.session.services.counts
+        counts = self._services.counts
         for name, stream in streams.items():
             verdict = stream.judge(hello.resume.get(name), hello.from_)
             infos[name] = stream.info(verdict)
@@ -165,8 +164,8 @@ class Connection:
                 "connections": self.limits.connections_per_user,
                 "commands_in_flight": self.limits.commands_in_flight,
             },
-            token_expires_in=self.grant.expires_at - self.session.services.clock(),
-            runs=self.session.run_infos(),
+            token_expires_in=self.grant.expires_at - self._services.clock(),
+            runs=self._home.runs.infos(),
         )
 
     def heard(self) -> None:
@@ -201,11 +200,11 @@ class Connection:
 
     def start(self, member: Callable[[Unpack[Args]], Awaitable[None]], *args: *Args) -> None:
         """Run a task in the session's nursery."""
-        self.session.start(member, *args)
+        self._home.members.start(member, *args)
 
     def replayed(self, events: int) -> None:
         """Count events that were sent from the log."""
-        self.session.services.counts["replayed"] += events
+        self._services.counts["replayed"] += events
 
     def _on_message(self, message: str | bytes) -> None:
         try:
@@ -258,20 +257,20 @@ class Connection:
 
     def _command(self, send: Send) -> None:
         try:
-            self.session.commands.admit()
+            self._home.commands.admit()
         except CommandError as error:
             self._delivery.control(refusal(send.id, error))
             return
-        self.session.start(self._answer, send)
+        self._home.members.start(self._answer, send)
 
     async def _answer(self, send: Send) -> None:
-        reply = await self.session.commands.answer(self.grant.principal, send)
+        reply = await self._home.commands.answer(self.grant.principal, send)
         self._delivery.control(reply)
 
     def _authenticate(self, auth: Auth) -> None:
         principal = self.grant.principal
         try:
-            grant = self.session.services.verifier.verify(auth.token)
+            grant = self._services.verifier.verify(auth.token)
         except TokenError as error:
             self._disown(auth, str(error))
             return
@@ -289,7 +288,7 @@ class Connection:
 
     def _expiry(self) -> float:
         """The trio time at which the token, with its leeway, stops counting."""
-        left = self.grant.expires_at + self.timeouts.token_leeway - self.session.services.clock()
+        left = self.grant.expires_at + self.timeouts.token_leeway - self._services.clock()
         return trio.current_time() + left
 
 

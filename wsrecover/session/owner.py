@@ -1,13 +1,19 @@
-"""What a delivery may ask of the connection that owns it."""
+"""What may be asked of an owner: by a delivery of its connection, by a connection of its session."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeVarTuple, Unpack
 
 from wsrecover.config import Limits, Timeouts
+from wsrecover.streams.stream import Stream
 
-__all__ = ["Owner"]
+from .commands import Commands
+from .members import Members
+from .runs import Runs
+from .services import Services
+
+__all__ = ["Home", "Owner"]
 
 Args = TypeVarTuple("Args")
 
@@ -34,3 +40,29 @@ class Owner(Protocol):
 
     def replayed(self, events: int) -> None:
         """Count events that were sent from the log."""
+
+
+class Home(Protocol):
+    """The session, as its connections see it."""
+
+    @property
+    def services(self) -> Services:
+        """The parts of the process."""
+
+    @property
+    def members(self) -> Members:
+        """Where the connection starts its tasks."""
+
+    @property
+    def commands(self) -> Commands:
+        """What takes the user's commands."""
+
+    @property
+    def runs(self) -> Runs:
+        """The user's runs under way."""
+
+    async def open_streams(self) -> Mapping[str, Stream]:
+        """The streams that the user follows, by wire name. Raises `StoreError`."""
+
+    def detach(self, client: str, connection: object) -> None:
+        """Forget `connection`, unless `client` has a newer one by now."""
