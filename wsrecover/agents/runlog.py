@@ -98,7 +98,7 @@ class RunLog:
         if self._deltas or self._ended or self._lock.locked() or self.writer.uncommitted >= BURST:
             return False
         try:
-            self.writer.write_nowait(self.unit((event,)))
+            self.writer.write_nowait(Unit((Append(self.place.key, (event,)),)))
         except trio.WouldBlock:
             return False
         return True
@@ -211,8 +211,9 @@ class RunLog:
     def _on_settled(self) -> None:
         # Called in the journal's task, which a broken run must not disturb: its author learns of it with the
         # next call.
-        with contextlib.suppress(RunBroken):
-            self._send_text()
+        if self._deltas:
+            with contextlib.suppress(RunBroken):
+                self._send_text()
 
     def _send_text(self) -> None:
         """Queue the buffered text, as soon as there is room."""

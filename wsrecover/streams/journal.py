@@ -164,16 +164,16 @@ class Journal:
         return True
 
     def _hand_on(self, outcomes: Sequence[Outcome]) -> None:
-        changes: dict[StreamKey, list[Entry]] = {}
+        changes: dict[StreamKey, Sequence[Entry]] = {}
         for outcome in outcomes:
             if type(outcome) is not Applied:
                 continue
             for key, entries in outcome.entries:
                 known = changes.get(key)
                 if known is not None:
-                    known.extend(entries)
+                    changes[key] = [*known, *entries]
                 elif entries:
-                    changes[key] = list(entries)
+                    changes[key] = entries
         self._streams.extend(changes)
         self._retainer.grew(changes)
 

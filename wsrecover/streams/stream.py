@@ -29,11 +29,10 @@ class Batch:
     message as it goes into the socket, built once for all followers.
     """
 
-    __slots__ = ("_frames", "_message", "_name", "entries", "first", "framed", "last")
+    __slots__ = ("_message", "_name", "entries", "first", "framed", "last")
 
     def __init__(self, name: str, entries: Sequence[Entry]) -> None:
         self._name = name
-        self._frames: list[bytes] | None = None
         self._message: bytes | None = None
         self.entries = entries
         self.first = entries[0].seq
@@ -41,20 +40,13 @@ class Batch:
         self.framed: bytes | None = None
 
     @property
-    def frames(self) -> list[bytes]:
-        """The encoded `event` frame of each entry."""
-        frames = self._frames
-        if frames is None:
-            name = self._name
-            frames = self._frames = [event_frame(name, entry.seq, entry.body) for entry in self.entries]
-        return frames
-
-    @property
     def message(self) -> bytes:
-        """All of them as one WebSocket message."""
+        """The `event` frames of all of them as one WebSocket message."""
         message = self._message
         if message is None:
-            message = self._message = join(self.frames)
+            name = self._name
+            message = join([event_frame(name, entry.seq, entry.body) for entry in self.entries])
+            self._message = message
         return message
 
 
