@@ -17,6 +17,9 @@ const ACK_MS = 1_000;
 const ACK_EVENTS = 100;
 const [FIRST_CEILING_MS, LAST_CEILING_MS, HELD_MS] = [500, 20_000, 60_000];
 
+// What a refused handshake means to a client, as close codes.
+const [TOKEN_REFUSED, GAVE_UP] = [4001, 4599];
+
 const REFRESH = [4001];
 const NEW_CLIENT_ID = [4500];
 const FAIL_SENDS = [1007, 1009, 4502];
@@ -42,6 +45,7 @@ class Client {
     this.introduced = false;
     this.deaf = false;
     this.traps = [];
+    this.replaced = false;
     this.unacked = 0;
     this.ceiling = FIRST_CEILING_MS;
     this.leastWait = 0;
@@ -110,7 +114,10 @@ class Client {
       const begun = performance.now();
       this.awaitNetwork();
       const code = await this.connection();
-      if (performance.now() - begun >= HELD_MS) this.ceiling = FIRST_CEILING_MS;
+      if (performance.now() - begun >= HELD_MS) {
+        this.ceiling = FIRST_CEILING_MS;
+        this.replaced = false;
+      }
       this.app({ got: "closed", code });
       if (!this.goesOn(code)) return;
       if (this.online) await Promise.race([sleep(this.waitMs(), undefined, { ref: false }), this.back]);
@@ -120,7 +127,11 @@ class Client {
   /** Do what the table of close codes says; whether to reconnect. */
   goesOn(code) {
     if (REFRESH.includes(code)) this.token = null;
-    if (NEW_CLIENT_ID.includes(code)) this.id = randomId();
+    if (NEW_CLIENT_ID.includes(code)) {
+      if (this.replaced) return false;
+      this.replaced = true;
+      this.id = randomId();
+    }
     if (FAIL_SENDS.includes(code)) {
       for (const [id, command] of this.commands) {
         if (command.firstSent !== null && ++command.suspiciousCloses === 2) {
@@ -161,6 +172,7 @@ class Client {
       url += `?${parameters.join("&")}`;
     }
     const socket = new WebSocket(url, subprotocols, { headers });
+    let refusal;
     this.socket = socket;
     this.introduced = this.deaf = false;
     const acks = setInterval(() => this.unacked && this.ack(), ACK_MS);
@@ -171,9 +183,11 @@ class Client {
     socket.on("message", (message) => this.onMessage(JSON.parse(message)));
     socket.on("error", () => {}); // A close follows, which decides.
     socket.on("unexpected-response", (request, response) => {
-      if (response.statusCode === 401) this.token = null;
+      const status = response.statusCode;
       this.leastWait = Number(response.headers["retry-after"] ?? 0);
-      this.app({ got: "refused", status: response.statusCode });
+      this.app({ got: "refused", status });
+      if (status === 401) refusal = TOKEN_REFUSED;
+      else if (status !== 429 && status < 500) refusal = GAVE_UP;
       response.resume();
       socket.terminate();
     });
@@ -181,7 +195,7 @@ class Client {
     this.socket = null;
     clearInterval(acks);
     clearTimeout(this.silence);
-    return code;
+    return refusal ?? code;
   }
 
   /** Something was heard: the link lives. */
@@ -265,7 +279,7 @@ class Client {
         this.app({ got: "history_changed", stream: name, reason: state.reason });
         held = undefined;
       }
-      held ??= this.open(name);
+      if (held?.epoch !== state.epoch) held = this.open(name);
       held.epoch = state.epoch;
       held.last = state.from - 1;
     }

@@ -289,13 +289,16 @@ class Scenarios:
             await server.server.publish("acme", "ada", "app.line", {"line": 1})
             await client.until("event", seq=1)
             await other.until("event", seq=1)
+            async with server.peer(client=client.all("connected")[-1]["client"]):
+                await client.until("closed", code=4500)
+                await client.ended()
 
     async def test_a_token_that_is_refused_or_runs_out_is_replaced(self, command: Command) -> None:
         async with local_server() as server:
             tokens = [server.token(), server.token(), server.token(lifetime=30), "not a token"]
             async with running(command, server.url, tokens.pop) as client:
-                await client.until("closed", code=1006)
-                assert client.all("refused")[0]["status"] == 401
+                await client.until("refused", status=401)
+                await client.until("closed")
                 await client.order("online")
                 first = await client.until("connected")
                 await client.until("reply", status="ok")
@@ -320,6 +323,14 @@ class Scenarios:
             await client.order("send", id="small", type="chat", data={"text": "x"})
             await client.until("event")
             assert client.events == await logged(server)
+
+    async def test_a_client_that_is_refused_for_good_stops(self, command: Command) -> None:
+        async with (
+            local_server() as server,
+            running(command, server.url + "/elsewhere", server.token) as client,
+        ):
+            await client.until("refused", status=404)
+            await client.ended()
 
     async def test_a_client_whose_user_was_revoked_stops(self, command: Command) -> None:
         async with local_server() as server, running(command, server.url, server.token) as client:

@@ -31,6 +31,9 @@ ACK_SECONDS = 1.0
 ACK_EVENTS = 100
 FIRST_CEILING, LAST_CEILING, HELD_SECONDS = 0.5, 20.0, 60.0
 
+# What a refused handshake means to a client, as close codes.
+TOKEN_REFUSED, GAVE_UP = 4001, 4599
+
 REFRESH, NEW_CLIENT_ID, FAIL_SENDS, STOP = {4001}, {4500}, {1007, 1009, 4502}, {1000, 4501, 4503}
 
 
@@ -81,6 +84,7 @@ class Client:
         self.introduced = False
         self.deaf = False
         self.traps: list[tuple[Frame, str]] = []
+        self.replaced = False
         self.unacked = 0
         self.ceiling = FIRST_CEILING
         self.least_wait = 0.0
@@ -131,7 +135,7 @@ class Client:
             self.back.clear()
             code = await self.connection(token)
             if time.monotonic() - begun >= HELD_SECONDS:
-                self.ceiling = FIRST_CEILING
+                self.ceiling, self.replaced = FIRST_CEILING, False
             self.app({"got": "closed", "code": code})
             if not self.goes_on(code):
                 return
@@ -144,6 +148,9 @@ class Client:
         if code in REFRESH:
             self.token = asyncio.get_running_loop().create_future()
         elif code in NEW_CLIENT_ID:
+            if self.replaced:
+                return False
+            self.replaced = True
             self.id = secrets.token_urlsafe(16)
         elif code in FAIL_SENDS:
             for ref, command in list(self.commands.items()):
@@ -179,10 +186,12 @@ class Client:
             async with connect(url, additional_headers=headers, subprotocols=subprotocols) as socket:
                 return await self.talk(socket, hello)
         except InvalidStatus as error:
-            if error.response.status_code == 401:
-                self.token = asyncio.get_running_loop().create_future()
+            status = error.response.status_code
             self.least_wait = float(error.response.headers.get("Retry-After", 0))
-            self.app({"got": "refused", "status": error.response.status_code})
+            self.app({"got": "refused", "status": status})
+            if status == 401:
+                return TOKEN_REFUSED
+            return 1006 if status == 429 or status >= 500 else GAVE_UP
         except (OSError, InvalidHandshake):
             self.app({"got": "unreachable"})
         return 1006
@@ -287,6 +296,8 @@ class Client:
                 held = None
             if held is None:
                 held = self.streams[name] = Stream(state["epoch"], 0)
+            elif held.epoch != state["epoch"]:
+                held.part.clear()
             held.epoch, held.last = state["epoch"], state["from"] - 1
 
     async def on_event(self, event: Frame, parts: int = 0) -> None:
