@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsrecover.protocol.cursor import Position, Step, step
-from wsrecover.protocol.resume import Verdict, judge, make_epoch, parse_epoch
+from wsrecover.protocol.frames import Hello, StreamInfo
+from wsrecover.protocol.resume import Verdict, held_part, judge, make_epoch, parse_epoch
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
 
@@ -163,3 +164,27 @@ def test_an_empty_log_accepts_its_beginning_only() -> None:
     log = Log(["a"])
     assert log.judge(Position("log-a", 0)) == Verdict(1, resumed=True)
     assert log.judge(Position("log-a", 1)).reason == "ahead"
+
+
+def test_a_position_over_what_was_trimmed_is_refused_where_another_event_was_written_under_it() -> None:
+    log = Log(["a", "b"])
+    log.write(100)
+    assert log.judge(Position("log-a", 1)).reason == "epoch_changed"
+    assert log.judge(Position("log-a", 0)) == Verdict(1, resumed=True)
+
+
+@pytest.mark.parametrize(
+    ("resume", "resumed", "held"),
+    [
+        ({"user": Position("log-b", 4)}, True, (5, 80)),
+        ({"user": Position("log-a", 4)}, True, None),
+        ({"user": Position("log-b", 4)}, False, None),
+        ({"all": Position("log-b", 4)}, True, None),
+    ],
+)
+def test_a_cut_off_event_is_gone_on_with_only_under_the_epoch_in_which_it_began(
+    resume: dict[str, Position], resumed: bool, held: tuple[int, int] | None
+) -> None:
+    hello = Hello("c", resume=resume, part={"user": (5, 80)})
+    assert held_part(hello, "user", StreamInfo("log-b", 9, 1, 5, resumed)) == held
+    assert held_part(attrs.evolve(hello, part={}), "user", StreamInfo("log-b", 9, 1, 5, resumed)) is None

@@ -25,7 +25,7 @@ from wsrecover.protocol.codec import (
 from wsrecover.protocol.events import Event
 from wsrecover.protocol.frames import Gap, Hello, Live, PrincipalInfo, StreamInfo, Welcome
 from wsrecover.protocol.receiver import Changed, Receiver
-from wsrecover.protocol.resume import judge, make_epoch, parse_epoch
+from wsrecover.protocol.resume import held_part, judge, make_epoch, parse_epoch
 
 PART_BYTES = 120
 INCARNATIONS, GENERATIONS, VALUES = (itertools.count() for _ in range(3))
@@ -91,7 +91,7 @@ class Connection:
         principal = PrincipalInfo("t", "u")
         self.wire = deque([encode(Welcome(1, "c", principal, {"user": self.info}, 25, {}, 60))])
         self.cursor = verdict.from_seq - 1
-        self.held = frame.part.get("user")
+        self.held = held_part(frame, "user", self.info)
         self.live = False
 
     def pump(self, log: Log, count: int) -> None:
@@ -148,6 +148,7 @@ class Life(RuleBasedStateMachine):
         self.connection: Connection | None = None
         self.client = Client()
         self.started = False
+        self.past: list[int] = []
         self.trimmed = False
 
     @rule(texts=st.lists(st.sampled_from(["", "x" * 100, "y" * 500]), min_size=1, max_size=4))
@@ -172,20 +173,18 @@ class Life(RuleBasedStateMachine):
         return self.connection
 
     def check_verdict(self, info: StreamInfo) -> None:
-        """What the client has seen is continued iff it is the log's past, in a history that it can name."""
-        seen, values = self.client.seen, self.log.values()
+        """A position is gone on from iff the log holds what it stands for, in a history that it can name."""
+        past, values = self.past, self.log.values()
         names = parse_epoch(self.client.receiver.resume()["user"].epoch)
         assert names is not None
         known = names[0] == self.log.incarnation and names[1] in self.log.lineage
-        true = len(seen) <= len(values) and all(
-            was in {None, value} for was, value in zip(seen, values, strict=False)
-        )
+        true = past == values[: len(past)]
         if info.resumed:
             assert true
         elif info.reason == "trimmed":
-            assert len(seen) < self.log.oldest - 1
+            assert len(past) < self.log.oldest - 1
         elif info.reason == "ahead":
-            assert len(seen) > self.log.head
+            assert len(past) > self.log.head
         else:
             assert info.reason == "epoch_changed"
             assert not (known and true), "a history that goes on was called another"
@@ -196,7 +195,10 @@ class Life(RuleBasedStateMachine):
             assert isinstance(welcome, Welcome)
             self.client.seen = [None] * (welcome.streams["user"].from_ - 1)
             self.started = True
-        self.client.take(message)
+        try:
+            self.client.take(message)
+        finally:
+            self.past = self.log.values()[: len(self.client.seen)]
 
     @precondition(lambda self: self.connection is not None)
     @rule(cut=st.floats(0, 1))
@@ -274,8 +276,33 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def received_is_what_was_seen(self) -> None:
         if self.started:
+            assert len(self.past) == len(self.client.seen)
             assert self.client.receiver.resume()["user"].seq == len(self.client.seen)
 
 
 TestLife = Life.TestCase
 TestLife.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+
+
+def test_the_beginning_of_a_lost_event_is_not_gone_on_with() -> None:
+    """The backup goes on at the seq of which the client holds some bytes, with as many of another event."""
+    life = Life()
+    life.publish(texts=[""])
+    life.go_through(fault="back up", more=0)
+    life.publish(texts=["y" * 500])
+    life.flow(send=2, deliver=4)
+    assert life.client.receiver.part() == {"user": (2, 2 * PART_BYTES)}
+    life.go_through(fault="restore", more=0)
+    life.publish(texts=["z" * 500])
+    life.catch_up()
+
+
+def test_an_event_under_the_seq_of_one_that_was_gone_before_it_was_seen_is_another() -> None:
+    """What a client was not sent is part of its past all the same: the backup has another event there."""
+    life = Life()
+    life.publish(texts=[""])
+    life.trim(keep=0)
+    life.flow(send=0, deliver=1)
+    life.go_through(fault="restore", more=1)
+    life.catch_up()
+    assert life.client.seen == life.log.values()

@@ -87,6 +87,16 @@ class TestWelcome:
         with pytest.raises(Hole):
             at(4).welcome(welcome(user=state(6)))
 
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_one_that_is_refused_changes_nothing(self, whole: bool) -> None:
+        held = {name: Position("e", 4) for name in ("all", "tenant", "user")}
+        receiver = Receiver(held)
+        changed, hole = state(1, epoch="f", resumed=False, reason="epoch_changed"), state(6)
+        added = {"all": changed, "user": hole}
+        with pytest.raises(Hole):
+            receiver.receive(welcome(**added) if whole else Streams(added, ("tenant",)))
+        assert receiver.resume() == held
+
     def test_streams_come_and_go(self) -> None:
         receiver = at(4)
         assert receiver.receive(
@@ -222,6 +232,23 @@ class TestParts:
         receiver.receive(pieces(self.WHOLE)[0])
         receiver.welcome(welcome(user=state(1, epoch="f", resumed=False, reason="epoch_changed")))
         assert receiver.part() == {}
+
+    def test_another_epoch_drops_what_is_held_though_the_position_is_accepted(self) -> None:
+        receiver = at(4)
+        first, second, *_ = pieces(self.WHOLE)
+        receiver.receive(first)
+        receiver.welcome(welcome(user=state(5, epoch="f")))
+        assert receiver.part() == {}
+        with pytest.raises(FrameError):
+            receiver.receive(second)
+        other = fragment(5, 0, "y" * 200)
+        assert [item for part in pieces(other) for item in receiver.receive(part)] == [other]
+
+    def test_what_is_held_after_a_gap_of_unknown_extent_has_no_position_to_go_with(self) -> None:
+        receiver = at(4)
+        receiver.receive(Gap("user", "lost"))
+        receiver.receive(pieces(self.WHOLE)[0])
+        assert (receiver.resume(), receiver.part()) == ({}, {})
 
     def test_offset_nought_starts_over(self) -> None:
         receiver = at(4)

@@ -102,7 +102,7 @@ class _Place:
     end: int = 0
 
     def enter(self, epoch: str) -> None:
-        """Go on under `epoch`. Under another one another event may stand where the one in parts stood."""
+        """Go on under `epoch`: the position is good there, but not what is held of the event after it."""
         if epoch != self.epoch:
             self.epoch = epoch
             self.partial = None
@@ -142,8 +142,15 @@ class Receiver:
 
     def welcome(self, frame: Welcome) -> list[Item]:
         """Take in what a new connection starts from."""
+        self._check(frame.streams)
         forgotten = [name for name in self._places if name not in frame.streams]
         return [*self._forget(forgotten), *self._enter(frame.streams)]
+
+    def _check(self, streams: Mapping[str, StreamInfo]) -> None:
+        for name, info in streams.items():
+            place = self._places.get(name)
+            if place is not None and not place.open and info.resumed and info.from_ > place.last + 1:
+                raise Hole(name, place.last, info.from_)
 
     def _forget(self, names: list[str] | tuple[str, ...]) -> list[Item]:
         return [Forgotten(name) for name in names if self._places.pop(name, None) is not None]
@@ -155,8 +162,6 @@ class Receiver:
             if place is None or place.open:
                 self._places[name] = _Place(info.epoch, info.from_ - 1)
             elif info.resumed:
-                if info.from_ > place.last + 1:
-                    raise Hole(name, place.last, info.from_)
                 place.enter(info.epoch)
             else:
                 held = Position(place.epoch, place.last)
@@ -188,6 +193,7 @@ class Receiver:
             case Welcome():
                 return self.welcome(frame)
             case Streams():
+                self._check(frame.added)
                 return [*self._forget(frame.removed), *self._enter(frame.added)]
         return []
 

@@ -17,9 +17,9 @@ from typing import TypeAlias
 import attrs
 
 from .cursor import Position
-from .frames import From, ResumeReason
+from .frames import From, Hello, ResumeReason, StreamInfo
 
-__all__ = ["Mark", "Verdict", "judge", "make_epoch", "parse_epoch"]
+__all__ = ["Mark", "Verdict", "held_part", "judge", "make_epoch", "parse_epoch"]
 
 Mark: TypeAlias = tuple[str, int]
 """A generation and the first seq that it wrote to the stream."""
@@ -94,3 +94,15 @@ def _is_true_of(generation: str, seq: int, lineage: Sequence[str], marks: Sequen
         return False
     later = frozenset(lineage[lineage.index(generation) + 1 :])
     return all(seq < first for writer, first in marks if writer in later)
+
+
+def held_part(hello: Hello, stream: str, info: StreamInfo) -> tuple[int, int] | None:
+    """The (seq, offset) from which to go on with the event that the client holds the beginning of, if any.
+
+    Bytes are good within one epoch only: a later generation may have begun to write at that very seq, and
+    then the position before it is accepted although another event follows.
+    """
+    position = hello.resume.get(stream)
+    if position is None or not info.resumed or position.epoch != info.epoch:
+        return None
+    return hello.part.get(stream)

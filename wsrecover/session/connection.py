@@ -44,6 +44,7 @@ from wsrecover.protocol.frames import (
     StreamInfo,
     Welcome,
 )
+from wsrecover.protocol.resume import held_part
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import ServerSocket
 
@@ -146,7 +147,10 @@ class Connection:
             infos[name] = stream.info(verdict)
             after[name] = verdict.from_seq - 1
             counts[f"resume.{verdict.reason or 'resumed'}"] += 1
-        self._delivery.begin(streams, after, hello.part, encode(self._welcome(infos)))
+        held = {
+            name: part for name, info in infos.items() if (part := held_part(hello, name, info)) is not None
+        }
+        self._delivery.begin(streams, after, held, encode(self._welcome(infos)))
 
     def _welcome(self, infos: dict[str, StreamInfo]) -> Welcome:
         principal = self.grant.principal
