@@ -1,0 +1,20 @@
+"""The app of the server processes that the scenarios start: `--app talker_app:app`."""
+
+from __future__ import annotations
+
+import trio
+
+import wsrecover
+
+app = wsrecover.App()
+
+
+@app.agent("talker")
+async def talker(run: wsrecover.Run) -> None:
+    """Emits the values `<tag>-0` to `<tag>-<count - 1>` as fast as the store takes them, and goes on for ever."""
+    for number in range(run.input["count"]):
+        await run.emit("app.value", {"value": f"{run.input['tag']}-{number}"})
+        if number % 8 == 7:
+            await run.flush()
+    await run.flush()
+    await trio.sleep_forever()
