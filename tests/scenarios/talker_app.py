@@ -11,7 +11,7 @@ app = wsrecover.App()
 
 @app.agent("talker")
 async def talker(run: wsrecover.Run) -> None:
-    """Emits the values `<tag>-0` to `<tag>-<count - 1>` as fast as the store takes them, and goes on for ever."""
+    """Emits the values `<tag>-0`, `<tag>-1` … as fast as the store takes them, `count` of them, and stays."""
     for number in range(run.input["count"]):
         await run.emit("app.value", {"value": f"{run.input['tag']}-{number}"})
         if number % 8 == 7:

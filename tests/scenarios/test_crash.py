@@ -48,7 +48,7 @@ class Story:
             await self._arrival.park()
 
     async def follow(self, session: ClientSession) -> None:
-        """Note what the client is given. Its positions are all good, so that must be events and no word else."""
+        """Note what the client is given: events and nothing else, for its positions are all good."""
         self.history.connect("reader")
         async for item in session:
             assert isinstance(item, Event), item
@@ -112,7 +112,7 @@ async def drain(server: ServerProcess) -> tuple[str, list[Event]]:
     async with joined(server, from_="start", buffer_items=10**6, buffer_bytes=10**9) as session:
         await session.wait_status("live")
         epoch, head = session.received["user"].epoch, session.received["user"].seq
-        events = []
+        events: list[Event] = []
         while not events or events[-1].seq < head:
             events.append(await anext(session))
     return epoch, events
@@ -121,7 +121,7 @@ async def drain(server: ServerProcess) -> tuple[str, list[Event]]:
 async def test_fault_s1_twenty_kills_in_mid_run_lose_nothing_acknowledged_and_end_each_run_once(
     tmp_path: Path,
 ) -> None:
-    print(f"seed {SEED}")
+    print(f"seed {SEED}")  # noqa: T201  # pytest shows it beside a failure.
     rng = random.Random(SEED)
     story = Story()
     with trio.fail_after(120):
@@ -162,7 +162,6 @@ async def test_fault_s1_twenty_kills_in_mid_run_lose_nothing_acknowledged_and_en
     assert ended["failed", "producer_lost"] >= KILLS // 2
     assert ended.total() == KILLS
     assert_runs_are_whole(events)
-    print(report, ended)
 
 
 def assert_runs_are_whole(events: list[Event]) -> None:
