@@ -72,6 +72,25 @@ class TestEmit:
         await execution.wait_ended()
         assert flushed.is_set()
 
+    async def test_flush_takes_the_text_that_still_waited(self, world: World, gated: Gated) -> None:
+        async def agent(run: Run) -> None:
+            async with run.message() as message:
+                await run.flush()
+                gated.hold()
+                await message.text("a")
+                await message.text("b")
+                world.nursery.start_soon(later)
+                await run.flush()
+                told.append("".join(data["text"] for data in await world.told("message_delta")))
+
+        async def later() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            gated.open.set()
+
+        told: list[str] = []
+        await world.finish(agent)
+        assert told == ["ab"]
+
     async def test_a_full_journal_makes_the_author_wait(
         self, small_world: Callable[..., Any], gated: Gated
     ) -> None:
@@ -141,6 +160,69 @@ class TestEmit:
         assert end["error"]["code"] == "exception"
         assert "log failed" in end["error"]["message"]
         assert await world.types() == ["agent_started", "agent_completed"]
+
+
+class TestLastWords:
+    """What closes a scope gets its chance also where the run is cancelled while it waits for room."""
+
+    async def scope_left_while_there_is_no_room(
+        self, small_world: Callable[..., Any], gated: Gated, scope: Callable[[Run], Any]
+    ) -> World:
+        world: World = await small_world(max_units=1)
+
+        async def agent(run: Run) -> None:
+            async with scope(run):
+                await run.flush()
+                gated.hold()
+                await run.emit("x", {})
+
+        execution = await world.launch(agent)
+        await trio.testing.wait_all_tasks_blocked()
+        execution.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        gated.open.set()
+        assert await execution.wait_ended() == "cancelled"
+        await world.terminal()
+        return world
+
+    async def test_a_message_is_completed(self, small_world: Callable[..., Any], gated: Gated) -> None:
+        world = await self.scope_left_while_there_is_no_room(small_world, gated, lambda run: run.message())
+        assert (await world.types())[-3:] == ["x", "message_completed", "agent_completed"]
+
+    async def test_a_tool_call_fails(self, small_world: Callable[..., Any], gated: Gated) -> None:
+        world = await self.scope_left_while_there_is_no_room(
+            small_world, gated, lambda run: run.tool("search", {})
+        )
+        assert (await world.types())[-3:] == ["x", "tool_failed", "agent_completed"]
+
+    async def test_but_no_longer_than_the_grace(
+        self,
+        small_world: Callable[..., Any],
+        gated: Gated,
+        autojump_clock: trio.testing.MockClock,
+    ) -> None:
+        world: World = await small_world(max_units=1, grace=3.0)
+        left: list[float] = []
+
+        async def agent(run: Run) -> None:
+            try:
+                async with run.message(), run.tool("a", {}), run.tool("b", {}):
+                    await run.flush()
+                    gated.hold()
+                    await run.emit("x", {})
+                    await trio.sleep_forever()
+            finally:
+                left.append(trio.current_time())
+
+        execution = await world.launch(agent)
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        execution.cancel()
+        await trio.sleep(10)
+        assert [at - began for at in left] == [3.0]
+        gated.open.set()
+        assert await execution.wait_ended() == "cancelled"
+        assert (await world.types())[-2:] == ["x", "agent_completed"]
 
 
 class TestTool:
@@ -327,7 +409,6 @@ class TestMessage:
                     sent += 1
 
         execution = await world.launch(agent)
-        await gated.reached.wait()
         await trio.testing.wait_all_tasks_blocked()
         assert sent * 500 < 4 * 4096 + 1000
         gated.open.set()

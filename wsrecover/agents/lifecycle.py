@@ -15,7 +15,6 @@ code returns or raises something else afterwards.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -132,7 +131,6 @@ class Execution:
             await self._finish(await self._perform())
         finally:
             self._close()
-        await trio.lowlevel.checkpoint_if_cancelled()
 
     def cancel(self, answer: Answer | None = None) -> bool:
         """End the run as `cancelled`. False: it has ended or is about to, and takes no answer any more.
@@ -186,20 +184,20 @@ class Execution:
         return ending
 
     async def _call(self) -> Ending:
+        # A Cancelled that the agent kept and raises out of its scope ends the nursery without a word.
+        ending = failed("exception", "Cancelled")
         async with trio.open_nursery() as nursery:
             self._log.nursery = nursery
             try:
-                result: object = await self._agent.function(self.run)
+                ending = _returned(await self._agent.function(self.run))
             finally:
                 self._log.nursery = None
-        if result is None or isinstance(result, dict):
-            return Ending("completed", result)
-        return failed("exception", f"the agent returned a {type(result).__name__}, not a JSON object")
+        return ending
 
     def _failure(self, exc: BaseException) -> Ending:
         if any(isinstance(leaf, Exception) for leaf in leaves(exc)):
             log.error("agent_failed", run=self.run.id, agent=self.run.agent, exc_info=exc)
-        if is_cancelled(exc) and trio.current_effective_deadline() == -math.inf:
+        if is_cancelled(exc):
             return STOPPED
         code, message, retryable = describe(exc)
         return failed(code, message, retryable=retryable)
@@ -258,6 +256,12 @@ class Execution:
             log.error("run_not_ended", run=self.run.id, agent=self.run.agent)
         self._log.close()
         self._ended.set()
+
+
+def _returned(result: object) -> Ending:
+    if result is None or isinstance(result, dict):
+        return Ending("completed", result)
+    return failed("exception", f"the agent returned a {type(result).__name__}, not a JSON object")
 
 
 def _terminal_id(run: str) -> str:
