@@ -25,7 +25,7 @@ from .access.principal import Principal
 from .access.tokens import TokenVerifier, read_secret
 from .agents.app import App
 from .agents.lifecycle import close_lost_runs
-from .config import Config, Retention
+from .config import Config, Retention, default_store, state_folder
 from .errors import CommandError, ConfigError
 from .protocol import codec
 from .protocol.cursor import Position
@@ -179,6 +179,9 @@ async def _start(nursery: trio.Nursery, services: Services, context: ssl.SSLCont
 @asynccontextmanager
 async def _opened_store(config: Config, clock: Callable[[], float]) -> AsyncIterator[Store]:
     path = config.store_path
+    if config.store == default_store():
+        # Any other folder is the user's to make: one that is not there is more likely mistyped.
+        state_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     if path is None:
         store: Store = await open_memory(clock=clock)
     else:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import orjson
 from cyclopts import Parameter
 
-from wsrecover.config import Config, LogFormat, default_store, load_config, state_folder
+from wsrecover.config import Config, LogFormat, load_config, state_folder
 
 from .exits import USAGE, Failure
 
@@ -71,11 +71,7 @@ TokenFile: TypeAlias = Annotated[
 def settings(config_file: Path | None, **given: Any) -> Config:
     """The settings of the file, if there is one, with the options that were given."""
     config = load_config(config_file) if config_file else Config()
-    config = config.evolve(**{name: value for name, value in given.items() if value is not None})
-    if config.store == default_store():
-        # Any other folder is the user's to make: one that is not there is more likely mistyped.
-        state_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-    return config
+    return config.evolve(**{name: value for name, value in given.items() if value is not None})
 
 
 def dev_file(name: str) -> Path:

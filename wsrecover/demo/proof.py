@@ -23,7 +23,7 @@ import trio
 
 from wsrecover.access.tokens import sign
 from wsrecover.client import ClientSession, connect
-from wsrecover.config import Config, Limits, Retention
+from wsrecover.config import Config, Retention
 from wsrecover.errors import ConfigError
 from wsrecover.protocol.events import TERMINAL, Event
 from wsrecover.server import Server, serve
@@ -46,9 +46,6 @@ DOWN_BYTES: Final = 12_000
 
 UP_BYTES: Final = 700
 """The same from the client: its handshake, or a few acknowledgements."""
-
-PAGE_BYTES: Final = 4096
-"""One page of a replay, and so one message: what a connection must live for to get on."""
 
 TOKEN_PACE: Final = 0.002
 """Seconds from token to token while there are cuts to come."""
@@ -190,8 +187,6 @@ class _Demo:
             port=0,
             store=f"sqlite:{store}",
             secret=self._secret,
-            # On a link this bad a large page would never arrive whole.
-            limits=Limits(page_bytes=PAGE_BYTES),
             # A gap is honest, but it proves nothing.
             retention=Retention(events=10**9, bytes=10**12, age=10**9),
         )

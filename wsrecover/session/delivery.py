@@ -161,7 +161,7 @@ class Delivery:
         frames = list(frames_of(stream, batch.entries, wanted=wanted, part_bytes=self._limits.part_bytes))
         if stream in self._unsaid:
             frames.insert(0, encode(Skip(stream.name, batch.first - 1)))
-        return pack(frames, self._limits.part_bytes)
+        return pack(frames)
 
     def _go_on(self) -> None:
         """Send what goes at once; a catch-up task does the rest, if there is one."""
@@ -187,7 +187,7 @@ class Delivery:
             frames = self._next_frames()
             if not frames:
                 return not self._lags
-            if not outbox.offer(pack(frames, self._limits.part_bytes)):
+            if not outbox.offer(pack(frames)):
                 self._owner.kill()
                 return True
         return True

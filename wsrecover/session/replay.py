@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from wsrecover.protocol.codec import encode, event_frame, join, parts
 from wsrecover.protocol.frames import Skip
@@ -47,16 +48,17 @@ def frames_of(
         yield encode(Skip(stream.name, skipped))
 
 
-def pack(frames: Iterable[bytes], message_bytes: int) -> bytes:
-    """WebSocket text messages, back to back, of at most `message_bytes` unless a single frame is larger.
+MESSAGE_BYTES: Final = 8 * 1024
+"""What a connection must live for to get on: of a message that is cut its client has nothing."""
 
-    Small messages let a slow link show signs of life, and let others' frames pass between them.
-    """
+
+def pack(frames: Iterable[bytes]) -> bytes:
+    """WebSocket text messages, back to back, of at most `MESSAGE_BYTES` unless a single frame is larger."""
     framed: list[bytes] = []
     chunk: list[bytes] = []
     size = 0
     for frame in frames:
-        if chunk and size + len(frame) > message_bytes:
+        if chunk and size + len(frame) > MESSAGE_BYTES:
             framed.append(text_frame(join(chunk)))
             chunk, size = [], 0
         chunk.append(frame)
