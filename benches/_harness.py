@@ -163,7 +163,10 @@ def connections(host: Host) -> int:
 
 
 def floor_open(host: Host, count: int) -> tuple[str, int]:
-    """Accept `count` plain connections, soon; where."""
+    """Accept `count` plain connections, soon, in place of those before; where."""
+    for sock in host.sockets:
+        sock.close()
+    host.sockets.clear()
     listener = socket.create_server(("127.0.0.1", 0), backlog=count)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     host.sockets.append(listener)

@@ -64,14 +64,15 @@ class Bench:
         self.clients.read(EVENT, len(self.users))
         self.remote.finish()
 
-    def measure(self, action: Action, *args: object) -> float:
+    def measure(self, action: Action, *args: object, per_user: int = 1) -> float:
         """Microseconds of CPU per event of `ROUNDS` rounds, all received."""
-        events = len(self.users) * ROUNDS
+        events = len(self.users) * ROUNDS * per_user
         before = self.remote.call(cpu)
         self.remote.start(action, ROUNDS, *args)
         self.clients.read(EVENT, events)
         self.remote.finish()
-        self.frame = next(iter(self.clients.received.values()))
+        if per_user == 1:
+            self.frame = next(iter(self.clients.received.values()))
         return float(self.remote.call(cpu) - before) / events / 1000
 
     def floor(self) -> float:
@@ -83,13 +84,13 @@ class Bench:
 
     def fill(self, events: int) -> None:
         """Log as many events for each user, nobody connected."""
-        self.remote.call(emit_rounds, events // 20, self.data, 20)
+        self.remote.call(emit_rounds, events // 20, {}, 20)
 
 
 def main() -> None:
-    given = options(__doc__ or "", sessions=1000, repeat=8, history=1000)
+    given = options(__doc__ or "", sessions=1000, repeat=6, history=1000)
     floor, fresh, full = Figure("floor: bare send()"), Figure("one author"), Figure("one author")
-    tasks = Figure("a task per agent")
+    tasks, thrice = Figure("a task per agent"), Figure("one author, three events per user and round")
     full.what = f"one author, {given.history} events per stream logged before"
     with running_server(given) as remote:
         bench = Bench(remote, given.sessions)
@@ -98,6 +99,7 @@ def main() -> None:
         bench.measure(emit_rounds, bench.data)
         for _ in range(given.repeat):
             fresh.values.append(bench.measure(emit_rounds, bench.data))
+            thrice.values.append(bench.measure(emit_rounds, bench.data, 3, per_user=3))
             floor.values.append(bench.floor())
         bench.start_runs("active")
         bench.measure(open_gate)
@@ -106,7 +108,7 @@ def main() -> None:
             floor.values.append(bench.floor())
         if given.history:
             with_history(bench, given, full, floor)
-    report(given, bench, floor, [fresh, tasks, *([full] if full.values else [])])
+    report(given, bench, floor, [fresh, thrice, tasks, *([full] if full.values else [])])
 
 
 def with_history(bench: Bench, given: argparse.Namespace, full: Figure, floor: Figure) -> None:
