@@ -1,0 +1,61 @@
+"""The whole server without a socket or a thread, for tests that own the time and the order of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from wsrecover.access.tokens import TokenVerifier
+from wsrecover.agents import App
+from wsrecover.config import Config
+from wsrecover.server import Server, _opened_store, _running_journal
+from wsrecover.session.admission import Admission
+from wsrecover.session.heartbeat import sweep
+from wsrecover.session.registry import Registry
+from wsrecover.session.services import Services
+from wsrecover.testing import LocalServer, MemoryNetwork
+from wsrecover.transport import Handshakes
+
+SECRET = b"for tests in memory alone, not a secret"
+
+
+@attrs.frozen
+class MemoryWorld:
+    """A server that is reached by `network.dial`, and the parts that it is made of."""
+
+    local: LocalServer
+    network: MemoryNetwork
+    services: Services
+    registry: Registry
+
+
+@asynccontextmanager
+async def memory_world(app: App | None = None, **settings: Any) -> AsyncIterator[MemoryWorld]:
+    """The parts that `serve` puts together, behind a network in memory. Both clocks are trio's."""
+    config = Config(store="memory", secret=SECRET, **settings)
+    limits, timeouts = config.limits, config.timeouts
+    clock = trio.current_time
+    async with (
+        _opened_store(config, clock) as store,
+        _running_journal(config, store, clock) as (journal, streams),
+        trio.open_nursery() as nursery,
+    ):
+        verifier = TokenVerifier(SECRET, leeway=timeouts.token_leeway, clock=clock)
+        services = Services(app or App(), config, store, streams, journal, verifier, clock)
+        registry = Registry(nursery, services)
+        nursery.start_soon(sweep, registry, services)
+        handshakes = Handshakes(
+            answer=Admission(nursery, registry, services).answer,
+            timeout=timeouts.handshake,
+            head_bytes=limits.head_bytes,
+            max_message_bytes=limits.message_bytes,
+            max_under_way=limits.handshakes,
+        )
+        network = MemoryNetwork(nursery, handshakes.shake)
+        server = Server(services, registry, (("memory", 80),))
+        yield MemoryWorld(LocalServer(server, config, SECRET, clock), network, services, registry)
+        nursery.cancel_scope.cancel()
