@@ -172,13 +172,13 @@ class Limits:
     journal_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=_bytes(4096))
     """The same in bytes."""
     commands_in_flight: int = attrs.field(default=32, validator=_count(1))
-    """Unanswered commands of one connection; more are answered `rate_limited`."""
+    """Unanswered commands of one user; more are answered `overloaded`."""
     handshakes: int = attrs.field(default=1_000, validator=_count(1))
     """Connections that are not upgraded yet, at once; more are answered 503."""
     connections_per_user: int = attrs.field(default=50, validator=_count(1))
     """Tabs and devices of one user; more are closed with 4006."""
     runs_per_user: int = attrs.field(default=100, validator=_count(1))
-    """Runs under way of one user; more are answered `rate_limited`."""
+    """Runs under way of one user; more are answered `overloaded`."""
     head_bytes: int = attrs.field(default=16 * 1024, validator=_bytes(1024))
     """The head of an upgrade request: a token, cookies and positions fit; more is answered 431."""
 

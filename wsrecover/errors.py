@@ -9,6 +9,7 @@
     ├── CommandError          a command was refused: code, message, field, retry_after
     ├── AgentError            what an agent raises to fail its run in words that its user may read
     ├── TokenError            a token does not prove who it speaks for
+    │   └── TokenExpired      it did, until its time was up
     ├── StoreError
     │   ├── StoreUnavailable  nothing was committed; the store may heal
     │   ├── StoreFailed       the store cannot know what is on disk: it stays down until it is opened again
@@ -47,6 +48,7 @@ __all__ = [
     "StoreMismatch",
     "StoreUnavailable",
     "TokenError",
+    "TokenExpired",
     "TransportError",
     "WsrecoverError",
 ]
@@ -127,6 +129,10 @@ class AgentError(WsrecoverError):
 
 class TokenError(WsrecoverError):
     """A token does not prove who it speaks for. The message never contains the token."""
+
+
+class TokenExpired(TokenError):
+    """The token was good until its time was up: whoever sent it may get a fresh one."""
 
 
 class StoreError(WsrecoverError):

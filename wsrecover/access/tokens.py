@@ -17,7 +17,7 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 
-from wsrecover.errors import ConfigError, TokenError
+from wsrecover.errors import ConfigError, TokenError, TokenExpired
 
 from .principal import Principal
 
@@ -85,7 +85,7 @@ class TokenVerifier:
             grant = _grant(self._claims(encoded), now=now, leeway=self._leeway)
         if now >= grant.expires_at + self._leeway:
             self._verified.pop(digest, None)
-            raise TokenError("exp: the token has expired")
+            raise TokenExpired("exp: the token has expired")
         self._verified[digest] = grant
         if len(self._verified) > _REMEMBERED:
             self._verified.popitem(last=False)

@@ -70,8 +70,7 @@ def decode_hello(parameters: Mapping[str, str], *, max_bytes: int) -> Hello:
                 _check_size(text, max_bytes)
                 item[name] = _parse(text)
             except FrameError as exc:
-                exc.field = name
-                raise
+                raise FrameError(exc.code, f"{name}: {exc.message}", field=name) from None
     return _structure_hello(item)
 
 

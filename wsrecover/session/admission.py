@@ -21,7 +21,7 @@ import attrs
 import trio
 
 from wsrecover.access.tokens import Grant
-from wsrecover.errors import CommandError, FrameError, TokenError
+from wsrecover.errors import CommandError, FrameError, TokenError, TokenExpired
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, decode_hello, encode
 from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, ErrorFrame, Hello
@@ -78,7 +78,7 @@ class Admission:
         try:
             hello = _hello(request, self._services.config.limits.message_bytes)
         except FrameError as error:
-            return Refusal(400, f"{error.field or 'query'}: {error.message}\n")
+            return Refusal(400, f"{error.message}\n")
         if grant is None or hello is None:
             if self._waiting >= self._services.config.limits.handshakes:
                 return Refusal(503, "Too many handshakes are under way.\n", (("Retry-After", "1"),))
@@ -130,11 +130,16 @@ class Admission:
             hello, *early = self._decode(messages)
             if not isinstance(hello, Hello):
                 raise hello if isinstance(hello, FrameError) else _not_hello()
-            if grant is None:
-                grant = self._services.verifier.verify(hello.token or "")
+            if grant is None and hello.token is None:
+                return Goodbye(
+                    CloseCode.AUTHENTICATION_FAILED, "no token came, neither in the handshake nor in hello"
+                )
+            grant = grant or self._services.verifier.verify(hello.token or "")
         except FrameError as error:
             frame = ErrorFrame(error.code, error.message, field=error.field, ref=error.ref)
             return Goodbye(CloseCode.PROTOCOL_ERROR, error.message, frame)
+        except TokenExpired as error:
+            return Goodbye(CloseCode.TOKEN_EXPIRED, str(error))
         except TokenError as error:
             return Goodbye(CloseCode.AUTHENTICATION_FAILED, str(error))
         self._attach(socket, grant, hello, early)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-import attrs
-
-from wsrecover.agents.app import Agent
 from wsrecover.agents.lifecycle import Execution
 from wsrecover.agents.runlog import RunPlace
 from wsrecover.errors import CommandError
@@ -43,9 +40,14 @@ class Runs:
         if agent is None:
             raise CommandError("not_found", "there is no such agent", field="agent")
         config = self._services.config
-        place = RunPlace(self._services.journal, self._key, self._services.clock, config.limits.event_bytes)
-        bounded: Agent = attrs.evolve(agent, timeout=agent.timeout or config.timeouts.run)
-        return Execution(place, bounded, run=secrets.token_hex(16), input=given, thread=thread)
+        place = RunPlace(
+            self._services.journal,
+            self._key,
+            self._services.clock,
+            config.limits.event_bytes,
+            timeout=config.timeouts.run,
+        )
+        return Execution(place, agent, run=secrets.token_hex(16), input=given, thread=thread)
 
     async def start(self, execution: Execution, answer: Answer | None = None) -> Outcome:
         """Start a run: its `agent_started`, its record and the answer in one commit, then the agent itself.

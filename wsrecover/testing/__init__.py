@@ -1,18 +1,27 @@
-"""Helpers for tests of programs that use wsrecover: real servers, and networks that fail on command."""
+"""Helpers for tests of programs that use wsrecover.
+
+Real servers, networks that fail on command, the store contract's checker, and the checker of histories.
+"""
 
 from __future__ import annotations
 
+from .history import History, Report, check
 from .link import Cut, LossyLink, MemoryNetwork, MemoryPipe, PipeStream, cuts, memory_pipe_pair
 from .local import LocalServer, Peer, local_server
+from .stores import check_store
 
 __all__ = [
     "Cut",
+    "History",
     "LocalServer",
     "LossyLink",
     "MemoryNetwork",
     "MemoryPipe",
     "Peer",
     "PipeStream",
+    "Report",
+    "check",
+    "check_store",
     "cuts",
     "local_server",
     "memory_pipe_pair",
