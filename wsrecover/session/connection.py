@@ -87,6 +87,7 @@ class Connection:
         self._ending: ConnectionClosed | None = None
         self._asked_at = -math.inf
         self._asked_for_token = False
+        self._last_begun: trio.Event | None = None
         self._alive = trio.CancelScope()
         self._entitled = trio.CancelScope(deadline=self._expiry())
         wanted = None if hello.threads is None else frozenset(hello.threads)
@@ -265,9 +266,15 @@ class Connection:
         except CommandError as error:
             self._delivery.control(refusal(send.id, error))
             return
-        self._home.members.start(self._answer, send)
+        before, self._last_begun = self._last_begun, trio.Event()
+        self._home.members.start(self._answer, send, before, self._last_begun)
 
-    async def _answer(self, send: Send) -> None:
+    async def _answer(self, send: Send, before: trio.Event | None, begun: trio.Event) -> None:
+        # Tasks that start in one tick run in any order, and what a client says is to be logged in its own.
+        # From here a command comes to the journal without a checkpoint, so that the next one queues behind.
+        if before is not None and not before.is_set():
+            await before.wait()
+        begun.set()
         reply = await self._home.commands.answer(self.grant.principal, send)
         self._delivery.control(reply)
 
