@@ -12,6 +12,7 @@ import pytest
 from wsrecover.demo.judging import Verdict
 from wsrecover.demo.proof import Plan, Report, Sight, prove
 from wsrecover.errors import ConfigError
+from wsrecover.protocol.cursor import Step
 from wsrecover.protocol.events import Event
 from wsrecover.protocol.receiver import Item, Receiver
 
@@ -82,6 +83,24 @@ async def test_a_client_that_is_not_exact_fails_the_proof(
     monkeypatch.setattr(Receiver, "_event", with_fault(harm, Receiver._event))
     report = await prove(Plan(file=text_file, cuts=0))
     assert report.faults[0] == fault
+
+
+async def test_a_client_without_dedupe_fails_the_proof(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsrecover.protocol.receiver.step", lambda last, first, seq: Step.NEW)
+    report = await prove(Plan(file=text_file, cuts=5, seed=1))
+    assert report.verdict.duplicates > 0
+    assert not report.proven
+
+
+async def test_a_client_without_resume_fails_the_proof(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Receiver, "resume", lambda self: {})
+    report = await prove(Plan(file=text_file, cuts=5, seed=1))
+    assert report.verdict.duplicates > 0
+    assert not report.proven
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from wsrecover.testing.link import Cut, LossyLink
 
 from .agents import AGENT, demo_app, readme
 from .judging import Verdict, judge, recited
+from .overlap import dial_overlapping
 
 __all__ = ["Plan", "Report", "Sight", "prove"]
 
@@ -246,6 +247,7 @@ class _Demo:
             token=self._token,
             from_="start",
             on_status=self._outages,
+            dial=dial_overlapping,
             rng=lambda: rng.random() * PATIENCE,
         )
         async with link as session, trio.open_nursery() as nursery:
