@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import pytest
 import trio
+from serving import Frame, log_of
 from stage import Stage
 
 from wsrecover.agents import App, Run
@@ -16,11 +17,8 @@ from wsrecover.testing import LocalServer, LossyLink, Peer, local_server
 from wsrecover.transport.dial import dial_tcp
 from wsrecover.transport.pipe import Pipe
 
-Frame: TypeAlias = dict[str, Any]
-
 WINDOW: Final = 600.0
 SERVICE: Final = ("service",)
-START: Final[Frame] = {"from": "start"}
 
 
 class Case:
@@ -78,13 +76,6 @@ CASES: Final = (
 )
 
 each_command = pytest.mark.parametrize("case", CASES, ids=repr)
-
-
-async def log_of(local: LocalServer) -> tuple[str, list[Frame]]:
-    """The epoch of ada's stream, and all its events."""
-    async with local.peer(**START) as peer:
-        welcome, *frames = await peer.until("live")
-    return welcome["streams"]["user"]["epoch"], [frame for frame in frames if frame["op"] == "event"]
 
 
 async def effect_of(local: LocalServer, case: Case) -> Frame:

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 import apsw
 import pytest
 import trio
+from serving import Stop, serve_until
 
 from wsrecover import connect
 from wsrecover.client import Changed, Event, Position
@@ -125,20 +126,19 @@ async def test_fault_s7_a_client_that_stays_tells_its_app_that_another_history_g
     async with local_server(store=f"sqlite:{live}") as local:
         await publish(local, "kept", 1, BACKED_UP)
     shutil.copy(live, backup)
-    stop, stopped = trio.Event(), trio.Event()
-    local = await nursery.start(serve_until, stop, stopped, f"sqlite:{live}")
+    stop = Stop()
+    local = await nursery.start(serve_until, stop, None, f"sqlite:{live}")
     port = local.server.addresses[0][1]
     with trio.fail_after(30):
         async with connect(local.url, token=local.token, rng=lambda: 0.02) as session:
             await publish(local, "lost", BACKED_UP + 1, HEAD)
             before = [await anext(session) for _ in range(HEAD)]
             lost = session.received["user"]
-            stop.set()
-            await stopped.wait()
+            await stop()
             if head > BACKED_UP:  # Written on where this client does not look, before it is back.
                 async with local_server(store=f"sqlite:{backup}") as local:
                     await publish(local, "other", BACKED_UP + 1, head)
-            await nursery.start(serve_until, trio.Event(), trio.Event(), f"sqlite:{backup}", port)
+            await nursery.start(serve_until, Stop(), None, f"sqlite:{backup}", port)
             changed = await anext(session)
             after = [await anext(session) for _ in range(head)]
             assert session.received["user"].seq == head
@@ -147,18 +147,3 @@ async def test_fault_s7_a_client_that_stays_tells_its_app_that_another_history_g
     assert isinstance(changed, Changed)
     assert (changed.reason, changed.held, changed.position.seq) == ("epoch_changed", lost, 0)
     assert [item.data["text"] for item in after if isinstance(item, Event)] == KEPT + texts("other", 6, head)
-
-
-async def serve_until(
-    stop: trio.Event,
-    stopped: trio.Event,
-    store: str,
-    port: int = 0,
-    *,
-    task_status: trio.TaskStatus[LocalServer] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """A server in a task of its own, which a client's block may outlive."""
-    async with local_server(store=store, port=port) as local:
-        task_status.started(local)
-        await stop.wait()
-    stopped.set()
