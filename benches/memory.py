@@ -100,7 +100,7 @@ def main() -> None:
         [
             f"target: one per session ≤ {TARGET:.0f} KiB; a stalled reader ≤ a page and a write, {page} KiB",
             f"stalled: {STALLED} readers of one user read nothing of {FLOOD} events of {FLOOD_BYTES} bytes",
-            "in the kernel: the kernel's buffers are those of both ends",
+            "the kernel's buffers are those of both ends, and most of it the client's",
         ],
     )
 
