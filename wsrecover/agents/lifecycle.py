@@ -99,6 +99,7 @@ class Execution:
         self._answers: list[Answer] = []
         self._ending = False
         self._terminal: tuple[NewEvent, Status] | None = None
+        self._recorded = False
         self._ended = trio.Event()
         self._began = 0.0
 
@@ -153,11 +154,16 @@ class Execution:
     async def wait_ended(self) -> Status:
         """Wait until the terminal event is on stable storage; the run's last status.
 
-        "failed" too where the terminal event could not be written before its time was up: then the next
-        start-up does.
+        "failed" too where the terminal event could not be written before its time was up: then `recorded` is
+        False, and the next start-up writes it.
         """
         await self._ended.wait()
         return self.run.status
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the terminal event, with the answers that `cancel` was given, is on stable storage."""
+        return self._recorded
 
     def _interrupt(self, cause: Ending) -> None:
         if not self._scope.cancel_called:
@@ -225,6 +231,7 @@ class Execution:
             log.exception("terminal_event_failed", run=self.run.id, agent=self.run.agent)
         else:
             self.run.status = status
+            self._recorded = True
 
     async def _commit_terminal(self, event: NewEvent, status: Status) -> None:
         result = encode_json({"run": self.run.id, "status": status}, field="result", max_bytes=1024)
@@ -251,7 +258,7 @@ class Execution:
 
     def _close(self) -> None:
         self._ending = True
-        if self.run.status == "running":
+        if not self._recorded:
             self.run.status = "failed"
             log.error("run_not_ended", run=self.run.id, agent=self.run.agent)
         self._log.close()

@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from wsrecover.access.principal import Principal
-from wsrecover.errors import CommandError, InvalidEvent, StoreError
+from wsrecover.errors import CommandError, InvalidEvent, StoreError, StoreFailed
 from wsrecover.protocol import codec
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import ErrorBody, Reply, Send
@@ -226,6 +226,8 @@ class Commands:
             raise CommandError("not_found", "there is no such run under way", field="data.run")
         committed = execution.cancel(call.answer())
         result = {"run": run, "status": await execution.wait_ended()}
+        if not execution.recorded:
+            raise StoreFailed(f"the end of run {run} could not be written")
         if not committed:
             unit = Unit(answers=(call.answer(result),))
             return _settled(await self._services.journal.commit(unit), result)
