@@ -56,7 +56,8 @@ class Full:
     async def _limit(self, pages: int) -> None:
         """Set where the connection belongs: in the writer's thread."""
         database = self.store._log._db
-        await self.store._writes.call(lambda: database.pragma("max_page_count", pages))
+        with suppress(StoreUnavailable):  # Told to whatever shares a transaction with one that finds it full.
+            await self.store._writes.call(lambda: database.pragma("max_page_count", pages))
 
 
 Trouble = Gone | Full
