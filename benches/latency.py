@@ -1,7 +1,7 @@
 """Latency: from `run.emit` to the client's callback, at 5,000 events a second over 100 users, fsynced.
 
-Both processes read the same monotonic clock. The client is a raw one that handles an event when its bytes
-are there; `--client` uses wsrecover's own Python client for every tenth user instead, which adds its tasks.
+Both processes read the same monotonic clock. A raw client handles an event when its bytes are there; the
+Python client, all 100 of them in one process, hands it to an `async for`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,22 @@ from __future__ import annotations
 import re
 import statistics
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
+import attrs
 import trio
-from _harness import Figure, Host, event_data, options, running_server, show, start_runs, token
+from _harness import Figure, Host, Remote, event_data, options, running_server, show, start_runs, token
 from _load import EVENT, LIVE, Fleet, upgrade
+
+from wsrecover import Event, connect
 
 EVENT_BYTES: Final = 300
 TICK: Final = 0.001
 """Seconds between two looks at what is due."""
+
+PATIENCE: Final = 60.0
 
 _EMITTED: Final = re.compile(rb'"at":(\d+),')
 
@@ -35,46 +42,99 @@ async def emit_steadily(host: Host, total: int, rate: int) -> None:
         await trio.sleep(TICK)
 
 
-def percentile(values: list[float], share: float) -> float:
-    """The value that `share` of the values do not exceed."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+@attrs.define
+class Waits:
+    """The milliseconds of one round's events, and what they come to over the rounds."""
+
+    who: str
+    now: list[float] = attrs.field(factory=list)
+    half: Figure = attrs.field(init=False)
+    most: Figure = attrs.field(init=False)
+    worst: Figure = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.half, self.most = Figure(f"{self.who}, p50"), Figure(f"{self.who}, p99")
+        self.worst = Figure(f"{self.who}, worst")
+
+    def add(self, emitted: int) -> None:
+        """An event was handled just now; `emitted` is the clock at its emit."""
+        self.now.append((time.monotonic_ns() - emitted) / 1e6)
+
+    def end_round(self) -> None:
+        """Sum up."""
+        self.now.sort()
+        self.half.values.append(statistics.median(self.now))
+        self.most.values.append(self.now[int(len(self.now) * 0.99)])
+        self.worst.values.append(self.now[-1])
+        self.now.clear()
+
+
+def raw(remote: Remote, users: Sequence[str], rate: int, repeat: int, waits: Waits) -> None:
+    """Rounds of a second with a raw client for each user, whose runs are started too."""
+    clients = Fleet()
+    clients.connect(remote.address, [upgrade(token(user), "client") for user in users])
+    clients.read(LIVE, len(users))
+    remote.start(start_runs, "passive", users, {})
+    clients.read(EVENT, len(users))
+    remote.finish()
+    rest = dict.fromkeys(clients.sockets, b"")
+
+    def look(fd: int, data: bytes) -> int:
+        data, end, count = rest[fd] + data, 0, 0
+        for found in _EMITTED.finditer(data):
+            waits.add(int(found[1]))
+            end, count = found.end(), count + 1
+        rest[fd] = data[end:]
+        return count
+
+    for _ in range(repeat):
+        remote.start(emit_steadily, rate, rate)
+        clients.read_each(look, rate)
+        remote.finish()
+        waits.end_round()
+    clients.close()
+
+
+async def python(remote: Remote, users: Sequence[str], rate: int, repeat: int, waits: Waits) -> None:
+    """Rounds of a second with wsrecover's client for each user, whose runs are under way."""
+    host, port = remote.address
+    complete = trio.Event()
+
+    async def follow(user: str, *, task_status: trio.TaskStatus[None]) -> None:
+        nonlocal complete
+        async with connect(f"ws://{host}:{port}", token=token(user), from_="live") as session:
+            task_status.started()
+            async for item in session:
+                if isinstance(item, Event) and "at" in item.data:
+                    waits.add(item.data["at"])
+                    if len(waits.now) == rate:
+                        complete.set()
+
+    async with trio.open_nursery() as nursery:
+        for user in users:
+            await nursery.start(follow, user)
+        for _ in range(repeat):
+            remote.start(emit_steadily, rate, rate)
+            with trio.fail_after(PATIENCE):
+                await complete.wait()
+            complete = trio.Event()
+            remote.finish()
+            waits.end_round()
+        nursery.cancel_scope.cancel()
 
 
 def main() -> None:
-    given = options(__doc__ or "", rate=5000, users=100, repeat=8)
+    given = options(__doc__ or "", rate=5000, users=100, repeat=6)
     users = [f"user{number}" for number in range(given.users)]
-    half, most, worst = Figure("p50"), Figure("p99"), Figure("worst")
+    each = [Waits("raw client"), Waits("Python client")]
     with running_server(given) as remote:
-        clients = Fleet()
-        clients.connect(remote.address, [upgrade(token(user), "client") for user in users])
-        clients.read(LIVE, len(users))
-        remote.start(start_runs, "passive", users, {})
-        clients.read(EVENT, len(users))
-        remote.finish()
-        for _ in range(given.repeat):
-            waits: list[float] = []
-            rest = dict.fromkeys(clients.sockets, b"")
-
-            def look(fd: int, data: bytes, rest: dict[int, bytes] = rest, waits: list[float] = waits) -> int:
-                now = time.monotonic_ns()
-                data, end, count = rest[fd] + data, 0, 0
-                for found in _EMITTED.finditer(data):
-                    waits.append((now - int(found[1])) / 1e6)
-                    end, count = found.end(), count + 1
-                rest[fd] = data[end:]
-                return count
-
-            remote.start(emit_steadily, given.rate, given.rate)
-            clients.read_each(look, given.rate)
-            remote.finish()
-            half.values.append(statistics.median(waits))
-            most.values.append(percentile(waits, 0.99))
-            worst.values.append(max(waits))
+        raw(remote, users, given.rate, given.repeat, each[0])
+        trio.run(partial(python, remote, users, given.rate, given.repeat, each[1]))
     show(
         f"latency, {given.rate} events/s over {given.users} users, {given.store}",
         "ms",
-        [half, most, worst],
-        ["a round is one second; the disk's slowest fsync of it is its p99, whoever else uses the disk"],
+        [figure for waits in each for figure in (waits.half, waits.most, waits.worst)],
+        ["a round is one second; what else uses these cores and this disk shows in its p99"],
     )
 
 

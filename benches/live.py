@@ -88,7 +88,7 @@ class Bench:
 
 
 def main() -> None:
-    given = options(__doc__ or "", sessions=1000, repeat=6, history=1000)
+    given = options(__doc__ or "", sessions=1000, repeat=5, history=1000)
     floor, fresh, full = Figure("floor: bare send()"), Figure("one author"), Figure("one author")
     tasks, thrice = Figure("a task per agent"), Figure("one author, three events per user and round")
     full.what = f"one author, {given.history} events per stream logged before"
