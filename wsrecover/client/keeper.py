@@ -107,16 +107,16 @@ class Keeper:
             self._done.set()
 
     async def leave(self) -> None:
-        """End the session: `bye`, and at most 2 s for the server's close. Cancelled, it ends at once."""
+        """End the session: `bye`, and at most 2 s for the server's close. Cancelled, it ends soon after."""
         self._leaving = True
         try:
-            if self._link is None:
-                return
-            self._link.leave()
-            with trio.move_on_after(LEAVE_TIMEOUT):
-                await self._done.wait()
+            if self._link is not None:
+                self._link.leave()
+                with trio.move_on_after(LEAVE_TIMEOUT):
+                    await self._done.wait()
         finally:
             self._scope.cancel()
+        await self._done.wait()
 
     async def _keep(self) -> WsrecoverError | None:
         """Connect over and over; return why there is no point in another try, None after `leave`."""
