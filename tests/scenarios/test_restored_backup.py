@@ -99,23 +99,27 @@ async def test_fault_s7_a_position_of_the_lost_future_is_never_taken_for_one_of_
 ) -> None:
     backup, at_backup, at_head = await lose(tmp_path)
     store = f"sqlite:{backup}"
+    lost = [Position(at_head.epoch, seq) for seq in range(BACKED_UP + 1, HEAD + 1)]
     async with local_server(store=store) as local:
-        verdict, given = await resume(local, at_head)
-        assert (verdict["resumed"], verdict["reason"], verdict["from"]) == (False, at_once, 1)
-        assert given == KEPT
-        # Up to the head of the restored log, at it, and past it: the same seqs are other events now.
+        for position in lost:
+            verdict, given = await resume(local, position)
+            assert (verdict["resumed"], verdict["reason"], verdict["from"]) == (False, at_once, 1)
+            assert given == KEPT
+        # Up to the lost head, at it, and past it: the same seqs are other events now.
         for head in range(BACKED_UP + 1, HEAD + 3):
             await publish(local, "other", head, head)
             written = texts("other", BACKED_UP + 1, head)
-            verdict, given = await resume(local, at_head)
-            assert (verdict["resumed"], verdict["reason"]) == (False, "epoch_changed")
-            assert given == KEPT + written
+            for position in lost:
+                verdict, given = await resume(local, position)
+                assert (verdict["resumed"], verdict["reason"]) == (False, "epoch_changed")
+                assert given == KEPT + written
             verdict, given = await resume(local, at_backup)
             assert verdict["resumed"], "what this client holds is true of the restored log"
             assert given == written
     async with local_server(store=store) as local:
-        verdict, _ = await resume(local, at_head)
-        assert (verdict["resumed"], verdict["reason"]) == (False, "epoch_changed"), "nor after a restart"
+        for position in lost:
+            verdict, _ = await resume(local, position)
+            assert (verdict["resumed"], verdict["reason"]) == (False, "epoch_changed"), "nor after a restart"
 
 
 @pytest.mark.parametrize("head", [BACKED_UP, HEAD + 1])
