@@ -2,7 +2,8 @@
 
 JSON by orjson, with what it would bend silently refused: NaN and the infinities (it writes null), integers
 that JavaScript cannot hold (RFC 8259, section 6), and all that would not come back as it was given, save that
-a tuple comes back as a list, a UUID as its text and an enum member as its value.
+a tuple comes back as a list, a UUID as its text, an enum member as its value, and a `Position` or a frame as
+the wire writes it.
 """
 
 from __future__ import annotations
@@ -124,6 +125,8 @@ def encode_event(
         raise InvalidEvent("type", "must match [a-z][a-z0-9_.]{0,63}")
     if data.__class__ is not dict:
         data = _as_dict(data)
+    if ts.__class__ is not float or ts - ts != 0.0:  # Of NaN and the infinities the difference is NaN.
+        ts = _time(ts)
     event: dict[str, Any] = {"ts": ts, "type": type}
     if thread is not None:
         if not is_id(thread):
@@ -136,13 +139,23 @@ def encode_event(
     event["data"] = data
     body = _serialize(event, "")
     if not _is_flat(data):
-        _refuse_bent(event, "", body)
-        if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
-            _check_depth(data, "data")
+        _check_nested(event, body)
     if len(body) > max_bytes:
         raise InvalidEvent("data", _too_large(body, max_bytes))
     # A copy, because orjson's own result keeps the whole buffer that it was written in, 4 KiB at least.
     return b"%b" % body
+
+
+def _check_nested(event: dict[str, Any], body: bytes) -> None:
+    _refuse_bent(event, "", body)
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _check_depth(event["data"], "data")
+
+
+def _time(ts: object) -> float:
+    if type(ts) is int and abs(ts) <= MAX_INT:
+        return float(ts)
+    raise InvalidEvent("ts", "must be a finite number")
 
 
 def _is_flat(data: dict[str, Any]) -> bool:
