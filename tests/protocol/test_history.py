@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import orjson
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -28,6 +29,7 @@ from wsrecover.protocol.receiver import Changed, Receiver
 from wsrecover.protocol.resume import held_part, judge, make_epoch, parse_epoch
 
 PART_BYTES = 120
+TEXTS = ["", "x" * 100, "y" * 500]
 INCARNATIONS, GENERATIONS, VALUES = (itertools.count() for _ in range(3))
 
 
@@ -94,8 +96,8 @@ class Connection:
         self.held = held_part(frame, "user", self.info)
         self.live = False
 
-    def pump(self, log: Log, count: int) -> None:
-        """Send up to `count` events of what lies after the cursor, small ones joined, large ones in parts."""
+    def pump(self, log: Log, count: int, *, joined: bool = False) -> None:
+        """Send up to `count` events of what lies after the cursor, large ones in parts."""
         if self.cursor < log.oldest - 1:
             self.wire.append(encode(Gap("user", "trimmed", self.cursor + 1, log.oldest - 1)))
             self.cursor = log.oldest - 1
@@ -111,7 +113,7 @@ class Connection:
         if self.cursor == log.head and not self.live:
             self.live = True
             batch.append(encode(Live("user", self.cursor)))
-        self.wire += [join(batch)] if len(batch) < 4 and batch else batch
+        self.wire += [join(batch)] if joined and batch else batch
 
 
 @attrs.define
@@ -134,6 +136,8 @@ class Client:
             assert item.from_ == len(self.seen) + 1
             assert item.to is not None
             self.seen += [None] * (item.to - len(self.seen))
+        elif isinstance(item, Live):
+            assert item.seq <= len(self.seen), "told to be level with the log, and is not"
         elif isinstance(item, Changed):
             self.seen = [None] * item.position.seq
 
@@ -151,18 +155,28 @@ class Life(RuleBasedStateMachine):
         self.past: list[int] = []
         self.trimmed = False
 
-    @rule(texts=st.lists(st.sampled_from(["", "x" * 100, "y" * 500]), min_size=1, max_size=4))
+    @rule(texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4))
     def publish(self, texts: list[str]) -> None:
         for text in texts:
             self.log.append(text)
 
-    @rule(send=st.integers(0, 6), deliver=st.integers(0, 12))
-    def flow(self, send: int, deliver: int) -> None:
+    @rule(send=st.integers(0, 6), deliver=st.integers(0, 12), joined=st.booleans())
+    def flow(self, send: int, deliver: int, joined: bool = False) -> None:
         """Connected, if need be, the server sends something and some of what is on its way arrives."""
         connection = self.connection or self.connect()
-        connection.pump(self.log, send)
+        connection.pump(self.log, send, joined=joined)
         for _ in range(min(deliver, len(connection.wire))):
             self.take(connection.wire.popleft())
+
+    @rule(left=st.integers(1, 8))
+    def cut_in_mid_event(self, left: int) -> None:
+        """The link breaks while a large event is on its way."""
+        self.log.append("z" * 500)
+        connection = self.connection or self.connect()
+        connection.pump(self.log, self.log.head)
+        while len(connection.wire) > left:
+            self.take(connection.wire.popleft())
+        self.connection = None
 
     def connect(self) -> Connection:
         receiver = self.client.receiver
@@ -181,6 +195,7 @@ class Life(RuleBasedStateMachine):
         true = past == values[: len(past)]
         if info.resumed:
             assert true
+            assert len(past) >= self.log.oldest - 1
         elif info.reason == "trimmed":
             assert len(past) < self.log.oldest - 1
         elif info.reason == "ahead":
@@ -216,18 +231,16 @@ class Life(RuleBasedStateMachine):
                 raise AssertionError("half a message was taken")
         self.connection = None
 
-    @precondition(lambda self: self.connection is not None and len(self.connection.wire) > 2)
-    @rule(at=st.integers(1, 4), repeat=st.booleans())
-    def disturb(self, at: int, repeat: bool) -> None:
+    @rule(send=st.integers(1, 6), at=st.integers(1, 8), repeat=st.booleans())
+    def disturb(self, send: int, at: int, repeat: bool) -> None:
         """What no WebSocket does, but a faulty server may: a message is lost, or comes again later."""
-        assert self.connection is not None
-        wire = self.connection.wire
-        place = min(at, len(wire) - 2)
-        if repeat:
-            wire.append(wire[place])
-        else:
-            del wire[place]
-        self.connection = None
+        connection = self.connection or self.connect()
+        connection.pump(self.log, send)
+        self.connection, wire = None, connection.wire
+        if at < len(wire) and repeat:
+            wire.append(wire[-at])
+        elif at < len(wire):
+            del wire[-at]
         try:
             for message in wire:
                 self.take(message)
@@ -241,10 +254,14 @@ class Life(RuleBasedStateMachine):
 
     @rule(
         fault=st.sampled_from(["restart", "back up", "back up", "restore", "restore", "lose"]),
-        more=st.sampled_from([0, 0, 1, 3, 12]),
+        beyond=st.sampled_from([None, -1, 0, 1, 5]),
+        text=st.sampled_from(TEXTS),
     )
-    def go_through(self, fault: str, more: int) -> None:
-        """A restart goes on with the store; a backup is written on, perhaps past what the client has."""
+    def go_through(self, fault: str, beyond: int | None = None, text: str = "") -> None:
+        """A restart goes on with the store; a backup is written on, perhaps `beyond` what the client has.
+
+        What is lost is one stream of a store that goes on: it begins anew in the same generation.
+        """
         if fault == "back up":
             self.backup = self.log.reopened()
             return
@@ -253,11 +270,11 @@ class Life(RuleBasedStateMachine):
             self.log = self.log.reopened()
         elif fault == "restore":
             self.log = self.backup.reopened()
-            for _ in range(more):
-                self.log.append("")
-        elif more == 12:
-            self.log = Log()
+        else:
+            self.log = Log(lineage=self.log.lineage)
             self.backup = self.log.reopened()
+        while beyond is not None and self.log.head < len(self.past) + beyond:
+            self.log.append(text)
 
     @rule()
     def catch_up(self) -> None:
@@ -284,16 +301,20 @@ TestLife = Life.TestCase
 TestLife.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
 
 
-def test_the_beginning_of_a_lost_event_is_not_gone_on_with() -> None:
-    """The backup goes on at the seq of which the client holds some bytes, with as many of another event."""
+@pytest.mark.parametrize("welcomes", [0, 1])
+def test_the_beginning_of_a_lost_event_is_not_gone_on_with(welcomes: int) -> None:
+    """The backup goes on at the seq of which the client holds some bytes, with as many of another event;
+    the client may have taken over its epoch before it asks for the rest.
+    """
     life = Life()
     life.publish(texts=[""])
-    life.go_through(fault="back up", more=0)
-    life.publish(texts=["y" * 500])
-    life.flow(send=2, deliver=4)
+    life.go_through(fault="back up")
+    life.cut_in_mid_event(left=4)
     assert life.client.receiver.part() == {"user": (2, 2 * PART_BYTES)}
-    life.go_through(fault="restore", more=0)
-    life.publish(texts=["z" * 500])
+    life.go_through(fault="restore", beyond=1, text="y" * 500)
+    for _ in range(welcomes):
+        life.flow(send=1, deliver=1)
+        life.drop_in_mid_message(cut=0.5)
     life.catch_up()
 
 
@@ -303,6 +324,6 @@ def test_an_event_under_the_seq_of_one_that_was_gone_before_it_was_seen_is_anoth
     life.publish(texts=[""])
     life.trim(keep=0)
     life.flow(send=0, deliver=1)
-    life.go_through(fault="restore", more=1)
+    life.go_through(fault="restore", beyond=0)
     life.catch_up()
     assert life.client.seen == life.log.values()

@@ -217,6 +217,8 @@ class TestParts:
         assert received == [self.WHOLE]
         assert receiver.part() == {}
         assert [item for part in pieces(self.WHOLE) for item in receiver.receive(part)] == []
+        receiver.receive(pieces(self.WHOLE)[0])
+        assert receiver.part() == {}
 
     def test_what_is_held_is_named_for_the_resume(self) -> None:
         receiver = at(4)
@@ -303,3 +305,4 @@ class TestParts:
         with pytest.raises(Hole):
             receiver.receive(end)
         assert last(receiver) == 4
+        assert receiver.part() == {}
