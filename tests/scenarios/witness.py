@@ -125,6 +125,7 @@ class Client:
         self.events: list[Event] = []
         self.notices: list[Item] = []
         self.acks: list[dict[str, int]] = []
+        self._acked = trio.lowlevel.ParkingLot()
         self.messages: list[int] = []
         self.welcomes: list[dict[str, Any]] = []
         self._history = history
@@ -167,17 +168,15 @@ class Client:
         if self._socket is not None:
             self._socket.kill()
 
-    async def blink_when_live(self) -> None:
-        """The connection, once live, breaks, and another one is live."""
-        with trio.fail_after(PATIENCE):
-            await self.session.wait_status("live")
-            self.blink()
-            await self.session.wait_status("waiting", "connecting", "replaying")
-            await self.session.wait_status("live")
-
     def come_back(self) -> None:
         """There is a way to the server again."""
         self._way_is_free.set()
+
+    async def acknowledged(self, seq: int) -> None:
+        """Wait until the client has told a server that it processed up to this seq."""
+        with trio.fail_after(PATIENCE):
+            while {"user": seq} not in self.acks:
+                await self._acked.park()
 
     async def take(self, count: int) -> list[Event]:
         """The next `count` events that reach the app."""
@@ -233,6 +232,7 @@ class Client:
         frame = orjson.loads(payload)
         if frame["op"] == "ack":
             self.acks.append(frame["pos"])
+            self._acked.unpark_all()
             self._history.ack(self.name, self.stream, frame["pos"].get("user", 0))
 
     def _see(self, connection: str, held: tuple[str, int] | None, message: str) -> None:
