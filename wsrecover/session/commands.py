@@ -208,7 +208,7 @@ class Commands:
     async def _start_agent(self, call: Call) -> tuple[Status, Result]:
         name = text_field(call.send.data, "agent", path="data")
         given = object_field(call.send.data, "input", path="data")
-        execution = self._runs.prepare(name, given, thread=call.send.thread)
+        execution = self._runs.prepare(name, given, thread=call.send.thread, field="data.agent")
         result = {"run": execution.run.id}
         outcome = await self._runs.start(execution, call.answer(result))
         return _settled(outcome, result)

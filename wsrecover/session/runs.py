@@ -34,11 +34,16 @@ class Runs:
         """The run under way with this id, if there is one."""
         return self._executions.get(run)
 
-    def prepare(self, name: str, given: dict[str, Any], *, thread: str | None) -> Execution:
-        """A run of the agent `name`, not started yet. Raises `CommandError("not_found")`."""
+    def prepare(
+        self, name: str, given: dict[str, Any], *, thread: str | None, field: str = "agent"
+    ) -> Execution:
+        """A run of the agent `name`, not started yet.
+
+        Raises `CommandError("not_found")`; `field` is where the caller had the name from.
+        """
         agent = self._services.app.find(name)
         if agent is None:
-            raise CommandError("not_found", "there is no such agent", field="agent")
+            raise CommandError("not_found", "there is no such agent", field=field)
         config = self._services.config
         place = RunPlace(
             self._services.journal,
