@@ -59,6 +59,7 @@ class TestTheHelloInAUrl:
             ({}, "invalid", "client"),
             ({"client": ""}, "invalid", "client"),
             ({"client": "é"}, "invalid", "client"),
+            ({"from": ""}, "invalid", "from"),
             ({"from": "end"}, "invalid", "from"),
             ({"from": '"start"'}, "invalid", "from"),
             ({"resume": ""}, "malformed", "resume"),
@@ -82,6 +83,7 @@ class TestTheHelloInAUrl:
         with pytest.raises(FrameError) as caught:
             decode_hello({**client, **parameters}, max_bytes=LIMIT)
         assert (caught.value.code, caught.value.field, caught.value.close) == (code, field, None)
+        assert caught.value.message.startswith(f"{field}: ")
 
     def test_each_parameter_is_bounded(self) -> None:
         threads = json.dumps(["x" * 20])
