@@ -17,7 +17,7 @@ from serving import frames_until_closed
 
 from wsrecover import connect
 from wsrecover.client import ClientSession, Event
-from wsrecover.errors import TransportError
+from wsrecover.errors import HandshakeRefused
 from wsrecover.testing import LocalServer, local_server
 
 SEED: Final = 1
@@ -159,9 +159,10 @@ class Treacherous:
 async def in_the_handshake(clock: Treacherous, local: LocalServer) -> None:
     token = local.token("eve")
     clock.armed = True
-    with pytest.raises(TransportError):
+    with pytest.raises(HandshakeRefused) as refused:
         async with local.peer("eve", token=token):
             pass
+    assert refused.value.status == 500
 
 
 async def in_a_command(clock: Treacherous, local: LocalServer) -> None:
