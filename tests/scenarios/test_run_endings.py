@@ -15,6 +15,7 @@ from serving import Frame, Stop, frames_until_closed, log_of, serve_until, until
 from wsrecover import connect
 from wsrecover.agents import App, Run
 from wsrecover.client import Event
+from wsrecover.config import Timeouts
 from wsrecover.errors import AgentError
 from wsrecover.testing import Peer, local_server
 
@@ -178,6 +179,16 @@ async def test_s07_what_an_agent_leaves_open_is_closed_before_the_run_ends() -> 
     ]
 
 
+async def test_s07_a_run_is_executed_also_where_its_session_would_end_before_its_start_is_kept(
+    tmp_path: Path,
+) -> None:
+    store = f"sqlite:{tmp_path / 'log.db'}"
+    async with local_server(APP, store=store, timeouts=Timeouts(linger=0)) as local:
+        run = await local.server.start_agent("acme", "ada", "returns", {})
+        await until_none(local, "runs")
+        assert terminal((await log_of(local))[1], run)["status"] == "completed"
+
+
 class Stubborn:
     """An agent that takes its time to stop, until it is let go."""
 
@@ -232,10 +243,12 @@ async def test_s07_a_run_that_nobody_cancelled_goes_on_over_a_drop() -> None:
             run = await stubborn.started(peer)
             peer.socket.kill()
         await until_none(local, "connections")
-        assert not stubborn.asked_to_stop.is_set()
+        cancelled = stubborn.asked_to_stop.is_set()
         async with local.peer() as peer:
-            assert [one["run"] for one in (await peer.frame())["runs"]] == [run]
+            runs = [one["run"] for one in (await peer.frame())["runs"]]
         stubborn.let_go.set()
+    assert not cancelled
+    assert runs == [run]
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "unwatched"])

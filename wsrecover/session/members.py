@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVarTuple, Unpack
 
 import structlog
@@ -39,6 +40,15 @@ class Members:
             self._waiting.append(lambda nursery: nursery.start_soon(self._live, member, args))
         else:
             self._nursery.start_soon(self._live, member, args)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the session alive for the block, as a member would, so that one may be started at its end."""
+        self._add(+1)
+        try:
+            yield
+        finally:
+            self._add(-1)
 
     async def until_idle(self, nursery: trio.Nursery, linger: float) -> None:
         """Run the members in `nursery` until there has been none for `linger` seconds.

@@ -65,12 +65,13 @@ class Runs:
             raise CommandError("overloaded", f"{limit} runs are under way, the limit", retry_after=1.0)
         self._starting += 1
         try:
-            outcome = await execution.start(answer)
+            with self._members.held():  # Whoever asks from outside is no member, and the commit takes time.
+                outcome = await execution.start(answer)
+                if isinstance(outcome, Applied):
+                    self._executions[execution.run.id] = execution
+                    self._members.start(self._execute, execution)
         finally:
             self._starting -= 1
-        if isinstance(outcome, Applied):
-            self._executions[execution.run.id] = execution
-            self._members.start(self._execute, execution)
         return outcome
 
     async def _execute(self, execution: Execution) -> None:
