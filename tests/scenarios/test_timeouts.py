@@ -127,3 +127,37 @@ async def test_e08_a_run_that_takes_too_long_fails_with_timeout(mock_clock: Mock
 async def _until_in_lobby() -> None:
     """Let the server reach its wait for hello: its task is there once everything else is idle."""
     await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+async def test_e08_a_head_that_does_not_end_is_cut_at_the_handshake_time(
+    local: LocalServer, mock_clock: MockClock
+) -> None:
+    stream = await trio.open_tcp_stream(*local.server.addresses[0])
+    async with stream:
+        await stream.send_all(b"GET /v1/connect HTTP/1.1\r\nHost: here\r\n")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        mock_clock.jump(5.1)
+        assert await stream.receive_some() == b""
+
+
+async def test_e08_one_that_reads_nothing_is_cut_with_4002_and_misses_nothing(
+    local: LocalServer, mock_clock: MockClock
+) -> None:
+    counts = local.server.statistics
+    async with local.peer(client="stalled") as stalled:
+        welcome = (await stalled.until("live"))[0]
+        # Far more than the buffers of both sockets take.
+        for n in range(200):
+            await local.server.publish("acme", "ada", "noted", {"n": n, "pad": "x" * 60_000})
+        # A byte may still have been taken a moment ago: the time is counted from the last one.
+        while "closed.4002" not in counts().sessions.counts:
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            mock_clock.jump(10.1)
+    epoch = welcome["streams"]["user"]["epoch"]
+    async with local.peer(client="stalled", resume={"user": [epoch, 0]}) as peer:
+        last = 0
+        while last < 200:
+            frame = await peer.frame()
+            if frame["op"] == "event" or (frame["op"] == "part" and frame["offset"] == 0):
+                assert frame["seq"] == last + 1
+                last = frame["seq"]
