@@ -70,9 +70,9 @@ SURVIVED: list[tuple[bytes, str, str | None]] = [
     # Fields that are missing or wrong
     (b'{"op":"ack"}', "invalid", "pos"),
     (b'{"op":"ack","pos":[]}', "invalid", "pos"),
-    (b'{"op":"ack","pos":{"user":"1"}}', "invalid", "pos.user"),
-    (b'{"op":"ack","pos":{"user":1.0}}', "invalid", "pos.user"),
-    (b'{"op":"ack","pos":{"user":true}}', "invalid", "pos.user"),
+    (b'{"op":"ack","pos":{"user":"0"}}', "invalid", "pos.user"),
+    (b'{"op":"ack","pos":{"user":0.0}}', "invalid", "pos.user"),
+    (b'{"op":"ack","pos":{"user":false}}', "invalid", "pos.user"),
     (b'{"op":"ack","pos":{"user":-1}}', "invalid", "pos.user"),
     (b'{"op":"ack","pos":{"user":999}}', "invalid", "pos.user"),
     (b'{"op":"ack","pos":{"other":0}}', "invalid", "pos.other"),

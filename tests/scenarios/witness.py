@@ -172,10 +172,10 @@ class Client:
         """There is a way to the server again."""
         self._way_is_free.set()
 
-    async def acknowledged(self, seq: int) -> None:
-        """Wait until the client has told a server that it processed up to this seq."""
+    async def acknowledged(self, seq: int, *, times: int = 1) -> None:
+        """Wait until the client has said so often that it processed up to this seq."""
         with trio.fail_after(PATIENCE):
-            while {"user": seq} not in self.acks:
+            while self.acks.count({"user": seq}) < times:
                 await self._acked.park()
 
     async def take(self, count: int) -> list[Event]:
