@@ -268,7 +268,9 @@ class TestC08AClientThatCrashes:
         step()
         ledger.take_effect(event)
         step()
-        ledger.keep(session.received["user"].epoch, event.seq)
+        position = session.position["user"]
+        assert position.seq == event.seq
+        ledger.keep(position.epoch, position.seq)
         step()
         ledger.commit()
         step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 import trio
@@ -95,6 +95,11 @@ class Inbox:
             if batch:
                 return batch
             await self._wait()
+
+    @property
+    def handed(self) -> Sequence[tuple[Track, int]]:
+        """The positions of what the consumer has taken and may still be handling."""
+        return self._handed
 
     def _mark_handed(self) -> None:
         for track, seq in self._handed:

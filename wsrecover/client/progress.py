@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -43,6 +43,13 @@ class Progress:
     def positions(self) -> dict[str, Position]:
         """Up to where the app has handled each stream."""
         return {name: Position(track.epoch, seq) for name, (track, seq) in self._processed.items()}
+
+    def including(self, handed: Sequence[tuple[Track, int]]) -> dict[str, Position]:
+        """The positions as they will be once `handed` is handled, too."""
+        fresh = {
+            track.stream: Position(track.epoch, seq) for track, seq in handed if track.stream in self.tracks
+        }
+        return {**self.positions, **fresh}
 
     def follow(self, streams: Mapping[str, StreamInfo]) -> None:
         """Take over what a server says of streams: a resumed one goes on, any other is a new history."""

@@ -125,11 +125,17 @@ class ClientSession:
 
     @property
     def processed(self) -> dict[str, Position]:
-        """Up to where the app has handled each stream.
-
-        Kept together with the effects, keyed by tenant and user, it makes each event count exactly once.
-        """
+        """Up to where the app has handled each stream: it has asked for what follows. The server is told."""
         return self._shared.progress.positions
+
+    @property
+    def position(self) -> dict[str, Position]:
+        """Up to and including what the app was handed last.
+
+        Stored in one transaction with the effects of that, keyed by tenant and user, and given to `connect` as
+        `positions` after a restart, it makes each event count exactly once.
+        """
+        return self._shared.progress.including(self._shared.inbox.handed)
 
     @property
     def client_id(self) -> str:
