@@ -132,8 +132,8 @@ class ClientSession:
     def position(self) -> dict[str, Position]:
         """Up to and including what the app was handed last.
 
-        Stored in one transaction with the effects of that, keyed by tenant and user, and given to `connect` as
-        `positions` after a restart, it makes each event count exactly once.
+        Stored in one transaction with the effects of that, keyed by tenant and user, and given to `connect`
+        as `positions` after a restart, it makes each event count exactly once.
         """
         return self._shared.progress.including(self._shared.inbox.handed)
 
