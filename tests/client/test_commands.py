@@ -1,0 +1,189 @@
+"""Commands over however many connections they take. Time is virtual."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from scripted import Peer, Server, event, live, welcome
+from talking import RESUMED, opened, seqs, stay, take
+from trio.testing import MockClock
+
+from wsrecover.errors import (
+    CommandError,
+)
+
+
+class TestCommands:
+    async def test_start_agent_and_cancel_give_what_the_server_answers(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            started = await peer.answer(run="r9")
+            assert (started["type"], started["thread"]) == ("start_agent", "t1")
+            assert started["data"] == {"agent": "triage", "input": {"q": 1}}
+            assert "age" not in started
+            assert (await peer.answer(run="r9", status="cancelled"))["data"] == {"run": "r9"}
+            await peer.until_bye()
+
+        async with opened(Server(script)) as session:
+            assert await session.start_agent("triage", {"q": 1}, thread="t1") == "r9"
+            assert await session.cancel("r9") == {"run": "r9", "status": "cancelled"}
+
+    async def test_an_unanswered_one_is_repeated_with_its_id_and_its_age(
+        self, autojump_clock: MockClock
+    ) -> None:
+        heard = []
+
+        async def first(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            heard.append(await peer.hear())
+            await trio.sleep(7)
+            peer.close(1006)
+
+        async def second(peer: Peer) -> None:
+            peer.say(welcome(**RESUMED), live(0))
+            frame = await peer.hear()
+            heard.append(frame)
+            peer.say({"op": "reply", "id": frame["id"], "status": "duplicate", "result": {"seq": 4}})
+            await peer.until_bye()
+
+        async with opened(Server(first, second)) as session:
+            assert await session.send("chat", {"text": "hi"}) == {"seq": 4}
+        age = heard[1].pop("age")
+        assert heard[0] == heard[1]
+        assert age == 7.25
+
+    async def test_what_is_changed_after_the_call_is_not_sent(self, autojump_clock: MockClock) -> None:
+        data = {"text": "before"}
+        heard = []
+
+        async def first(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            heard.append((await peer.hear())["data"])
+            data["text"] = "after"
+            peer.close(1006)
+
+        async def second(peer: Peer) -> None:
+            peer.say(welcome(**RESUMED), live(0))
+            heard.append((await peer.answer())["data"])
+            await peer.until_bye()
+
+        async with opened(Server(first, second)) as session:
+            await session.send("chat", data)
+        assert heard == [{"text": "before"}, {"text": "before"}]
+
+    @pytest.mark.parametrize("kind", ["reply", "error"])
+    async def test_a_refusal_is_raised_with_its_fields(self, kind: str, autojump_clock: MockClock) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            frame = await peer.hear()
+            error = {"code": "rate_limited", "message": "too many", "field": "data", "retry_after": 2.5}
+            reply = {"op": "reply", "id": frame["id"], "status": "error", "error": error}
+            peer.say(reply if kind == "reply" else {"op": "error", "ref": frame["id"], **error})
+            await peer.until_bye()
+
+        async with opened(Server(script)) as session:
+            with pytest.raises(CommandError) as caught:
+                await session.send("chat", {})
+        error = caught.value
+        assert (error.code, error.message, error.field, error.retry_after) == (
+            "rate_limited",
+            "too many",
+            "data",
+            2.5,
+        )
+
+    async def test_what_cannot_be_sent_is_refused_without_the_server(self, autojump_clock: MockClock) -> None:
+        async with opened(Server(stay)) as session:
+            with pytest.raises(CommandError, match="data") as caught:
+                await session.send("chat", {"when": float("nan")})
+            assert caught.value.code == "invalid"
+            with pytest.raises(CommandError, match="65536") as caught:
+                await session.send("chat", {"text": "x" * 65536})
+            assert caught.value.code == "too_large"
+
+    async def test_one_that_takes_too_long_is_given_up_and_not_repeated(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def first(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            await peer.hear()
+            await trio.sleep(5)
+            peer.close(1006)
+
+        server = Server(first, stay)
+        async with opened(server) as session:
+            with pytest.raises(trio.TooSlowError):
+                await session.send("chat", {}, timeout=3)
+            await session.wait_status("waiting")
+            await session.wait_status("live")
+        assert server.peers[1].from_client.statistics().current_buffer_used == 0
+
+    @pytest.mark.parametrize("code", [1007, 1009, 4502])
+    async def test_one_outstanding_at_two_closes_for_a_protocol_error_fails(
+        self, code: int, autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(**(RESUMED if len(server.peers) > 1 else {})), live(0))
+            await peer.hear()
+            peer.close(code)
+
+        async def last(peer: Peer) -> None:
+            peer.say(welcome(**RESUMED), live(0))
+            assert (await peer.answer(ok=1))["type"] == "good"
+            await peer.until_bye()
+
+        server = Server(script, script, last)
+        async with opened(server) as session:
+            with pytest.raises(CommandError) as caught:
+                await session.send("bad", {})
+            assert caught.value.code == "malformed"
+            assert await session.send("good", {}) == {"ok": 1}
+
+    async def test_more_than_the_server_takes_at_once_wait_for_their_turn(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            await trio.testing.wait_all_tasks_blocked()
+            assert peer.from_client.statistics().current_buffer_used == 32
+            for _ in range(40):
+                await peer.answer()
+            await peer.until_bye()
+
+        async with opened(Server(script)) as session, trio.open_nursery() as nursery:
+            for _ in range(40):
+                nursery.start_soon(session.send, "chat", {})
+
+    async def test_an_answer_behind_more_events_than_the_buffer_holds_arrives(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            for seq in range(1, 9):
+                peer.say(event(seq))
+            await peer.answer(ok=1)
+            await peer.until_bye()
+
+        async with opened(Server(script), buffer_items=2) as session:
+            await trio.testing.wait_all_tasks_blocked()
+            assert session.received["user"].seq == 1
+            assert await session.send("chat", {}) == {"ok": 1}
+            assert seqs(await take(session, 8)) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+    @pytest.mark.parametrize("bound", [{"buffer_items": 2}, {"buffer_bytes": 700}])
+    async def test_the_reader_waits_for_a_slow_app(
+        self, bound: dict[str, int], autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            for seq in range(1, 9):
+                peer.say(event(seq))
+            await peer.until_bye()
+
+        async with opened(Server(script), **bound) as session:
+            await trio.testing.wait_all_tasks_blocked()
+            assert session.received["user"].seq < 8
+            await trio.sleep(100)
+            assert seqs(await take(session, 8)) == [1, 2, 3, 4, 5, 6, 7, 8]
