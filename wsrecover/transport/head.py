@@ -151,7 +151,7 @@ def parse_query(query: str) -> dict[str, str]:
         if not equals or not name:
             raise HeadError(400, "query: a field is not `name=value`")
         if name in values:
-            raise HeadError(400, "query: a field is given twice")
+            raise HeadError(400, f"query: {name[:40]!a} is given twice")
         values[name] = _unquote(value)
     return values
 
