@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import trio
+
 from wsrecover.errors import InvalidEvent
 from wsrecover.protocol.events import TERMINAL
 
@@ -60,7 +62,11 @@ class Run:
         """
         if type in RESERVED:
             raise InvalidEvent("type", f"{type} is emitted by the run's own lifecycle")
-        await self._log.write(self._log.encode(type, data))
+        log = self._log
+        event = log.encode(type, data)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not log.write_nowait(event):
+            await log.write(event)
 
     async def think(self, text: str) -> None:
         """Emit `agent_thinking`. As `emit`."""

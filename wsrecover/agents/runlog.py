@@ -63,12 +63,24 @@ class RunLog:
     function runs, is where such text waits for room.
     """
 
+    __slots__ = (
+        "_deltas",
+        "_ended",
+        "_last_words_until",
+        "_lock",
+        "_taken",
+        "nursery",
+        "place",
+        "run",
+        "thread",
+        "writer",
+    )
+
     def __init__(self, place: RunPlace, run: str, thread: str | None) -> None:
         self.place = place
         self.run = run
         self.thread = thread
         self.writer = place.journal.writer()
-        self.writer.on_settled = self._on_settled
         self.nursery: trio.Nursery | None = None
         self._deltas: list[_Delta] = []
         self._ended = False
@@ -78,11 +90,12 @@ class RunLog:
 
     def encode(self, type: str, data: Mapping[str, Any], *, id: str | None = None) -> NewEvent:  # noqa: A002  # The words of the wire.
         """The event, encoded once. Raises `InvalidEvent`."""
-        ts = self.place.clock()
+        place, thread = self.place, self.thread
+        ts = place.clock()
         body = encode_event(
-            ts=ts, type=type, data=data, thread=self.thread, run=self.run, max_bytes=self.place.event_bytes
+            ts=ts, type=type, data=data, thread=thread, run=self.run, max_bytes=place.event_bytes
         )
-        return NewEvent(body, ts, self.thread, id)
+        return NewEvent(body, ts, thread, id)
 
     async def write(self, event: NewEvent) -> None:
         """Queue the event behind all that the run wrote before. Raises `RunBroken` or `RunEnded`.
@@ -90,15 +103,16 @@ class RunLog:
         Cancelled: the event was not queued.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if not self._write_at_once(event):
+        if not self.write_nowait(event):
             await self._write((event,))
 
-    def _write_at_once(self, event: NewEvent) -> bool:
-        """The usual case: nothing goes before it and nothing stands in its way. Raises `RunBroken`."""
-        if self._deltas or self._ended or self._lock.locked() or self.writer.uncommitted >= BURST:
+    def write_nowait(self, event: NewEvent) -> bool:
+        """Queue the event if nothing goes before it and nothing stands in its way. Raises `RunBroken`."""
+        writer = self.writer
+        if self._deltas or self._ended or self._lock.locked() or writer.uncommitted >= BURST:
             return False
         try:
-            self.writer.write_nowait(Unit((Append(self.place.key, (event,)),)))
+            writer.write_nowait(Unit((Append(self.place.key, (event,)),)))
         except trio.WouldBlock:
             return False
         return True
@@ -141,6 +155,7 @@ class RunLog:
             last.size += size
         else:
             self._deltas.append(_Delta(message_id, offset, [text], size))
+        self.writer.on_settled = self._on_settled
         if not self.writer.uncommitted:
             self._send_text()
         if sum(delta.size for delta in self._deltas) > TEXT_BYTES:
@@ -214,6 +229,8 @@ class RunLog:
         if self._deltas:
             with contextlib.suppress(RunBroken):
                 self._send_text()
+        else:
+            self.writer.on_settled = None
 
     def _send_text(self) -> None:
         """Queue the buffered text, as soon as there is room."""

@@ -121,7 +121,7 @@ def encode_event(
 
     Raises `InvalidEvent` with the path of what is wrong (`data.items[3].x`) and the limit that it breaks.
     """
-    if type.__class__ is not str or (type not in TYPES and EVENT_TYPE.match(type) is None):
+    if type.__class__ is not str or not (type in TYPES or _is_type(type)):
         raise InvalidEvent("type", "must match [a-z][a-z0-9_.]{0,63}")
     if data.__class__ is not dict:
         data = _as_dict(data)
@@ -144,6 +144,11 @@ def encode_event(
         raise InvalidEvent("data", _too_large(body, max_bytes))
     # A copy, because orjson's own result keeps the whole buffer that it was written in, 4 KiB at least.
     return b"%b" % body
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_type(name: str) -> bool:
+    return EVENT_TYPE.match(name) is not None
 
 
 def _check_nested(event: dict[str, Any], body: bytes) -> None:

@@ -169,11 +169,10 @@ class Journal:
             if type(outcome) is not Applied:
                 continue
             for key, entries in outcome.entries:
-                known = changes.get(key)
-                if known is not None:
-                    changes[key] = [*known, *entries]
-                elif entries:
-                    changes[key] = entries
+                if entries:
+                    known = changes.setdefault(key, entries)
+                    if known is not entries:
+                        changes[key] = [*known, *entries]
         self._streams.extend(changes)
         self._retainer.grew(changes)
 
@@ -263,24 +262,20 @@ class Writer:
     """One author's ordered units. Once one of them failed, all that were queued after it are refused: no
     hole.
 
-    `broken` is the store's error that did it. `on_settled`, if set, is called (synchronously, in the
-    journal's task; it must not raise) whenever nothing of this writer is uncommitted any more.
+    `broken` is the store's error that did it, `uncommitted` how many units are queued or being committed.
+    `on_settled`, if set, is called (synchronously, in the journal's task; it must not raise) whenever nothing
+    of this writer is uncommitted any more.
     """
 
-    __slots__ = ("_flushes", "_journal", "_settled", "_written", "broken", "on_settled")
+    __slots__ = ("_flushes", "_journal", "_settled", "broken", "on_settled", "uncommitted")
 
     def __init__(self, journal: Journal) -> None:
         self.broken: StoreError | None = None
         self.on_settled: Callable[[], None] | None = None
         self._journal = journal
-        self._written = 0
+        self.uncommitted = 0
         self._settled = 0
         self._flushes: list[tuple[int, trio.Event]] = []
-
-    @property
-    def uncommitted(self) -> int:
-        """How many units are queued or being committed."""
-        return self._written - self._settled
 
     def _check(self) -> None:
         if self.broken is not None:
@@ -294,7 +289,7 @@ class Writer:
             self._journal.submit_nowait(unit, self, None)
         except StoreError as error:
             self._break(error)
-        self._written += 1
+        self.uncommitted += 1
 
     async def write(self, unit: Unit) -> None:
         """Queue `unit`; waits (and yields) only where there is no room. Raises `RunBroken` once broken.
@@ -306,9 +301,9 @@ class Writer:
     async def flush(self) -> None:
         """Wait until all that was written so far is committed, or raise `RunBroken`. May be abandoned."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._settled < self._written:
+        if self.uncommitted:
             done = trio.Event()
-            self._flushes.append((self._written, done))
+            self._flushes.append((self._settled + self.uncommitted, done))
             await done.wait()
         self._check()
 
@@ -333,7 +328,7 @@ class Writer:
         while True:
             waiter = _Waiter(final=True)
             await self._journal.submit(unit, self, waiter)
-            self._written += 1
+            self.uncommitted += 1
             try:
                 return await waiter.wait()
             except StoreUnavailable:
@@ -346,7 +341,7 @@ class Writer:
             await self._journal.submit(unit, self, waiter)
         except StoreError as error:
             self._break(error)
-        self._written += 1
+        self.uncommitted += 1
 
     def _break(self, error: StoreError) -> None:
         if self.broken is None:
@@ -356,8 +351,9 @@ class Writer:
     def settle(self) -> None:
         """The journal's: the oldest uncommitted unit was committed or refused."""
         self._settled += 1
+        self.uncommitted -= 1
         if self._flushes:
             while self._flushes and self._flushes[0][0] <= self._settled:
                 self._flushes.pop(0)[1].set()
-        if self._settled == self._written and self.on_settled is not None:
+        if self.on_settled is not None and not self.uncommitted:
             self.on_settled()

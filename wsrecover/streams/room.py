@@ -37,10 +37,11 @@ class Room:
         """
         if self._closed is not None:
             raise type(self._closed)(*self._closed.args)
-        if self._waiting or not self._fits(size):
+        units, total = self.units, self.bytes + size
+        if self._waiting or units >= self._max_units or (total > self._max_bytes and units):
             raise trio.WouldBlock
-        self.units += 1
-        self.bytes += size
+        self.units = units + 1
+        self.bytes = total
 
     async def take(self, size: int) -> None:
         """Wait for room and take it.
