@@ -58,12 +58,26 @@ class Lag:
 class Delivery:
     """The sending half of a connection. A `Follower` of each of its streams."""
 
+    __slots__ = (
+        "_catch_up",
+        "_controls",
+        "_ended",
+        "_lags",
+        "_limits",
+        "_outbox",
+        "_owner",
+        "_part_bytes",
+        "_streams",
+        "_unsaid",
+        "_wanted",
+    )
+
     def __init__(self, owner: Owner, socket: ServerSocket, wanted: Filter) -> None:
         self._owner = owner
-        self._socket = socket
         self._outbox = socket.outbox
         self._wanted = wanted
         self._limits = owner.limits
+        self._part_bytes = owner.limits.part_bytes
         self._streams: Mapping[str, Stream] = {}
         self._lags: dict[Stream, Lag] = {}
         self._unsaid: dict[Stream, int] = {}
@@ -132,9 +146,11 @@ class Delivery:
                 return True
         elif frame is None:
             frame = batch.framed = text_frame(batch.message)
-        if len(frame) <= self._limits.part_bytes and self._outbox.offer(frame):
-            self._unsaid.pop(stream, None)
-            if self._outbox.pending:
+        outbox = self._outbox
+        if len(frame) <= self._part_bytes and outbox.offer(frame):
+            if self._unsaid:
+                self._unsaid.pop(stream, None)
+            if outbox.pending:
                 self._go_on()
             return True
         self._note_lag(stream, batch.first - 1)

@@ -66,9 +66,11 @@ class Retainer:
             grown = growth.get(key)
             if grown is None:
                 grown = growth[key] = self._new(key)
+            share = grown.share
             for entry in entries:
-                grown.share += grown.per_event + len(entry.body) * grown.per_byte
-            if grown.share >= 1:
+                share += grown.per_event + len(entry.body) * grown.per_byte
+            grown.share = share
+            if share >= 1:
                 del growth[key]
                 self._due.add(key)
         if len(growth) > _MAX_TRACKED:

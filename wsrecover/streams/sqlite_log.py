@@ -236,8 +236,9 @@ class SQLiteLog:
         changes = []
         epochs = []
         for append in appends:
-            head = self.heads.get(append.key) or self.head(append.key)
-            changes.append((append.key, self._append_to(head, append.events)))
+            key = append.key
+            head = self.heads.get(key) or self.head(key)
+            changes.append((key, self._append_to(head, append.events)))
             epochs.append(head.epoch)
         return Applied(tuple(changes), tuple(epochs))
 
@@ -246,17 +247,16 @@ class SQLiteLog:
         if not head.marked and events and head not in self._marks:
             self._mark(head, seq + 1)
         row = self._row
+        stream, rows = head.id, self._rows
         entries = []
         for event in events:
-            body = event.body
+            body, thread = event.body, event.thread
             seq += 1
             row += 1
             total += len(body)
-            self._rows.append(
-                (row, head.id, seq, prev, total, event.ts, zlib.crc32(body, seq), event.thread, body)
-            )
+            rows.append((row, stream, seq, prev, total, event.ts, zlib.crc32(body, seq), thread, body))
             prev = row
-            entries.append(Entry(seq, body, event.thread))
+            entries.append(Entry(seq, body, thread))
         self._row = row
         self._tips[head] = (seq, prev, total)
         return tuple(entries)

@@ -45,8 +45,8 @@ class Batch:
         message = self._message
         if message is None:
             name = self._name
-            message = join([event_frame(name, entry.seq, entry.body) for entry in self.entries])
-            self._message = message
+            frames = [event_frame(name, entry.seq, entry.body) for entry in self.entries]
+            message = self._message = frames[0] if len(frames) == 1 else join(frames)
         return message
 
 
@@ -91,6 +91,25 @@ class Stream:
     `tail_bytes` of bodies, so that a client that was away briefly costs no read. Made by `Streams.open`,
     which registers it before its head is loaded: what is appended meanwhile is not missed.
     """
+
+    __slots__ = (
+        "_budget",
+        "_incarnation",
+        "_marked",
+        "_marks",
+        "_max_bytes",
+        "_max_events",
+        "_store",
+        "_tail",
+        "epoch",
+        "head",
+        "key",
+        "live",
+        "loaded",
+        "name",
+        "oldest",
+        "tail_bytes",
+    )
 
     def __init__(
         self, key: StreamKey, store: Store, budget: TailBudget, *, tail_events: int, tail_bytes: int
@@ -139,7 +158,14 @@ class Stream:
             self._marked = True
             self._marks = (*self._marks, (self._store.generation, entries[0].seq))
         self.head = entries[-1].seq
-        self._keep(entries)
+        self._tail.extend(entries)
+        size = 0
+        for entry in entries:
+            size += len(entry.body)
+        self.tail_bytes += size
+        self._budget.used += size
+        if self.tail_bytes > self._max_bytes or len(self._tail) > self._max_events:
+            self._shorten_tail()
         if self.live:
             self._offer(Batch(self.name, entries))
 
@@ -165,15 +191,8 @@ class Stream:
                 if not follows:
                     live.discard(follower)
 
-    def _keep(self, entries: Sequence[Entry]) -> None:
-        tail = self._tail
-        tail.extend(entries)
-        size = 0
-        for entry in entries:
-            size += len(entry.body)
-        self.tail_bytes += size
-        self._budget.used += size
-        while self.tail_bytes > self._max_bytes or len(tail) > self._max_events:
+    def _shorten_tail(self) -> None:
+        while self.tail_bytes > self._max_bytes or len(self._tail) > self._max_events:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:

@@ -34,13 +34,15 @@ _CLOSE_FRAME: Final = 0x88  # FIN and opcode 8: RFC 6455, section 5.5.1
 
 
 class Outbox(trio.abc.Stream):
-    """See the module. Made for one WebSocket over one `Pipe`; all its methods belong to one trio thread."""
+    """See the module. Made for one WebSocket over one `Pipe`; all its methods belong to one trio thread.
+
+    `pending` are the wire bytes queued and not yet taken by the pipe. A preface does not count.
+    """
 
     __slots__ = (
         "_closed",
         "_control",
         "_draining",
-        "_pending",
         "_pipe",
         "_preface",
         "_queue",
@@ -48,13 +50,14 @@ class Outbox(trio.abc.Stream):
         "_taken",
         "_tls",
         "_waiters",
+        "pending",
     )
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
         self._tls: Tls | None = None
         self._queue: list[bytes | memoryview] = []
-        self._pending = 0
+        self.pending = 0
         self._taken = 0
         self._preface = b""
         self._control = 0
@@ -62,11 +65,6 @@ class Outbox(trio.abc.Stream):
         self._closed = False
         self._draining = False
         self._waiters: trio.lowlevel.ParkingLot | None = None
-
-    @property
-    def pending(self) -> int:
-        """Wire bytes queued and not yet taken by the pipe. A preface does not count."""
-        return self._pending
 
     @property
     def taken(self) -> int:
@@ -91,7 +89,9 @@ class Outbox(trio.abc.Stream):
         """
         if self._queue or self._sealed:
             return False
-        return self._write(data)
+        if self._preface or self._tls is not None:
+            return self._write(data)
+        return self._send(data)
 
     def put(self, data: bytes) -> bool:
         """Queue the whole of `data` behind what is pending; False if a close was queued or the link is lost.
@@ -231,7 +231,7 @@ class Outbox(trio.abc.Stream):
             self._closing_words(self._tls)
         self._sealed = self._closed = True
         self._queue.clear()
-        self._pending = 0
+        self.pending = 0
         self._preface = b""
         self._pipe.close()
         if self._waiters is not None:
@@ -257,8 +257,16 @@ class Outbox(trio.abc.Stream):
                 data = self._tls.encrypt(data)
             if self._queue:
                 self._queue.append(data)
-                self._pending += len(data)
+                self.pending += len(data)
                 return True
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close()
+            return False
+        return self._send(data)
+
+    def _send(self, data: bytes) -> bool:
+        """Hand wire bytes to the pipe, with nothing queued before them."""
+        try:
             taken = self._pipe.send_nowait(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.close()
@@ -266,14 +274,14 @@ class Outbox(trio.abc.Stream):
         self._taken += taken
         if taken < len(data):
             self._queue.append(memoryview(data)[taken:])
-            self._pending = len(data) - taken
+            self.pending = len(data) - taken
         return True
 
     def _write_raw(self, data: bytes) -> None:
         """Queue wire bytes of TLS itself."""
         if data:
             self._queue.append(data)
-            self._pending += len(data)
+            self.pending += len(data)
             self.flush()
 
     def _send_queue(self) -> None:
@@ -282,7 +290,7 @@ class Outbox(trio.abc.Stream):
             head = queue[0]
             taken = self._pipe.send_nowait(head)
             self._taken += taken
-            self._pending -= taken
+            self.pending -= taken
             if taken < len(head):
                 queue[0] = memoryview(head)[taken:]
                 return
