@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+import structlog
 from hypothesis import settings
+
+# As a program that embeds wsrecover and configures structlog itself: what tests capture stays captured.
+structlog.configure()
 
 CI = os.environ.get("WSRECOVER_CI") == "1"
 

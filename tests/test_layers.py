@@ -15,6 +15,7 @@ PACKAGE = Path(wsrecover.__file__).parent
 FLOORS = {
     "errors": 0,
     "config": 0,
+    "logs": 1,
     "instruments": 0,
     "protocol": 1,
     "streams": 2,

@@ -21,6 +21,7 @@ import attrs
 import structlog
 import trio
 
+from . import logs
 from .access.principal import Principal
 from .access.tokens import TokenVerifier, read_secret
 from .agents.app import App
@@ -141,8 +142,11 @@ async def serve(
     Raises `ConfigError`, `StoreError` or `TransportError` where a part cannot start; the log says which.
     Cancelling it ends the runs with `server_stopped` and closes the connections (1001), commits what was
     accepted, and closes the store; that takes at most `timeouts.drain` seconds and a few for the sockets.
-    `wall_clock` gives unix seconds.
+    `wall_clock` gives unix seconds. Where the program has not configured structlog, this does it
+    (`Config.log_*`).
     """
+    if not structlog.is_configured():
+        logs.configure(config)
     secret = config.secret or read_secret(None if config.secret_file is None else Path(config.secret_file))
     verifier = TokenVerifier(secret, leeway=config.timeouts.token_leeway, clock=wall_clock)
     context = _tls(config)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import trio
 import trio.testing
 from agents_world import NOW, Gated, World, make_journal, make_place
@@ -200,17 +201,39 @@ class TestFailed:
         error = (await world.finish(agent))["error"]
         assert (error["code"], error["message"]) == ("exception", "Cancelled")
 
-    @pytest.mark.parametrize("leaving", [KeyboardInterrupt, SystemExit])
-    async def test_what_ends_the_process_passes_on(self, world: World, leaving: type[BaseException]) -> None:
+    async def test_an_agent_that_exits_ends_its_run_and_not_the_process(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            async with run.tool("x", {}):
+                raise SystemExit(3)
+
+        error = (await world.finish(agent))["error"]
+        assert (error["code"], error["message"]) == ("exception", "SystemExit")
+
+    @pytest.mark.parametrize(
+        ("result", "words"), [("done", "returned a str"), ({"x": object()}, "cannot be logged")]
+    )
+    async def test_why_a_run_failed_is_in_the_servers_log_too(
+        self, world: World, result: Any, words: str
+    ) -> None:
+        async def agent(run: Run) -> Any:
+            return result
+
+        with structlog.testing.capture_logs() as logged:
+            await world.finish(agent)
+        (line,) = (line for line in logged if line["event"] == "run_failed")
+        assert words in line["error"]["message"]
+        assert (line["agent"], line["thread"]) == ("helper", "t1")
+
+    async def test_what_ends_the_process_passes_on(self, world: World) -> None:
         async def agent(run: Run) -> None:
             async with run.tool("x", {}), run.message():
-                raise leaving
+                raise KeyboardInterrupt
 
         execution = world.execution(agent)
         await execution.start()
         with pytest.raises(BaseExceptionGroup) as caught:
             await execution.execute()
-        assert caught.group_contains(leaving)
+        assert caught.group_contains(KeyboardInterrupt)
         assert await execution.wait_ended() == "failed"
         await trio.testing.wait_all_tasks_blocked()
         assert await world.types() == ["agent_started", "tool_executing", "message_started"]

@@ -74,8 +74,11 @@ def is_cancelled(exc: BaseException | None) -> bool:
 
 
 def must_pass_at_once(exc: BaseException | None) -> bool:
-    """Whether it allows no waiting (`GeneratorExit`) or should not (`KeyboardInterrupt`, `SystemExit`)."""
-    return any(not isinstance(leaf, Exception | trio.Cancelled) for leaf in leaves(exc))
+    """Whether it allows no waiting (`GeneratorExit`) or is meant for the process (`KeyboardInterrupt`).
+
+    A `SystemExit` is neither: a library that gives up in one user's agent must not end everybody's server.
+    """
+    return any(not isinstance(leaf, Exception | trio.Cancelled | SystemExit) for leaf in leaves(exc))
 
 
 def describe(exc: BaseException) -> tuple[str, str, bool]:

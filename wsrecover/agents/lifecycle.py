@@ -22,7 +22,7 @@ import attrs
 import structlog
 import trio
 
-from wsrecover.errors import InvalidEvent, RunBroken, StoreError, StoreFailed
+from wsrecover.errors import AgentError, InvalidEvent, RunBroken, StoreError, StoreFailed
 from wsrecover.protocol.codec import encode_event, encode_json
 from wsrecover.protocol.events import TERMINAL
 from wsrecover.streams.journal import Journal
@@ -125,7 +125,7 @@ class Execution:
 
         Never raises an `Exception`. Cancelled from outside: the agent is cancelled, the terminal event is
         written within `grace` seconds, and the cancellation passes on. While the store is down the terminal
-        event is tried again and again. A `KeyboardInterrupt` or `SystemExit` passes on at once: the next
+        event is tried again and again. A `KeyboardInterrupt` passes on at once: the next
         start-up ends the run.
         """
         try:
@@ -201,12 +201,23 @@ class Execution:
         return ending
 
     def _failure(self, exc: BaseException) -> Ending:
-        if any(isinstance(leaf, Exception) for leaf in leaves(exc)):
-            log.error("agent_failed", run=self.run.id, agent=self.run.agent, exc_info=exc)
+        errors = [leaf for leaf in leaves(exc) if isinstance(leaf, Exception | SystemExit)]
+        if errors and not any(isinstance(error, AgentError) for error in errors):
+            log.error("agent_raised", **self._names(), exc_info=errors[0] if len(errors) == 1 else exc)
         if is_cancelled(exc):
             return STOPPED
         code, message, retryable = describe(exc)
         return failed(code, message, retryable=retryable)
+
+    def _names(self) -> dict[str, str | None]:
+        run = self.run
+        return {
+            "run": run.id,
+            "agent": run.agent,
+            "tenant": run.tenant,
+            "user": run.user,
+            "thread": run.thread,
+        }
 
     async def _finish(self, ending: Ending) -> None:
         try:
@@ -228,7 +239,7 @@ class Execution:
         try:
             await self._commit_terminal(event, status)
         except StoreError:
-            log.exception("terminal_event_failed", run=self.run.id, agent=self.run.agent)
+            log.exception("terminal_event_failed", **self._names())
         else:
             self.run.status = status
             self._recorded = True
@@ -248,19 +259,21 @@ class Execution:
     def _encode_terminal(self, ending: Ending) -> tuple[NewEvent, Status]:
         duration = round(trio.current_time() - self._began, 6)
         usage = {} if self.run.usage is None else {"usage": self.run.usage}
+        identity = _terminal_id(self.run.id)
         try:
-            data = {**ending.data(), **usage, "duration": duration}
-            return self._log.encode(TERMINAL, data, id=_terminal_id(self.run.id)), ending.status
+            event = self._log.encode(TERMINAL, {**ending.data(), **usage, "duration": duration}, id=identity)
         except InvalidEvent as exc:
             ending = failed("exception", f"the result cannot be logged: {exc}")
-            data = {**ending.data(), "duration": duration}
-            return self._log.encode(TERMINAL, data, id=_terminal_id(self.run.id)), ending.status
+            event = self._log.encode(TERMINAL, {**ending.data(), "duration": duration}, id=identity)
+        if ending.error is not None:
+            log.warning("run_failed", **self._names(), error=ending.error)
+        return event, ending.status
 
     def _close(self) -> None:
         self._ending = True
         if not self._recorded:
             self.run.status = "failed"
-            log.error("run_not_ended", run=self.run.id, agent=self.run.agent)
+            log.error("run_not_ended", **self._names())
         self._log.close()
         self._ended.set()
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from wsrecover.config import Config
 from wsrecover.demo.proof import Plan, prove
 from wsrecover.demo.view import show_report, watching
+from wsrecover.logs import configure
 
 from .exits import FAILED, OK
-from .logs import configure
 
 __all__ = ["demo"]
 

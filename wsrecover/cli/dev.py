@@ -14,10 +14,10 @@ from cyclopts import Parameter
 
 from wsrecover.access.tokens import MIN_SECRET_BYTES, sign
 from wsrecover.demo.agents import demo_app
+from wsrecover.logs import configure
 from wsrecover.server import Server
 
 from .exits import OK
-from .logs import configure
 from .options import (
     DEFAULT_URL,
     DEV_TOKEN,

@@ -17,10 +17,10 @@ import wsrecover.server
 from wsrecover.agents.app import App
 from wsrecover.config import Config
 from wsrecover.errors import ConfigError, TransportError
+from wsrecover.logs import configure
 from wsrecover.server import Server
 
 from .exits import OK, Failure, leaves
-from .logs import configure
 from .options import ConfigFile, Host, LogFormatOption, Port, SecretFile, Store, settings
 
 __all__ = ["run_server", "serve"]

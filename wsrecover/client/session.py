@@ -100,10 +100,6 @@ class ClientSession:
         """Cancel a run; returns its `run` and `status`. Raises like `send`."""
         return await self.send("cancel_run", {"run": run}, timeout=timeout)
 
-    async def respond(self, request: str, answer: Any, *, timeout: float | None = None) -> None:
-        """Answer an agent's `input_requested`. Raises like `send`; `already_resolved` for a second answer."""
-        await self.send("respond", {"request": request, "answer": answer}, timeout=timeout)
-
     @property
     def status(self) -> Status:
         """Where the session stands now."""

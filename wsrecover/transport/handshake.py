@@ -36,7 +36,7 @@ class Refusal:
 
 PLAIN_HTTP: Final = (
     "This is a WebSocket endpoint. Connect with a WebSocket client (ws:// or wss://, RFC 6455, version 13), "
-    "for example: websocat -H 'Authorization: Bearer TOKEN' ws://HOST:PORT/v1/connect"
+    "for example: websocat --protocol wsrecover.v1 -H 'Authorization: Bearer TOKEN' ws://HOST:PORT/v1/connect"
 )
 
 

@@ -13,7 +13,11 @@ __all__ = ["configure"]
 
 
 def configure(config: Config) -> None:
-    """Set up structlog for this process, as `config.log_format` and `config.log_level` say."""
+    """Set up structlog for this process, as `config.log_format` and `config.log_level` say.
+
+    `serve` does it where the program has not configured structlog itself: without, structlog may print the
+    variables of every frame of a traceback.
+    """
     stamps: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
