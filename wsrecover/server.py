@@ -25,11 +25,13 @@ from . import logs
 from .access.principal import Principal
 from .access.tokens import TokenVerifier, read_secret
 from .agents.app import App
+from .agents.ending import leaves
 from .agents.lifecycle import close_lost_runs
 from .config import Config, Retention, default_store, state_folder
-from .errors import CommandError, ConfigError
+from .errors import CommandError, ConfigError, InvalidEvent, StoreError, WsrecoverError
 from .protocol import codec
 from .protocol.cursor import Position
+from .protocol.fields import MAX_ID, is_id
 from .session.admission import Admission
 from .session.heartbeat import sweep
 from .session.registry import Registry, RegistryStatistics
@@ -97,6 +99,8 @@ class Server:
         `StoreFailed` (nothing was logged), `CommandError("id_conflict")`. Cancelled, it may have taken
         effect.
         """
+        if id is not None and not is_id(id):
+            raise InvalidEvent("id", f"must be 1 to {MAX_ID} printable ASCII characters")
         principal, now = Principal(tenant, user), self._services.clock()
         body = codec.encode_event(
             ts=now, type=type, data=data, thread=thread, max_bytes=self._services.config.limits.event_bytes
@@ -139,12 +143,27 @@ async def serve(
 ) -> Never:
     """Serve until cancelled. `await nursery.start(serve, app, config)` gives the `Server` once it is ready.
 
-    Raises `ConfigError`, `StoreError` or `TransportError` where a part cannot start; the log says which.
+    Raises `ConfigError`, `StoreError` or `TransportError` where a part cannot start, in no group.
+
     Cancelling it ends the runs with `server_stopped` and closes the connections (1001), commits what was
-    accepted, and closes the store; that takes at most `timeouts.drain` seconds and a few for the sockets.
+    accepted, and closes the store. That takes a moment; on a store that hangs, the runs have 5 s for their
+    last words, the journal `timeouts.drain` and the store `timeouts.store` seconds.
+
     `wall_clock` gives unix seconds. Where the program has not configured structlog, this does it
     (`Config.log_*`).
     """
+    try:
+        await _serve(app, config, wall_clock, task_status)
+    except BaseExceptionGroup as group:
+        errors = [leaf for leaf in leaves(group) if not isinstance(leaf, trio.Cancelled)]
+        if len(errors) == 1 and isinstance(errors[0], WsrecoverError):
+            raise errors[0] from None
+        raise
+
+
+async def _serve(
+    app: App, config: Config, wall_clock: Callable[[], float], task_status: trio.TaskStatus[Server]
+) -> Never:
     if not structlog.is_configured():
         logs.configure(config)
     secret = config.secret or read_secret(None if config.secret_file is None else Path(config.secret_file))
@@ -189,12 +208,15 @@ async def _opened_store(config: Config, clock: Callable[[], float]) -> AsyncIter
     if path is None:
         store: Store = await open_memory(clock=clock)
     else:
-        store = await open_sqlite(path, clock=clock)
+        store = await open_sqlite(path, clock=clock, timeout=config.timeouts.store)
     try:
         yield store
     finally:
         with trio.move_on_after(config.timeouts.store, shield=True):
-            await store.aclose()
+            try:
+                await store.aclose()
+            except StoreError:
+                log.exception("store_not_closed")
 
 
 @asynccontextmanager

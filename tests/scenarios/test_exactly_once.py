@@ -13,6 +13,10 @@ from serving import Frame, log_of
 from stage import Stage
 
 from wsrecover.agents import App, Run
+from wsrecover.config import Limits
+from wsrecover.errors import InvalidEvent
+from wsrecover.streams.journal import Journal
+from wsrecover.streams.store import Outcome, Unit
 from wsrecover.testing import LocalServer, LossyLink, Peer, local_server
 from wsrecover.transport.dial import dial_tcp
 from wsrecover.transport.pipe import Pipe
@@ -229,6 +233,10 @@ class Wall:
         return self.now
 
 
+ON_ITS_WAY = 60.0
+"""Seconds for which an answer is kept beyond the window: a repeat's age is its age as of sending."""
+
+
 @each_command
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_s08_past_the_window_a_repeat_is_told_that_nobody_knows(
@@ -244,6 +252,9 @@ async def test_s08_past_the_window_a_repeat_is_told_that_nobody_knows(
             kept = await peer.command(case.type, data, id="once", age=WINDOW - 1)
             assert (kept["status"], kept["result"]) == ("duplicate", first["result"])
             wall.now += 2
+            late = await peer.command(case.type, data, id="once", age=WINDOW + 1)
+            assert (late["status"], late["result"]) == ("duplicate", first["result"])
+            wall.now += ON_ITS_WAY
             gone = await peer.command(case.type, data, id="once", age=WINDOW + 1)
             never = await peer.command(case.type, data, id="never came", age=WINDOW + 1)
         for refusal in (gone, never):
@@ -363,3 +374,54 @@ async def test_s08_a_publish_is_applied_whole_or_not_at_all(local: LocalServer) 
     assert reply["result"] == {"positions": [[epoch, 1], [epoch, 2]]}
     assert again["result"] == {"positions": [[epoch, 1], [epoch, 2], [epoch, 3]]}
     assert [event["seq"] for event in events] == [1, 2, 3]
+
+
+async def test_s08_a_repeated_start_is_answered_also_where_another_run_would_be_refused(stage: Stage) -> None:
+    async with local_server(stage.app, limits=Limits(runs_per_user=1)) as local, local.peer() as peer:
+        data = {"agent": "worker", "input": {}}
+        first = await peer.command("start_agent", data, id="once")
+        refused = await peer.command("start_agent", data, id="another")
+        assert refused["error"]["code"] == "overloaded"
+        again = await peer.command("start_agent", data, id="once")
+        assert (again["status"], again["result"]) == ("duplicate", first["result"])
+
+
+async def test_s08_all_that_was_outstanding_may_be_repeated_at_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, commit = trio.Event(), Journal.commit
+
+    async def hold(journal: Journal, unit: Unit) -> Outcome:
+        await held.wait()
+        return await commit(journal, unit)
+
+    monkeypatch.setattr(Journal, "commit", hold)
+    limit = 4
+    chats = [{"op": "send", "id": f"c{n}", "type": "chat", "data": {"text": str(n)}} for n in range(limit)]
+    async with local_server(stage.app, limits=Limits(commands_in_flight=limit)) as local:
+        async with local.peer() as peer:
+            await peer.until("live")
+            await peer.send([*chats, {"op": "ping"}])
+            await peer.until("pong")
+            peer.socket.kill()
+        async with local.peer() as peer:
+            await peer.until("live")
+            await peer.send([*chats, {"op": "ping"}])
+            await peer.until("pong")
+            held.set()
+            replies = [(await peer.until("reply"))[-1] for _ in chats]
+    assert {reply["status"] for reply in replies} == {"duplicate"}
+
+
+@pytest.mark.parametrize("field", ["id", "thread", "run"])
+@pytest.mark.parametrize("value", ["run\tx", "é", "x" * 129, 7])
+async def test_s08_the_ids_of_published_events_are_held_to_what_ids_are(
+    local: LocalServer, field: str, value: object
+) -> None:
+    event = {"type": "noted", "data": {}, field: value}
+    async with local.peer(roles=SERVICE) as peer:
+        reply = await peer.command("publish", {"user": "ada", "events": [event]})
+        assert (reply["error"]["code"], reply["error"]["field"]) == ("invalid", f"data.events[0].{field}")
+    if field == "id" and isinstance(value, str):
+        with pytest.raises(InvalidEvent, match="id"):
+            await local.server.publish("acme", "ada", "noted", {}, id=value)

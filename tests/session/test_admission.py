@@ -12,8 +12,10 @@ import trio
 import trustme
 
 from wsrecover.access.tokens import sign
+from wsrecover.agents import App, Run
 from wsrecover.config import Config, Limits
-from wsrecover.errors import ConnectionClosed, HandshakeRefused
+from wsrecover.errors import ConnectionClosed, HandshakeRefused, StoreFailed, TransportError
+from wsrecover.server import serve
 from wsrecover.testing import LocalServer, Peer, local_server
 from wsrecover.transport import open_socket
 
@@ -212,3 +214,31 @@ async def test_it_all_works_over_tls(tmp_path: Path) -> None:
             for n in range(50):
                 await local.server.publish("acme", "ada", "noted", {"n": n, "pad": "x" * 20_000})
             assert [event["data"]["n"] for event in await peer.events(50)] == list(range(50))
+
+
+async def test_a_refresh_with_an_expired_token_ends_with_4001(local: LocalServer) -> None:
+    async with local.peer() as peer:
+        await peer.until("live")
+        await peer.send({"op": "auth", "id": "a1", "token": local.token(lifetime=-60)})
+        assert await close_code(peer) == 4001
+
+
+async def test_a_server_that_has_stopped_starts_no_agent() -> None:
+    app = App()
+
+    @app.agent("idle")
+    async def idle(run: Run) -> None:
+        await run.think("nothing")
+
+    async with local_server(app) as local:
+        server = local.server
+    with pytest.raises(StoreFailed):
+        await server.start_agent("acme", "ada", "idle", {})
+    assert server.registry.sessions == {}
+
+
+async def test_what_cannot_start_is_raised_by_itself() -> None:
+    async with local_server() as local:
+        port = local.server.addresses[0][1]
+        with pytest.raises(TransportError):
+            await serve(App(), Config(port=port, store="memory", secret=local.secret))

@@ -251,6 +251,29 @@ async def test_the_end_leaves_every_stream_and_stops_the_catch_up(bench: Bench) 
     assert bench.socket.outbox.taken == taken
 
 
+async def test_an_event_behind_our_close_frame_does_not_turn_it_into_a_kill(bench: Bench) -> None:
+    bench.begin()
+    await bench.frames()
+    bench.socket.close_nowait(CloseCode.MESSAGE_TOO_BIG, "too large")
+    await bench.publish(3)
+    await wait_all_tasks_blocked()
+    assert bench.connection.closed == []
+    assert bench.delivery not in bench.stream.live
+    assert (await read_now(bench.far))[:1] == b"\x88"
+
+
+async def test_a_trim_that_is_known_before_its_commit_leaves_a_stream_that_can_be_joined(
+    bench: Bench,
+) -> None:
+    await bench.publish(3)
+    bench.stream.trim(10)
+    assert bench.stream.oldest == bench.stream.head + 1
+    bench.begin()
+    frames = await bench.frames()
+    assert ops(frames) == ["welcome", "gap", "live"]
+    assert bench.delivery in bench.stream.live
+
+
 class TestFilter:
     async def test_only_wanted_threads_come_and_the_rest_is_skipped_in_words(self, bench: Bench) -> None:
         bench.delivery = Delivery(bench.connection, bench.socket, frozenset({"a"}))
@@ -262,6 +285,14 @@ class TestFilter:
         frames = await bench.frames()
         assert numbers(frames) == [1, 2, 3, 7]
         assert reconstruct(frames) == 7
+
+    async def test_one_that_nothing_passes_is_told_so_now_and_then(self, bench: Bench) -> None:
+        bench.delivery = Delivery(bench.connection, bench.socket, frozenset({"a"}))
+        bench.begin()
+        await bench.publish(250, thread="b")
+        frames = await bench.frames()
+        assert ops(frames) == ["welcome", "live", "skip", "skip"]
+        assert reconstruct(frames) == 200
 
     async def test_one_that_lags_while_skipping_tells_every_seq_once(self, bench: Bench) -> None:
         bench.delivery = Delivery(bench.connection, bench.socket, frozenset({"a"}))

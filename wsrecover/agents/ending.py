@@ -78,7 +78,7 @@ def must_pass_at_once(exc: BaseException | None) -> bool:
 
     A `SystemExit` is neither: a library that gives up in one user's agent must not end everybody's server.
     """
-    return any(not isinstance(leaf, Exception | trio.Cancelled | SystemExit) for leaf in leaves(exc))
+    return any(isinstance(leaf, KeyboardInterrupt | GeneratorExit) for leaf in leaves(exc))
 
 
 def describe(exc: BaseException) -> tuple[str, str, bool]:

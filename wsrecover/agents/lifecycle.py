@@ -15,14 +15,14 @@ code returns or raises something else afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import attrs
 import structlog
 import trio
 
-from wsrecover.errors import AgentError, InvalidEvent, RunBroken, StoreError, StoreFailed
+from wsrecover.errors import AgentError, InvalidEvent, RunBroken, StoreCorrupt, StoreError, StoreFailed
 from wsrecover.protocol.codec import encode_event, encode_json
 from wsrecover.protocol.events import TERMINAL
 from wsrecover.streams.journal import Journal
@@ -201,7 +201,7 @@ class Execution:
         return ending
 
     def _failure(self, exc: BaseException) -> Ending:
-        errors = [leaf for leaf in leaves(exc) if isinstance(leaf, Exception | SystemExit)]
+        errors = [leaf for leaf in leaves(exc) if not isinstance(leaf, trio.Cancelled)]
         if errors and not any(isinstance(error, AgentError) for error in errors):
             log.error("agent_raised", **self._names(), exc_info=errors[0] if len(errors) == 1 else exc)
         if is_cancelled(exc):
@@ -250,8 +250,10 @@ class Execution:
         while True:
             unit = self._log.unit((event,), answers=tuple(answers), runs_ended=(self.run.id,))
             outcome = await self._log.writer.finish(unit, retry=self._place.retry)
-            if isinstance(outcome, Applied) or not answers:
+            if isinstance(outcome, Applied):
                 return
+            if not answers:
+                raise StoreCorrupt(f"the id of the terminal event of run {self.run.id} is taken")
             # A repeated command must not keep the run from ending. Only the first answer of a unit is
             # conditional.
             del answers[0]
@@ -304,9 +306,18 @@ async def close_lost_runs(
     records = await store.runs()
     for first in range(0, len(records), LOST_PER_UNIT):
         some = records[first : first + LOST_PER_UNIT]
-        appends = tuple(_lost(record, clock(), event_bytes) for record in some)
-        await journal.commit(Unit(appends=appends, runs_ended=tuple(record.run for record in some)))
+        if not await _end_lost(some, journal, clock(), event_bytes):
+            for record in some:
+                if not await _end_lost([record], journal, clock(), event_bytes):
+                    log.error("lost_run_not_ended", run=record.run, tenant=record.tenant, user=record.user)
     return len(records)
+
+
+async def _end_lost(records: Sequence[RunRecord], journal: Journal, now: float, event_bytes: int) -> bool:
+    """End these runs in one commit; False where an id of a terminal event stands for something else."""
+    appends = tuple(_lost(record, now, event_bytes) for record in records)
+    unit = Unit(appends=appends, runs_ended=tuple(record.run for record in records))
+    return isinstance(await journal.commit(unit), Applied)
 
 
 def _lost(record: RunRecord, now: float, event_bytes: int) -> Append:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import trio
 
-from wsrecover.errors import TokenError
+from wsrecover.errors import ConfigError, TokenError
 
 __all__ = ["Token", "TokenSource"]
 
@@ -20,6 +20,8 @@ class TokenSource:
     """The current token, asked for again only when it was refused or is about to expire."""
 
     def __init__(self, token: Token, *, timeout: float) -> None:
+        if isinstance(token, str) and not (token.isascii() and token.isprintable()):
+            raise ConfigError("token", "is not a token", "printable ASCII, without a line end")
         self._make = None if isinstance(token, str) else token
         self._token = token if isinstance(token, str) else None
         self._timeout = timeout

@@ -309,5 +309,5 @@ def digest(
     data: Mapping[str, Any],
 ) -> bytes:
     """16 bytes that stand for a command's body, whatever the order of its keys."""
-    canonical = orjson.dumps([type, thread, _as_dict(data)], option=orjson.OPT_SORT_KEYS)
+    canonical = orjson.dumps([type, thread, _as_dict(data)], default=_plain, option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(canonical, digest_size=16).digest()

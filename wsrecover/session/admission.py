@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import attrs
+import structlog
 import trio
 
 from wsrecover.access.tokens import Grant
@@ -33,6 +34,8 @@ from .registry import Registry
 from .services import Services
 
 __all__ = ["PATH", "Admission"]
+
+log = structlog.get_logger(__name__)
 
 PATH: Final = "/v1/connect"
 
@@ -115,6 +118,10 @@ class Admission:
         except trio.Cancelled:
             socket.kill()
             raise
+        except Exception:
+            log.exception("hello_failed", peer=socket.peer)
+            socket.kill()
+            return
         finally:
             self._waiting -= 1
         if goodbye is not None:

@@ -21,7 +21,6 @@ from wsrecover.protocol import codec
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import ErrorBody, Reply, Send
 from wsrecover.streams.store import (
-    ANSWER_WINDOW,
     Answer,
     AnswerKey,
     Append,
@@ -44,6 +43,9 @@ log = structlog.get_logger(__name__)
 
 Status: TypeAlias = Literal["ok", "duplicate"]
 Result: TypeAlias = dict[str, Any]
+
+REPEAT_WINDOW: Final = 600.0
+"""The age in seconds up to which a repeat is sure to find the first one's answer."""
 
 PUBLISH_EVENTS: Final = 100
 """Events that one `publish` may carry."""
@@ -94,10 +96,14 @@ class Commands:
             "publish": self._publish,
         }
 
-    def admit(self) -> None:
-        """Make room for a command that `answer` will then take. Raises `CommandError("overloaded")`."""
+    def admit(self, id: str) -> None:  # noqa: A002  # The word of the wire.
+        """Make room for a command that `answer` will then take. Raises `CommandError("overloaded")`.
+
+        A repeat of one under way waits for that one's answer: it has room of its own, else a client that
+        comes back with all that it had outstanding would be told of each that it was refused.
+        """
         limit = self._services.config.limits.commands_in_flight
-        if self._in_flight >= limit:
+        if self._in_flight >= (2 * limit if id in self._under_way else limit):
             raise CommandError("overloaded", f"{limit} commands are under way, the limit", retry_after=1.0)
         self._in_flight += 1
 
@@ -153,10 +159,10 @@ class Commands:
 
     async def _refuse_expired(self, call: Call) -> None:
         age = call.send.age
-        if age is None or age <= ANSWER_WINDOW:
+        if age is None or age <= REPEAT_WINDOW:
             return
         if await self._services.store.answer(call.key) is None:
-            raise CommandError("expired", f"answers are kept for {ANSWER_WINDOW:g} s only", field="age")
+            raise CommandError("expired", f"answers are kept for {REPEAT_WINDOW:g} s only", field="age")
 
     async def _commit(
         self, call: Call, appends: tuple[Append, ...], render: Callable[[Sequence[Position]], Result]
@@ -208,19 +214,31 @@ class Commands:
     async def _start_agent(self, call: Call) -> tuple[Status, Result]:
         name = text_field(call.send.data, "agent", path="data")
         given = object_field(call.send.data, "input", path="data")
-        execution = self._runs.prepare(name, given, thread=call.send.thread, field="data.agent")
-        result = {"run": execution.run.id}
-        outcome = await self._runs.start(execution, call.answer(result))
+        try:
+            execution = self._runs.prepare(name, given, thread=call.send.thread, field="data.agent")
+            result = {"run": execution.run.id}
+            outcome = await self._runs.start(execution, call.answer(result))
+        except CommandError:
+            # A repeat is answered as the first was, also where another run would be refused by now.
+            if (known := await self._known(call)) is not None:
+                return known
+            raise
         return _settled(outcome, result)
+
+    async def _known(self, call: Call) -> tuple[Status, Result] | None:
+        """What a command whose answer has a result was answered before, if it was."""
+        known = await self._services.store.answer(call.key)
+        if known is None:
+            return None
+        answer, positions = known
+        if answer.digest != call.digest:
+            raise _conflict(call.key.id)
+        return _settled(Duplicate(answer.result, positions), {})
 
     async def _cancel_run(self, call: Call) -> tuple[Status, Result]:
         run = text_field(call.send.data, "run", path="data")
-        known = await self._services.store.answer(call.key)
-        if known is not None:
-            answer, positions = known
-            if answer.digest != call.digest:
-                raise _conflict(call.key.id)
-            return _settled(Duplicate(answer.result, positions), {})
+        if (known := await self._known(call)) is not None:
+            return known
         execution = self._runs.find(run)
         if execution is None:
             raise CommandError("not_found", "there is no such run under way", field="data.run")

@@ -22,7 +22,7 @@ import trio
 
 from wsrecover.access.tokens import Grant
 from wsrecover.config import Limits, Timeouts
-from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError
+from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError, TokenExpired
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, encode
 from wsrecover.protocol.frames import (
@@ -262,7 +262,7 @@ class Connection:
 
     def _command(self, send: Send) -> None:
         try:
-            self._home.commands.admit()
+            self._home.commands.admit(send.id)
         except CommandError as error:
             self._delivery.control(refusal(send.id, error))
             return
@@ -283,19 +283,21 @@ class Connection:
         try:
             grant = self._services.verifier.verify(auth.token)
         except TokenError as error:
-            self._disown(auth, str(error))
+            expired = isinstance(error, TokenExpired)
+            code = CloseCode.TOKEN_EXPIRED if expired else CloseCode.AUTHENTICATION_FAILED
+            self._disown(auth, str(error), code)
             return
         if (grant.principal.tenant, grant.principal.user) != (principal.tenant, principal.user):
-            self._disown(auth, "the token speaks for somebody else")
+            self._disown(auth, "the token speaks for somebody else", CloseCode.AUTHENTICATION_FAILED)
             return
         self.grant = grant
         self._asked_for_token = False
         self._entitled.deadline = self._expiry()
         self._delivery.control(Reply(auth.id, "ok", result={}))
 
-    def _disown(self, auth: Auth, problem: str) -> None:
+    def _disown(self, auth: Auth, problem: str, code: CloseCode) -> None:
         self._last_word(refusal(auth.id, CommandError("forbidden", problem, field="token")))
-        self.close(CloseCode.AUTHENTICATION_FAILED, problem)
+        self.close(code, problem)
 
     def _expiry(self) -> float:
         """The trio time at which the token, with its leeway, stops counting."""

@@ -40,6 +40,9 @@ log = structlog.get_logger(__name__)
 CONTROLS = 128
 """Replies and the like that may wait for a socket that takes nothing."""
 
+SKIP_EVERY = 100
+"""Events filtered out after which a live client is told: else its position, left behind, would be trimmed."""
+
 STORE_RETRY = 1.0
 """Seconds between two tries to read a page from a store that is unavailable."""
 
@@ -172,8 +175,10 @@ class Delivery:
         """The batch as the filter sees it; if nothing passes, the skip waits for an event that does."""
         passing = [entry for entry in batch.entries if entry.thread is None or entry.thread in wanted]
         if not passing:
-            self._unsaid.setdefault(stream, batch.first - 1)
-            return b""
+            since = self._unsaid.setdefault(stream, batch.first - 1)
+            if batch.last - since < SKIP_EVERY:
+                return b""
+            return text_frame(encode(Skip(stream.name, batch.last)))
         frames = list(frames_of(stream, batch.entries, wanted=wanted, part_bytes=self._limits.part_bytes))
         if stream in self._unsaid:
             frames.insert(0, encode(Skip(stream.name, batch.first - 1)))
@@ -204,7 +209,8 @@ class Delivery:
             if not frames:
                 return not self._lags
             if not outbox.offer(pack(frames)):
-                self._owner.kill()
+                # A close frame is on its way, or the link is lost: whoever reads from it says which.
+                self.end()
                 return True
         return True
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from wsrecover.access.principal import Principal
 from wsrecover.errors import CommandError, InvalidEvent, TokenError
 from wsrecover.protocol import codec
+from wsrecover.protocol.fields import MAX_ID, is_id
 from wsrecover.streams.store import NewEvent
 
 __all__ = ["event_of", "object_field", "text_field", "user_field"]
-
-ID_CHARACTERS: Final = 128
 
 
 def text_field(data: Mapping[str, Any], name: str, *, path: str, required: bool = True) -> str:
@@ -50,8 +49,10 @@ def event_of(event: object, *, path: str, now: float, max_bytes: int) -> NewEven
         name: text_field(event, name, path=path, required=False) or None for name in ("thread", "run", "id")
     }
     for name, value in optional.items():
-        if value is not None and len(value) > ID_CHARACTERS:
-            raise CommandError("invalid", f"has more than {ID_CHARACTERS} characters", field=f"{path}.{name}")
+        if value is not None and not is_id(value):
+            raise CommandError(
+                "invalid", f"must be 1 to {MAX_ID} printable ASCII characters", field=f"{path}.{name}"
+            )
     kind, data = text_field(event, "type", path=path), object_field(event, "data", path=path)
     try:
         body = codec.encode_event(

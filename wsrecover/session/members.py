@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TypeVarTuple, Unpack
 
 import structlog
 import trio
+
+from wsrecover.errors import StoreFailed
 
 __all__ = ["Members"]
 
@@ -34,21 +35,15 @@ class Members:
         return self._count
 
     def start(self, member: Callable[[Unpack[Args]], Awaitable[None]], *args: *Args) -> None:
-        """Run a member; returns at once."""
-        self._add(+1)
+        """Run a member; returns at once. Raises `StoreFailed` once the session has ended."""
         if self._nursery is None:
             self._waiting.append(lambda nursery: nursery.start_soon(self._live, member, args))
         else:
-            self._nursery.start_soon(self._live, member, args)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep the session alive for the block, as a member would, so that one may be started at its end."""
+            try:
+                self._nursery.start_soon(self._live, member, args)
+            except RuntimeError as error:  # trio's word for a nursery that is closed
+                raise StoreFailed("the server has stopped") from error
         self._add(+1)
-        try:
-            yield
-        finally:
-            self._add(-1)
 
     async def until_idle(self, nursery: trio.Nursery, linger: float) -> None:
         """Run the members in `nursery` until there has been none for `linger` seconds.

@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from wsrecover.access.principal import Principal
+from wsrecover.errors import StoreFailed
 
 from .services import Services
 from .session import Session, SessionStatistics
@@ -44,14 +45,20 @@ class Registry:
         return MappingProxyType(self._sessions)
 
     def session(self, tenant: str, user: str) -> Session:
-        """The user's session, made and started where there was none."""
+        """The user's session, made and started where there was none.
+
+        Raises `StoreFailed` once the server has stopped.
+        """
         place = (tenant, user)
         session = self._sessions.get(place)
         if session is None:
             session = Session(self._services, tenant, user, forget=self._forget)
+            try:
+                self._nursery.start_soon(session.run, name=f"session {tenant}/{user}")
+            except RuntimeError as error:  # trio's word for a nursery that is closed
+                raise StoreFailed("the server has stopped") from error
             self._sessions[place] = session
             self._services.counts["session.started"] += 1
-            self._nursery.start_soon(session.run, name=f"session {tenant}/{user}")
         return session
 
     def of(self, principal: Principal) -> Session:

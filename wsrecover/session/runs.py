@@ -5,9 +5,12 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
+import attrs
+import trio
+
 from wsrecover.agents.lifecycle import Execution
 from wsrecover.agents.runlog import RunPlace
-from wsrecover.errors import CommandError
+from wsrecover.errors import CommandError, StoreFailed, WsrecoverError
 from wsrecover.protocol.frames import RunInfo
 from wsrecover.streams.store import Answer, Applied, Outcome, StreamKey
 
@@ -15,6 +18,17 @@ from .members import Members
 from .services import Services
 
 __all__ = ["Runs"]
+
+
+@attrs.define(eq=False)
+class _Launch:
+    """A run on its way from who asked for it to the member that runs it."""
+
+    execution: Execution
+    answer: Answer | None
+    done: trio.Event = attrs.field(factory=trio.Event)
+    outcome: Outcome | None = None
+    error: WsrecoverError | None = None
 
 
 class Runs:
@@ -58,27 +72,35 @@ class Runs:
         """Start a run: its `agent_started`, its record and the answer in one commit, then the agent itself.
 
         Raises `CommandError("overloaded")` at the limit of runs, else what `Execution.start` raises.
-        Cancelled, it sees the commit through first, so that no run is left without an owner.
+        Cancelled, it may start nevertheless.
         """
         limit = self._services.config.limits.runs_per_user
         if len(self._executions) + self._starting >= limit:
             raise CommandError("overloaded", f"{limit} runs are under way, the limit", retry_after=1.0)
+        launch = _Launch(execution, answer)
+        self._members.start(self._run, launch)
         self._starting += 1
+        await launch.done.wait()
+        if launch.outcome is None:
+            raise launch.error or StoreFailed("the server stopped before the run was started")
+        return launch.outcome
+
+    async def _run(self, launch: _Launch) -> None:
+        """Start and execute, both in one member: no run is left without an owner, whoever is cancelled."""
+        execution = launch.execution
         try:
-            with self._members.held():  # Whoever asks from outside is no member, and the commit takes time.
-                outcome = await execution.start(answer)
-                if isinstance(outcome, Applied):
-                    self._executions[execution.run.id] = execution
-                    self._members.start(self._execute, execution)
+            launch.outcome = await execution.start(launch.answer)
+        except WsrecoverError as error:
+            launch.error = error
         finally:
             self._starting -= 1
-        return outcome
-
-    async def _execute(self, execution: Execution) -> None:
-        try:
-            await execution.execute()
-        finally:
-            del self._executions[execution.run.id]
+            launch.done.set()
+        if isinstance(launch.outcome, Applied):
+            self._executions[execution.run.id] = execution
+            try:
+                await execution.execute()
+            finally:
+                del self._executions[execution.run.id]
 
     def infos(self) -> tuple[RunInfo, ...]:
         """The runs under way, as `welcome` tells them."""

@@ -153,8 +153,10 @@ class Journal:
             raise
         self._batches += 1
         self._committed += len(accepted)
-        self._hand_on(outcomes)
-        self._settle(accepted, outcomes)
+        try:
+            self._hand_on(outcomes)
+        finally:  # It is committed, whatever becomes of those who follow.
+            self._settle(accepted, outcomes)
 
     def _refused(self, item: _Item) -> bool:
         _, _, author, waiter = item

@@ -20,6 +20,7 @@ class Room:
         self._max_units = max_units
         self._max_bytes = max_bytes
         self._waiting: OrderedDict[trio.lowlevel.Task, int] = OrderedDict()
+        self._entering = 0  # Admitted, but not running yet: nobody may pass them.
         self._closed: StoreError | None = None
 
     @property
@@ -38,7 +39,7 @@ class Room:
         if self._closed is not None:
             raise type(self._closed)(*self._closed.args)
         units, total = self.units, self.bytes + size
-        if self._waiting or units >= self._max_units or (total > self._max_bytes and units):
+        if units >= self._max_units or (total > self._max_bytes and units) or self._waiting or self._entering:
             raise trio.WouldBlock
         self.units = units + 1
         self.bytes = total
@@ -64,6 +65,10 @@ class Room:
             await trio.lowlevel.wait_task_rescheduled(abort)
             if self._waiting.pop(task, None) is not None:
                 self.take_nowait(size)
+                return
+            self._entering -= 1
+            if not self._entering and self._closed is None:
+                self._admit()
 
     def give(self, units: int, size: int) -> None:
         """Give back the room of `units` units, `size` bytes in all."""
@@ -80,6 +85,7 @@ class Room:
             del self._waiting[task]
             self.units += 1
             self.bytes += size
+            self._entering += 1
             trio.lowlevel.reschedule(task)
 
     def close(self, error: StoreError) -> None:

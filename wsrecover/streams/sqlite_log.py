@@ -151,12 +151,13 @@ class SQLiteLog:
             self.heads.clear()
 
     def _publish(self) -> None:
-        for head, tip in self._tips.items():
-            head.tip = tip
-        self._dirty.update(self._tips)
+        # Marks before tips: whoever loads between the two must not know an event and not who wrote it.
         for head, first in self._marks.items():
             head.marks = (*head.marks, (self.generation, first))
             head.marked = True
+        for head, tip in self._tips.items():
+            head.tip = tip
+        self._dirty.update(self._tips)
         for head, (oldest, base, since) in self._trims.items():
             self._alive -= oldest - head.oldest
             head.oldest, head.base, head.since = oldest, base, since

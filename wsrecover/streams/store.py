@@ -41,8 +41,8 @@ __all__ = [
     "Unit",
 ]
 
-ANSWER_WINDOW: Final = 600.0
-"""Seconds for which an answer is kept."""
+ANSWER_WINDOW: Final = 660.0
+"""Seconds for which an answer is kept: the 600 that a client may count on, and a repeat's time on its way."""
 
 
 class StreamKey(NamedTuple):

@@ -208,6 +208,9 @@ class Stream:
 
     def trim(self, oldest: int) -> None:
         """What lies before `oldest` is gone."""
+        # The store trims what it has committed, and may say so before the commit itself is handed on here: a
+        # stream that begins beyond head + 1 has no place where a follower could join it.
+        oldest = min(oldest, self.head + 1)
         if oldest <= self.oldest:
             return
         self.oldest = oldest

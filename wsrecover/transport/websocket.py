@@ -242,10 +242,10 @@ class ServerSocket:
                 await engine.leave()
         finally:
             self._scope = None
+            if self._finished is not None:
+                self._finished.set()
         self.kill()
         engine.end(ConnectionClosed(_ABNORMAL))
-        if self._finished is not None:
-            self._finished.set()
         return engine.how
 
     def ping(self) -> bool:

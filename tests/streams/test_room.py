@@ -1,0 +1,47 @@
+"""Room in the journal's queue: first come, first served."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from wsrecover.streams.room import Room
+
+
+async def test_nobody_passes_one_who_was_admitted_and_has_not_run_yet(nursery: trio.Nursery) -> None:
+    for _ in range(20):
+        room, order = Room(1, 1000), list[str]()
+
+        async def enter(name: str, room: Room = room, order: list[str] = order) -> None:
+            await room.take(1)
+            order.append(name)
+            room.give(1, 1)
+
+        await room.take(1)
+        nursery.start_soon(enter, "first")
+        await wait_all_tasks_blocked()
+        room.give(1, 1)
+        nursery.start_soon(enter, "second")
+        with pytest.raises(trio.WouldBlock):
+            room.take_nowait(1)
+        await wait_all_tasks_blocked()
+        assert order == ["first", "second"]
+        assert (room.units, room.bytes, room.waiting) == (0, 0, 0)
+
+
+async def test_who_waited_behind_an_admitted_one_is_admitted_after_it(nursery: trio.Nursery) -> None:
+    room, order = Room(2, 1000), list[int]()
+
+    async def enter(number: int) -> None:
+        await room.take(1)
+        order.append(number)
+
+    await room.take(1)
+    await room.take(1)
+    nursery.start_soon(enter, 1)
+    await wait_all_tasks_blocked()
+    room.give(2, 2)
+    nursery.start_soon(enter, 2)
+    await wait_all_tasks_blocked()
+    assert order == [1, 2]
