@@ -273,7 +273,9 @@ def running_server(given: argparse.Namespace, limits: Limits | None = None) -> I
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="wsrecover-bench-") as folder:
         store = "memory" if given.store == "memory" else f"sqlite:{folder}/bench.db"
-        config = Config(port=0, store=store, secret=SECRET, limits=limits or Limits())
+        # The load's clients answer no pings, and a bench on a busy machine outlives a heartbeat.
+        patient = Timeouts(heartbeat=600.0)
+        config = Config(port=0, store=store, secret=SECRET, limits=limits or Limits(), timeouts=patient)
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, config, given.profile), daemon=True)
         process.start()
