@@ -37,7 +37,7 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
-from wsrecover import App, Config, Limits, Run, Server, serve
+from wsrecover import App, Config, Limits, Run, Server, Timeouts, serve
 from wsrecover.access.tokens import sign
 
 __all__ = [
