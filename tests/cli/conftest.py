@@ -120,9 +120,11 @@ class Cli:
             watchdog.cancel()
 
     @contextmanager
-    def serving(self, *arguments: str, store: str = "memory") -> Iterator[tuple[Process, str]]:
-        """A server on any free port, and its URL."""
-        common = ("--port", "0", "--log-format", "json", "--secret-file", str(self.secret_file))
+    def serving(
+        self, *arguments: str, store: str = "memory", port: str = "0"
+    ) -> Iterator[tuple[Process, str]]:
+        """A server, on any free port if none is given, and its URL."""
+        common = ("--port", port, "--log-format", "json", "--secret-file", str(self.secret_file))
         with self.start("serve", "--store", store, *common, *arguments) as process:
             yield process, process.ready()["url"]
 

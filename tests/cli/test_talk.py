@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ import orjson
 import pytest
 
 from wsrecover.access.principal import Principal
-from wsrecover.access.tokens import TokenVerifier
+from wsrecover.access.tokens import TokenVerifier, sign
 
 if TYPE_CHECKING:
     from .conftest import Cli
@@ -58,7 +60,11 @@ class TestTail:
             assert [line["id"] for line in lines] == [f"{epoch}.1", f"{epoch}.2"]
             assert lines[1]["data"] == {"text": "two"}
             assert lines[1]["thread"] == "t1"
-            assert f"--since {epoch}.2" in err
+            # A signal right behind the write comes before the note of it: an event twice rather than never.
+            again = [
+                shlex.join(("wsrecover", "tail", *ada, "--json", "--since", f"{epoch}.{at}")) for at in (1, 2)
+            ]
+            assert err.splitlines()[-1] in [f"Go on with: {command}" for command in again]
             cli.run("send", *ada, "chat", '{"text": "three"}')
             with cli.start("tail", *ada, "--json", "--since", f"{epoch}.2") as process:
                 assert orjson.loads(process.wait_for('"event"', stream="stdout"))["seq"] == 3
@@ -80,11 +86,69 @@ class TestTail:
                 process.popen.stdout.close()
                 cli.run("send", *ada, "chat", '{"text": "not read"}')
                 assert process.popen.wait(timeout=60) == 0
-                assert "Traceback" not in process.popen.stderr.read()
+                err = process.popen.stderr.read()
+                assert "Traceback" not in err
+                assert "Go on with" not in err
+
+    def test_it_ends_when_its_reader_leaves_even_if_nothing_more_happens(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            ada = ("--url", url, "--token-file", cli.token())
+            cli.run("send", *ada, "chat", '{"text": "read"}')
+            done = cli.shell(f"wsrecover tail {shlex.join(ada)} --json --since 0 | head -1")
+        assert orjson.loads(done.stdout)["seq"] == 1
+        assert done.stderr == ""
+
+    def test_it_says_whom_it_follows_unless_a_program_reads(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            ada = ("--url", url, "--token-file", cli.token())
+            with cli.start("tail", *ada) as process:
+                assert process.wait_for("following") == f"following ada of acme at {url}\n"
+
+    @pytest.mark.parametrize("since", ["3", "nope.5"])
+    def test_it_shows_what_comes_after_the_history_began_anew(self, cli: Cli, since: str) -> None:
+        with ExitStack() as stack:
+            server, url = stack.enter_context(cli.serving())
+            ada = ("--url", url, "--token-file", cli.token())
+            for _ in range(4):
+                cli.run("send", *ada, "chat", '{"text": "before"}')
+            tail = stack.enter_context(cli.start("tail", *ada, "--since", since))
+            tail.wait_for("before", stream="stdout")
+            server.stop()
+            stack.enter_context(cli.serving(port=url.rpartition(":")[2]))
+            cli.run("send", *ada, "chat", '{"text": "after"}')
+            assert tail.wait_for('"after"', stream="stdout").split()[1] == "1"
 
     @pytest.mark.parametrize("since", ["x", "1.x", "-1", "²"])
     def test_a_position_that_is_none_is_refused(self, cli: Cli, since: str) -> None:
         assert "EPOCH.SEQ" in cli.run("tail", f"--since={since}", code=2).stderr
+
+
+class TestTokens:
+    @pytest.mark.parametrize("command", [("tail",), ("send", "chat")])
+    def test_a_token_file_that_cannot_be_read_is_named_at_once(
+        self, cli: Cli, command: tuple[str, ...]
+    ) -> None:
+        for file, problem in (("absent", "No such file or directory"), (".", "Is a directory")):
+            done = cli.run(*command, "--token-file", file, code=2)
+            assert done.stderr == f"wsrecover: the token file {file} cannot be read: {problem}\n"
+
+    def test_a_token_that_has_expired_is_told_from_a_bad_one(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            secret = cli.secret_file.read_bytes().strip()
+            expired = sign(secret, tenant="acme", user="ada", lifetime=1.0, clock=lambda: time.time() - 3600)
+            done = cli.run("send", "--url", url, "--token", expired, "chat", code=1)
+            assert done.stderr.startswith("wsrecover: the token has expired\n")
+            done = cli.run("send", "--url", url, "--token", "a.b.c", "chat", code=1)
+            assert done.stderr.startswith("wsrecover: the token was refused: ")
+
+    def test_the_file_of_a_refused_token_is_named_where_nobody_gave_it(self, cli: Cli) -> None:
+        left = cli.home / "state" / "wsrecover" / "dev.token"
+        left.parent.mkdir(parents=True)
+        left.write_text("a.b.c")
+        with cli.serving() as (_, url):
+            for command in (("tail",), ("send", "chat")):
+                done = cli.run(*command, "--url", url, code=1)
+                assert done.stderr.endswith(f"It came from the file {left}.\n")
 
 
 class TestFailures:
@@ -106,7 +170,8 @@ class TestFailures:
     def test_without_a_server_it_says_how_to_start_one(self, cli: Cli) -> None:
         done = cli.run("send", "--url", "ws://127.0.0.1:9", "--token", "x", "chat", code=1)
         assert done.stderr == (
-            "wsrecover: no server answers at ws://127.0.0.1:9.\nStart one with: wsrecover dev\n"
+            "wsrecover: no server answers at ws://127.0.0.1:9: Connection refused.\n"
+            "Start one with: wsrecover dev\n"
         )
 
     def test_without_a_token_it_says_where_to_get_one(self, cli: Cli) -> None:

@@ -18,10 +18,23 @@ from wsrecover.errors import (
     StoreError,
     StoreLocked,
     TokenError,
+    TransportError,
     WsrecoverError,
 )
+from wsrecover.protocol.closecodes import CloseCode
 
-__all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "Failure", "finish", "leaves"]
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "OK",
+    "USAGE",
+    "Failure",
+    "finish",
+    "leaves",
+    "reader_left",
+    "reason",
+    "token_refused",
+]
 
 OK: Final = 0
 FAILED: Final = 1
@@ -39,22 +52,30 @@ class Failure(Exception):  # It ends a command as it should end: it is not a fau
 
 
 def finish(command: Callable[[], int]) -> int:
-    """Run the command; its exit code. What a user can mend is told in words."""
+    """Run the command; its exit code. What a user can mend is told in words, then the error's notes."""
     try:
         code = command()
         sys.stdout.flush()
     except BaseException as error:
         found = list(leaves(error))
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
+            sys.stderr.write("wsrecover: interrupted\n")
+            _tell_notes(error)
             return INTERRUPTED
-        if all(isinstance(leaf, BrokenPipeError) for leaf in found):
-            return _reader_left()
+        if reader_left(error):
+            return _end_quietly()
         words = [_words(leaf) for leaf in found]
         if not found or None in words:
             raise
         code, message = next(word for word in words if word is not None)
         sys.stderr.write(f"wsrecover: {message}\n")
+        _tell_notes(error)
     return code
+
+
+def _tell_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        sys.stderr.write(f"{note}\n")
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
@@ -66,32 +87,71 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+def reader_left(error: BaseException) -> bool:
+    """Whether all that is wrong is that nobody reads stdout any more."""
+    found = list(leaves(error))
+    return bool(found) and all(isinstance(leaf, BrokenPipeError) for leaf in found)
+
+
+def token_refused(error: BaseException) -> bool:
+    """Whether it says that the server does not accept the token."""
+    match error:
+        case HandshakeRefused(status=401) | TokenError():
+            return True
+        case ConnectionClosed(code=code):
+            return code in (CloseCode.TOKEN_EXPIRED, CloseCode.AUTHENTICATION_FAILED)
+    return False
+
+
+def reason(error: BaseException) -> str:
+    """Why it happened, in the words of the operating system where it has some."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(reason(inner) for inner in error.exceptions))
+    if error.__cause__ is not None:
+        return reason(error.__cause__)
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
 def _words(error: BaseException) -> tuple[int, str] | None:
     match error:
         case Failure():
             return error.code, str(error)
         case CycloptsError():
-            return USAGE, f"{error}\nSee: wsrecover --help"
+            return USAGE, f"{error}\nSee: {' '.join(('wsrecover', *(error.command_chain or ()), '--help'))}"
         case ConfigError():
             return USAGE, f"config: {error}"
         case StoreLocked():
             return FAILED, f"store: {error}\nStop the other process, or give this one its own with --store."
         case StoreError():
             return FAILED, f"store: {error}"
-        case HandshakeRefused(status=401) | TokenError():
-            return FAILED, f"the token was refused: {error}\nSign a new one with: wsrecover token"
-        case ConnectionClosed(code=4501):
-            return FAILED, f"the token was refused: {error}\nSign a new one with: wsrecover token"
+        case _ if token_refused(error):
+            return _refusal(error)
         case CommandError():
             return FAILED, f"{error.code}: {error.message}" + (
                 f" (field {error.field})" if error.field else ""
             )
         case WsrecoverError() | OSError():
-            return FAILED, str(error)
+            failed = isinstance(error, TransportError) and isinstance(error.__cause__, OSError)
+            return FAILED, f"the connection failed: {reason(error)}" if failed else str(error)
     return None
 
 
-def _reader_left() -> int:
+def _refusal(error: BaseException) -> tuple[int, str]:
+    """Why a token was refused, as the server said it, or why there was none to send."""
+    said = error.__cause__ if isinstance(error, TokenError) and error.__cause__ else error
+    if isinstance(said, Failure):
+        return said.code, str(said)
+    if isinstance(said, ConnectionClosed):
+        words = said.reason
+    else:
+        words = said.body.strip() if isinstance(said, HandshakeRefused) else str(said)
+    problem = "the token has expired" if "expired" in words else f"the token was refused: {words or said}"
+    return FAILED, f"{problem}\nSign a new one with: wsrecover token"
+
+
+def _end_quietly() -> int:
     # `wsrecover tail | head`: what was asked for was read. Python flushes at exit, into a pipe that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OK

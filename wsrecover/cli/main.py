@@ -21,6 +21,7 @@ commands: Final = App(
     version=lambda: version("wsrecover"),
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 for _command in (serve.serve, dev.dev, token.token, tail.tail, send.send, publish.publish, demo.demo):
     commands.command(_command)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -12,7 +14,7 @@ from cyclopts import Parameter
 
 from wsrecover.config import Config, LogFormat, load_config, state_folder
 
-from .exits import USAGE, Failure
+from .exits import USAGE, Failure, leaves, token_refused
 
 __all__ = [
     "DEFAULT_URL",
@@ -29,6 +31,7 @@ __all__ = [
     "command_line",
     "dev_file",
     "json_object",
+    "naming_token_file",
     "settings",
     "token_source",
 ]
@@ -83,28 +86,48 @@ class TokenFromFile:
     """Reads the token each time it is asked for, so that whoever refreshes the file refreshes the session."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
 
     def __call__(self) -> str:
+        """The token. Raises `Failure` where the file holds none, or cannot be read."""
         try:
-            return self._file.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise Failure(f"the token file {self._file} cannot be read: {error}", USAGE) from error
+            token = self.file.read_text(encoding="ascii").strip()
+        except OSError as error:
+            raise Failure(f"the token file {self.file} cannot be read: {error.strerror}", USAGE) from error
+        except UnicodeDecodeError as error:
+            raise Failure(f"the token file {self.file} cannot be read: it is no ASCII text", USAGE) from error
+        if not token:
+            raise Failure(f"the token file {self.file} is empty", USAGE)
+        return token
 
 
 def token_source(token: str | None, token_file: Path | None) -> str | TokenFromFile:
-    """What was given, else the token that `wsrecover dev` left."""
-    if token_file is not None:
-        return TokenFromFile(token_file)
-    if token is not None:
+    """What was given, else the token that `wsrecover dev` left.
+
+    Raises `Failure` where there is none, so that nobody waits for a session that can never begin.
+    """
+    if token is not None and token_file is None:
         return token
-    if (left := dev_file(DEV_TOKEN)).exists():
-        return TokenFromFile(left)
+    if token_file is not None or dev_file(DEV_TOKEN).exists():
+        source = TokenFromFile(token_file or dev_file(DEV_TOKEN))
+        source()
+        return source
     raise Failure(
         f"there is no token: give --token-file FILE or set {TOKEN_VARIABLE}.\n"
         "Sign one with `wsrecover token`, or start `wsrecover dev`, which leaves one.",
         USAGE,
     )
+
+
+@contextmanager
+def naming_token_file(source: str | TokenFromFile) -> Iterator[None]:
+    """Say of a token that is refused in the block which file it came from."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(source, TokenFromFile) and any(map(token_refused, leaves(error))):
+            error.add_note(f"It came from the file {source.file}.")
+        raise
 
 
 def json_object(text: str, name: str) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import attrs
@@ -13,14 +16,17 @@ from cyclopts import Parameter
 
 from wsrecover.client import Changed, Ephemeral, Event, Gap, Item, Position, connect
 
-from .exits import OK, USAGE, Failure
-from .options import DEFAULT_URL, TokenFile, TokenText, Url, command_line, token_source
+from .exits import OK, USAGE, Failure, reader_left
+from .options import DEFAULT_URL, TokenFile, TokenText, Url, command_line, naming_token_file, token_source
 from .talk import check_reachable
 
 __all__ = ["tail"]
 
 SHOWN_CHARS: Final = 100
 """Characters of an event's data in the lines for a reader."""
+
+READER_CHECK: Final = 0.5
+"""Seconds from one look at whether anybody still reads stdout to the next: only a write would notice."""
 
 
 def tail(
@@ -29,9 +35,13 @@ def tail(
         str | None,
         Parameter(help="Go on after this position: EPOCH.SEQ, or a SEQ. [default: what comes from now on]"),
     ] = None,
-    thread: Annotated[tuple[str, ...], Parameter(help="Only this thread; may be given several times.")] = (),
+    thread: Annotated[
+        tuple[str, ...],
+        Parameter(negative=(), show_default=False, help="Only this thread; may be given several times."),
+    ] = (),
     json: Annotated[
-        bool, Parameter(negative=(), help="One JSON object per line, with its position as id.")
+        bool,
+        Parameter(negative=(), show_default=False, help="One JSON object per line, with its position as id."),
     ] = False,
     url: Url = DEFAULT_URL,
     token: TokenText = None,
@@ -40,17 +50,35 @@ def tail(
     """Follow a user's events over every drop, until Ctrl-C."""
     position, skip = _since(since)
     follower = _Follower(as_json=json, skip=skip, url=url)
+    source = token_source(token, token_file)
     options: dict[str, Any] = {
-        "token": token_source(token, token_file),
+        "token": source,
         "from_": "live" if since is None else "start",
         "threads": thread or None,
         "positions": {"user": position} if position else None,
     }
     try:
-        trio.run(follower.follow, options)
-    finally:
-        follower.say_where()
+        with naming_token_file(source):
+            trio.run(follower.run, options)
+    except BaseException as error:
+        if follower.at is not None and not reader_left(error):
+            error.add_note(f"Go on with: {_again(follower.at, url, token_file, thread, as_json=json)}")
+        raise
     return OK
+
+
+def _again(at: str, url: str, token_file: Path | None, threads: tuple[str, ...], *, as_json: bool) -> str:
+    """The command that goes on at a position. A token that was given as text is not shown."""
+    words: list[str | os.PathLike[str]] = ["wsrecover", "tail"]
+    if url != DEFAULT_URL:
+        words += ("--url", url)
+    if token_file is not None:
+        words += ("--token-file", token_file)
+    for thread in threads:
+        words += ("--thread", thread)
+    if as_json:
+        words.append("--json")
+    return command_line(*words, "--since", at)
 
 
 def _since(text: str | None) -> tuple[Position | None, int]:
@@ -60,31 +88,47 @@ def _since(text: str | None) -> tuple[Position | None, int]:
         raise Failure(
             f"--since is {text!r}; accepted: EPOCH.SEQ as `tail --json` shows it as id, or a SEQ", USAGE
         )
-    return (Position(epoch, int(seq)) if epoch else None), int(seq)
+    return (Position(epoch, int(seq)), 0) if epoch else (None, int(seq))
 
 
 class _Follower:
     """Shows what comes, and remembers where it is."""
 
     def __init__(self, *, as_json: bool, skip: int, url: str) -> None:
-        self._line = _json_line if as_json else _text_line
+        self._as_json = as_json
         self._skip = skip
         self._url = url
         self._status = "connecting"
-        self._at: str | None = None
+        self.at: str | None = None
+        """The position of the last event that was shown."""
 
-    async def follow(self, options: dict[str, Any]) -> None:
+    async def run(self, options: dict[str, Any]) -> None:
+        """Follow until cancelled, until another try has no point, or until nobody reads any more."""
         await check_reachable(self._url)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch_reader)
+            await self._follow(options)
+            nursery.cancel_scope.cancel()
+
+    async def _follow(self, options: dict[str, Any]) -> None:
         async with connect(self._url, on_status=self._tell_status, **options) as session:
+            if not self._as_json:
+                who = session.principal
+                sys.stderr.write(f"following {who.user} of {who.tenant} at {self._url}\n")
             async for item in session:
-                if not isinstance(item, Event) or item.stream != "user":
-                    self._show(item, None)
-                elif item.seq > self._skip:
-                    self._at = f"{session.received['user'].epoch}.{item.seq}"
-                    self._show(item, self._at)
+                if isinstance(item, Event) and item.stream == "user":
+                    if item.seq > self._skip:
+                        at = f"{session.position['user'].epoch}.{item.seq}"
+                        self._show(item, at)
+                        self.at = at
+                    continue
+                if isinstance(item, Changed) and item.stream == "user" and item.reason != "trimmed":
+                    self._skip = 0  # The seq was one of another history.
+                self._show(item, None)
 
     def _show(self, item: Item, at: str | None) -> None:
-        sys.stdout.write(f"{self._line(item, at)}\n")
+        line = _json_line(item, at) if self._as_json else _text_line(item)
+        sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
     def _tell_status(self, status: str) -> None:
@@ -96,10 +140,15 @@ class _Follower:
                 sys.stderr.write("wsrecover: connected again\n")
             self._status = "live"
 
-    def say_where(self) -> None:
-        if self._at is not None:
-            at = () if self._url == DEFAULT_URL else ("--url", self._url)
-            sys.stderr.write(f"Go on with: {command_line('wsrecover', 'tail', *at, '--since', self._at)}\n")
+
+async def _watch_reader() -> None:
+    """Raise `BrokenPipeError` once the reader of stdout is gone, as the next write would."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    while True:
+        if any(what & (select.POLLERR | select.POLLHUP) for _, what in poll.poll(0)):
+            raise BrokenPipeError("nobody reads stdout")
+        await trio.sleep(READER_CHECK)
 
 
 def _json_line(item: Item, at: str | None) -> str:
@@ -108,7 +157,7 @@ def _json_line(item: Item, at: str | None) -> str:
     return orjson.dumps({"op": type(item).__name__.lower(), **({"id": at} if at else {}), **named}).decode()
 
 
-def _text_line(item: Item, _: str | None) -> str:
+def _text_line(item: Item) -> str:
     match item:
         case Event() | Ephemeral():
             clock = time.strftime("%H:%M:%S", time.localtime(item.ts))

@@ -13,13 +13,15 @@ import trio
 from wsrecover.client import connect
 from wsrecover.client.entry import check_url
 
-from .exits import OK, Failure
-from .options import token_source
+from .exits import OK, Failure, reason
+from .options import naming_token_file, token_source
 
 __all__ = ["call", "check_reachable"]
 
 PATIENCE: Final = 10.0
 """Seconds without a connection, or without an answer, after which a command fails."""
+
+START_ONE: Final = "Start one with: wsrecover dev"
 
 DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
 
@@ -32,8 +34,10 @@ async def check_reachable(url: str) -> None:
             stream = await trio.open_tcp_stream(
                 parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
             )
-    except (OSError, trio.TooSlowError) as error:
-        raise Failure(f"no server answers at {url}.\nStart one with: wsrecover dev") from error
+    except trio.TooSlowError as error:
+        raise Failure(f"no server answers at {url} within {PATIENCE:g} s.\n{START_ONE}") from error
+    except OSError as error:
+        raise Failure(f"no server answers at {url}: {reason(error)}.\n{START_ONE}") from error
     await stream.aclose()
 
 
@@ -51,6 +55,7 @@ def call(
         except trio.TooSlowError:
             raise Failure(f"no answer within {PATIENCE:g} s; whether it took effect is not known") from None
 
-    result = trio.run(talk)
+    with naming_token_file(source):
+        result = trio.run(talk)
     sys.stdout.write(orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE).decode())
     return OK

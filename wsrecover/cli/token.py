@@ -21,7 +21,8 @@ def token(
     tenant: Annotated[str, Parameter(help="The tenant that the user belongs to.")],
     user: Annotated[str, Parameter(help="The user that the token speaks for.")],
     role: Annotated[
-        tuple[str, ...], Parameter(help="A role of the user's; may be given several times.")
+        tuple[str, ...],
+        Parameter(negative=(), show_default=False, help="A role of the user's; may be given several times."),
     ] = (),
     tier: Annotated[str | None, Parameter(help="The user's tier.")] = None,
     lifetime: Annotated[float, Parameter(help="Seconds until the token expires.")] = 3600.0,
