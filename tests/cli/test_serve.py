@@ -75,7 +75,7 @@ class TestStartUpFailures:
         (cli.home / "bad.toml").write_text("[limits]\nmessage_bytes = 1\n")
         done = cli.run("serve", "--config", "bad.toml", code=2)
         assert done.stderr == (
-            "wsrecover: config: limits.message_bytes: is 1; accepted: a whole number of bytes ≥ 1024\n"
+            "wsrecover: config: bad.toml: limits.message_bytes: is 1; accepted: a whole number of bytes ≥ 1024\n"
         )
 
     def test_an_option_wins_over_the_file(self, cli: Cli) -> None:
@@ -127,8 +127,21 @@ class TestStartUpFailures:
         options = ("--store", "sqlite:noise.db", "--port", "0", "--secret-file", str(cli.secret_file))
         assert "wsrecover: store: " in cli.run("serve", *options, code=1).stderr
 
+    def test_an_address_that_is_not_ours_is_not_blamed_on_the_port(self, cli: Cli) -> None:
+        options = ("--store", "memory", "--host", "192.0.2.1", "--secret-file", str(cli.secret_file))
+        assert "Choose another address with --host" in cli.run("serve", *options, code=1).stderr
+
 
 class TestUsage:
+    @pytest.mark.parametrize("line", [("serve", "--port", "18770.5"), ("demo", "--cuts", "2.9")])
+    def test_a_fraction_is_not_rounded(self, cli: Cli, line: tuple[str, ...]) -> None:
+        err = cli.run(*line, code=2).stderr
+        assert "is not a whole number" in err
+        assert f"See: wsrecover {line[0]} --help" in err
+
+    def test_a_demo_whose_reader_leaves_ends_quietly(self, cli: Cli) -> None:
+        assert cli.shell("wsrecover demo --cuts 5 --seed 1 | head -1").stderr == ""
+
     def test_an_unknown_option_is_named(self, cli: Cli) -> None:
         done = cli.run("serve", "--prot", "1", code=2)
         assert "--prot" in done.stderr

@@ -9,14 +9,14 @@ from typing import Annotated
 
 import trio
 from cyclopts import Parameter
-from rich.console import Console
 
 from wsrecover.config import Config
 from wsrecover.demo.proof import Plan, prove
-from wsrecover.demo.view import show_report, watching
+from wsrecover.demo.view import PipedConsole, show_report, watching
 from wsrecover.logs import configure
 
 from .exits import FAILED, OK
+from .options import whole
 
 __all__ = ["demo"]
 
@@ -25,9 +25,10 @@ def demo(
     file: Annotated[Path | None, Parameter(help="Text file to work on. [default: the README]")] = None,
     /,
     *,
-    cuts: Annotated[int, Parameter(help="How often the connection is cut.")] = 25,
+    cuts: Annotated[int, Parameter(converter=whole, help="How often the connection is cut.")] = 25,
     seed: Annotated[
-        int | None, Parameter(help="Makes the same cuts again. [default: a random one, printed]")
+        int | None,
+        Parameter(converter=whole, help="Makes the same cuts again. [default: a random one, printed]"),
     ] = None,
     store: Annotated[
         str | None, Parameter(help="Where the log is kept, as sqlite:FILE. [default: a temporary folder]")
@@ -39,7 +40,7 @@ def demo(
     """
     plan = Plan(file=file, cuts=cuts, seed=secrets.randbelow(2**32) if seed is None else seed, store=store)
     configure(Config(store="memory", log_level="error"))
-    console = Console(file=sys.stdout, highlight=False)
+    console = PipedConsole(file=sys.stdout, highlight=False)
     console.print(f"seed {plan.seed}")
     with watching(console, plan.cuts) as watch:
         report = trio.run(prove, plan, watch)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
 import orjson
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from wsrecover.config import Config, LogFormat, load_config, state_folder
+from wsrecover.errors import ConfigError
 
 from .exits import USAGE, Failure, leaves, token_refused
 
@@ -34,15 +35,26 @@ __all__ = [
     "naming_token_file",
     "settings",
     "token_source",
+    "whole",
 ]
 
 DEFAULT_URL: Final = f"ws://127.0.0.1:{Config(store='memory').port}"
 DEV_TOKEN: Final = "dev.token"  # noqa: S105 - the name of a file, not a token
 TOKEN_VARIABLE: Final = "WSRECOVER_TOKEN"  # noqa: S105 - the variable's name, not a token
 
+
+def whole(_: object, tokens: Sequence[Token]) -> int:
+    """A whole number as it was typed; cyclopts itself would round 2.9. Raises `ValueError`."""
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
 Host: TypeAlias = Annotated[str | None, Parameter(help="Address to listen at. [default: 127.0.0.1]")]
 Port: TypeAlias = Annotated[
-    int | None, Parameter(help="Port to listen at; 0 takes any free one. [default: 8765]")
+    int | None, Parameter(converter=whole, help="Port to listen at; 0 takes any free one. [default: 8765]")
 ]
 Store: TypeAlias = Annotated[
     str | None,
@@ -73,7 +85,11 @@ TokenFile: TypeAlias = Annotated[
 
 def settings(config_file: Path | None, **given: Any) -> Config:
     """The settings of the file, if there is one, with the options that were given."""
-    config = load_config(config_file) if config_file else Config()
+    try:
+        config = load_config(config_file) if config_file else Config()
+    except ConfigError as error:
+        problem = error.problem if error.field == "config" else f"{config_file}: {error}"
+        raise Failure(f"config: {problem}", USAGE) from error
     return config.evolve(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -66,9 +67,11 @@ async def run_server(app: App, config: Config, on_ready: Callable[[Server], obje
             server = await nursery.start(wsrecover.server.serve, app, config)
         except* TransportError as group:
             (error,) = leaves(group)
-            raise Failure(
-                f"listener: {error}\nChoose another port with --port; 0 takes any free one."
-            ) from error
+            taken = f"[Errno {errno.EADDRINUSE}]" in str(error)
+            advice = (
+                "another port with --port; 0 takes any free one" if taken else "another address with --host"
+            )
+            raise Failure(f"listener: {error}\nChoose {advice}.") from error
         if on_ready is not None:
             on_ready(server)
     log.info("stopped")

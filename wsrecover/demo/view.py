@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -11,10 +12,18 @@ from rich.table import Table
 
 from .proof import Report, Sight
 
-__all__ = ["show_report", "watching"]
+__all__ = ["PipedConsole", "show_report", "watching"]
 
 PLAIN_LINES = 5
 """Lines of progress where the output is no terminal."""
+
+
+class PipedConsole(Console):
+    """A console that leaves it to its caller what to do when its reader is gone."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raise `BrokenPipeError`, where rich would exit with 1 from within a task."""
+        raise BrokenPipeError("nobody reads the console")
 
 
 @contextmanager
