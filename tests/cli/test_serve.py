@@ -75,7 +75,8 @@ class TestStartUpFailures:
         (cli.home / "bad.toml").write_text("[limits]\nmessage_bytes = 1\n")
         done = cli.run("serve", "--config", "bad.toml", code=2)
         assert done.stderr == (
-            "wsrecover: config: bad.toml: limits.message_bytes: is 1; accepted: a whole number of bytes ≥ 1024\n"
+            "wsrecover: config: bad.toml: limits.message_bytes: is 1; "
+            "accepted: a whole number of bytes ≥ 1024\n"
         )
 
     def test_an_option_wins_over_the_file(self, cli: Cli) -> None:
@@ -126,6 +127,10 @@ class TestStartUpFailures:
         (cli.home / "noise.db").write_bytes(b"noise" * 1000)
         options = ("--store", "sqlite:noise.db", "--port", "0", "--secret-file", str(cli.secret_file))
         assert "wsrecover: store: " in cli.run("serve", *options, code=1).stderr
+
+    def test_a_secret_file_that_cannot_be_read_is_named_with_its_path(self, cli: Cli) -> None:
+        err = cli.run("serve", "--store", "memory", "--secret-file", "nowhere", code=2).stderr
+        assert "secret_file: nowhere cannot be read: No such file" in err
 
     def test_an_address_that_is_not_ours_is_not_blamed_on_the_port(self, cli: Cli) -> None:
         options = ("--store", "memory", "--host", "192.0.2.1", "--secret-file", str(cli.secret_file))

@@ -82,6 +82,11 @@ def _welcome(url: str, store: str, token: str, file: Path, agent: str | None) ->
         next_steps.append(command_line("wsrecover", "send", *at, "start_agent", start))
     next_steps.append(command_line("wsrecover", "send", *at, "chat", '{"text": "hello"}'))
     next_steps.append(command_line("wsrecover", "publish", *at, USER, "notice", '{"text": "from a service"}'))
+    if store == "memory":
+        last = "Then stop this server: its log, kept in memory, ends with it."
+    else:
+        port = f" with --port {url.rpartition(':')[2]}" if at else ""
+        last = f"Then stop this server, start it again{port}: the log and `tail` go on where they were."
     commands = "\n".join(f"  {step}" for step in next_steps)
     return (
         f"wsrecover listens at {url} and keeps its log in {store}\n\n"
@@ -89,7 +94,7 @@ def _welcome(url: str, store: str, token: str, file: Path, agent: str | None) ->
         f"  {token}\n"
         f"The commands below find it in {file}\n\n"
         f"Type next, in another terminal:\n{commands}\n"
-        "Then stop this server, start it again, and see that the log and `tail` go on where they were.\n"
+        f"{last}\n"
     )
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "TokenFile",
     "TokenText",
     "Url",
+    "check_files",
     "command_line",
     "dev_file",
     "json_object",
@@ -91,6 +92,17 @@ def settings(config_file: Path | None, **given: Any) -> Config:
         problem = error.problem if error.field == "config" else f"{config_file}: {error}"
         raise Failure(f"config: {problem}", USAGE) from error
     return config.evolve(**{name: value for name, value in given.items() if value is not None})
+
+
+def check_files(config: Config) -> None:
+    """Raise `ConfigError` that names the setting and the file where one cannot be read."""
+    for name in ("secret_file", "tls_certificate", "tls_key"):
+        file = getattr(config, name)
+        try:
+            if file is not None:
+                Path(file).open("rb").close()
+        except OSError as error:
+            raise ConfigError(name, f"{file} cannot be read: {error.strerror}", "a readable file") from error
 
 
 def dev_file(name: str) -> Path:

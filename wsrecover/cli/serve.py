@@ -22,7 +22,7 @@ from wsrecover.logs import configure
 from wsrecover.server import Server
 
 from .exits import OK, Failure, leaves
-from .options import ConfigFile, Host, LogFormatOption, Port, SecretFile, Store, settings
+from .options import ConfigFile, Host, LogFormatOption, Port, SecretFile, Store, check_files, settings
 
 __all__ = ["run_server", "serve"]
 
@@ -51,6 +51,7 @@ def serve(
         secret_file=None if secret_file is None else os.fspath(secret_file),
         log_format=log_format,
     )
+    check_files(chosen)
     configure(chosen)
     trio.run(run_server, App() if app is None else load_app(app), chosen)
     return OK
@@ -67,10 +68,9 @@ async def run_server(app: App, config: Config, on_ready: Callable[[Server], obje
             server = await nursery.start(wsrecover.server.serve, app, config)
         except* TransportError as group:
             (error,) = leaves(group)
-            taken = f"[Errno {errno.EADDRINUSE}]" in str(error)
-            advice = (
-                "another port with --port; 0 takes any free one" if taken else "another address with --host"
-            )
+            ports_fault = any(f"[Errno {n}]" in str(error) for n in (errno.EADDRINUSE, errno.EACCES))
+            port = "another port with --port; 0 takes any free one"
+            advice = port if ports_fault else "another address with --host"
             raise Failure(f"listener: {error}\nChoose {advice}.") from error
         if on_ready is not None:
             on_ready(server)
