@@ -157,7 +157,7 @@ async def serve(
     except BaseExceptionGroup as group:
         errors = [leaf for leaf in leaves(group) if not isinstance(leaf, trio.Cancelled)]
         if len(errors) == 1 and isinstance(errors[0], WsrecoverError):
-            raise errors[0] from None
+            raise errors[0] from errors[0].__cause__
         raise
 
 
