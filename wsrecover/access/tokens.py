@@ -147,16 +147,18 @@ def read_secret(path: Path | None = None, *, environ: Mapping[str, str] = os.env
         value = environ.get(SECRET_VARIABLE)
         if value is None:
             raise ConfigError(SECRET_VARIABLE, "is not set", f"{accepted}, or a file of them as secret_file")
-        field, secret = SECRET_VARIABLE, os.fsencode(value)
+        field, source, secret = SECRET_VARIABLE, "", os.fsencode(value)
     else:
-        field = "secret_file"
+        field, source = "secret_file", f"{path} "
         try:
             secret = path.read_bytes()
         except OSError as error:
-            raise ConfigError(field, f"cannot be read ({error.strerror})", f"a file of {accepted}") from error
+            raise ConfigError(
+                field, f"{path} cannot be read: {error.strerror}", f"a file of {accepted}"
+            ) from error
         secret = secret.removesuffix(b"\n").removesuffix(b"\r")
     if len(secret) < MIN_SECRET_BYTES:
-        raise ConfigError(field, f"has {len(secret)} bytes", accepted)
+        raise ConfigError(field, f"{source}has {len(secret)} bytes", accepted)
     return secret
 
 

@@ -96,7 +96,7 @@ def settings(config_file: Path | None, **given: Any) -> Config:
 
 def check_files(config: Config) -> None:
     """Raise `ConfigError` that names the setting and the file where one cannot be read."""
-    for name in ("secret_file", "tls_certificate", "tls_key"):
+    for name in ("tls_certificate", "tls_key"):
         file = getattr(config, name)
         try:
             if file is not None:
