@@ -34,7 +34,8 @@ class TestToken:
         done = cli.run(
             "token", "--tenant", "acme", "--user", "ada", "--secret-file", str(cli.secret_file), code=2
         )
-        assert done.stderr == "wsrecover: config: secret_file: has 5 bytes; accepted: at least 32 bytes\n"
+        problem = f"secret_file: {cli.secret_file} has 5 bytes; accepted: at least 32 bytes"
+        assert done.stderr == f"wsrecover: config: {problem}\n"
 
     def test_a_lifetime_that_is_over_is_refused(self, cli: Cli) -> None:
         assert (
