@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsrecover.protocol.cursor import Position, Step, step
-from wsrecover.protocol.frames import Hello, StreamInfo
+from wsrecover.protocol.frames import From, Hello, StreamInfo
 from wsrecover.protocol.resume import Verdict, held_part, judge, make_epoch, parse_epoch
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
@@ -62,7 +62,7 @@ class Log:
             self.marks.append((self.generations[-1], len(self.entries) + 1))
         self.entries.append(value)
 
-    def judge(self, position: Position | None, begin: str = "start") -> Verdict:
+    def judge(self, position: Position | None, begin: From = "start") -> Verdict:
         return judge(
             position,
             incarnation="log",
@@ -70,7 +70,7 @@ class Log:
             marks=self.marks,
             oldest=self.oldest,
             head=len(self.entries),
-            begin=begin,  # type: ignore[arg-type]
+            begin=begin,
         )
 
 

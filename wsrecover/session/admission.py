@@ -28,7 +28,7 @@ from wsrecover.protocol.codec import decode_client, decode_hello, encode
 from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, ErrorFrame, Hello
 from wsrecover.transport.head import Request
 from wsrecover.transport.listener import Acceptance, Refusal
-from wsrecover.transport.websocket import ServerSocket
+from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
 from .registry import Registry
 from .services import Services
@@ -41,9 +41,6 @@ PATH: Final = "/v1/connect"
 
 BEARER: Final = "bearer."
 """What a browser, which can set no header, puts before its token as a second subprotocol entry."""
-
-CLOSE_TIMEOUT: Final = 2.0
-"""Seconds to wait for the peer's answer to a close frame."""
 
 
 @attrs.frozen

@@ -46,7 +46,7 @@ from wsrecover.protocol.frames import (
 )
 from wsrecover.protocol.resume import held_part
 from wsrecover.streams.stream import Stream
-from wsrecover.transport.websocket import ServerSocket
+from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
 from .commands import refusal
 from .delivery import Delivery
@@ -57,9 +57,6 @@ __all__ = ["Connection"]
 log = structlog.get_logger(__name__)
 
 Args = TypeVarTuple("Args")
-
-CLOSE_TIMEOUT: Final = 2.0
-"""Seconds to wait for the peer's answer to a close frame."""
 
 AUTH_NOTICE: Final = 60.0
 """Seconds before a token's expiry at which the client is asked for another."""

@@ -72,11 +72,6 @@ class Outbox(trio.abc.Stream):
         return self._taken
 
     @property
-    def sealed(self) -> bool:
-        """Whether a close frame was queued or the outbox is closed: nothing more is taken."""
-        return self._sealed
-
-    @property
     def closed(self) -> bool:
         """Whether the pipe is closed."""
         return self._closed

@@ -213,10 +213,6 @@ class ServerSocket:
         """Frame `payload` (UTF-8) as one text message and offer it: all or nothing, see `Outbox.offer`."""
         return self.outbox.offer(text_frame(payload))
 
-    def offer_frame(self, frame: bytes) -> bool:
-        """Offer one or more messages that are framed already, and may be shared between connections."""
-        return self.outbox.offer(frame)
-
     async def run(
         self, on_message: Callable[[Message], None], *, on_bytes: Callable[[], None] | None = None
     ) -> ConnectionClosed:
