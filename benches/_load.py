@@ -13,7 +13,7 @@ from urllib.parse import quote
 __all__ = ["EVENT", "LIVE", "Fleet", "upgrade"]
 
 EVENT: Final = b'"op":"event"'
-LIVE: Final = b'"op":"live"'
+LIVE: Final = b'"op":"live","stream":"user"'
 PATIENCE: Final = 60.0
 """Seconds of silence after which a bench fails."""
 

@@ -14,6 +14,7 @@ from interop_world import PATIENCE, Command, Item, Program, Stage, lines, logged
 
 from wsrecover.config import Timeouts
 from wsrecover.session.connection import Connection
+from wsrecover.streams.store import StreamKey
 from wsrecover.testing import LocalServer, local_server
 
 PART_BYTES = 32 * 1024
@@ -30,7 +31,7 @@ async def staged(command: Command, **settings: Any) -> AsyncIterator[tuple[Local
         local_server(stage.app) as server,
         running(command, server.url, server.token, **settings) as client,
     ):
-        await client.until("live")
+        await client.until("live", stream="user")
         yield server, stage, client
 
 
@@ -96,7 +97,7 @@ class Scenarios:
         async with local_server() as server:
             await server.server.publish("acme", "ada", "app.line", {"line": 1})
             async with running(command, server.url, server.token, hello=hello, token=token) as client:
-                assert (await client.until("live"))["seq"] == 1
+                assert (await client.until("live", stream="user"))["seq"] == 1
                 await server.server.publish("acme", "ada", "app.line", {"line": 2})
                 await client.until("event", seq=2)
                 assert client.events == await logged(server)
@@ -173,7 +174,7 @@ class Scenarios:
             for number, thread in enumerate(["t1", "t2", None, "t2"]):
                 await publish("acme", "ada", "app.line", {"line": number}, thread=thread)
             async with running(command, server.url, server.token, threads=["t1"]) as client:
-                assert (await client.until("live"))["seq"] == 4
+                assert (await client.until("live", stream="user"))["seq"] == 4
                 await publish("acme", "ada", "app.line", {"line": 4}, thread="t2")
                 await publish("acme", "ada", "app.line", {"line": 5}, thread="t1")
                 await publish("acme", "ada", "app.line", {"line": 6}, thread="t2")
@@ -183,7 +184,7 @@ class Scenarios:
                 await client.until("closed")
                 await publish("acme", "ada", "app.line", {"line": 8}, thread="t2")
                 await client.order("online")
-                assert (await client.until("live"))["seq"] == 9
+                assert (await client.until("live", stream="user"))["seq"] == 9
                 assert client.events == [e for e in await logged(server) if e.get("thread") != "t2"]
                 assert [item["to"] for item in client.all("skip")] == [2, 4, 5, 7, 9]
                 assert not client.all("hole")
@@ -200,7 +201,7 @@ class Scenarios:
             await trim(server, oldest=7)
             await client.order("online")
             assert (await client.until("history_changed"))["reason"] == "trimmed"
-            await client.until("live", seq=9)
+            await client.until("live", stream="user", seq=9)
             assert [event["seq"] for event in client.events] == [1, 2, 3, 7, 8, 9]
             assert client.events[3:] == await logged(server)
 
@@ -211,8 +212,8 @@ class Scenarios:
         async with local_server(stage.app) as server:
             for number in range(1, 10):
                 await server.server.publish("acme", "ada", "app.line", {"line": number})
-            streams = await server.server.registry.session("acme", "ada").open_streams()
-            streams["user"].drop_tail()
+            stream = await server.server._services.streams.open(StreamKey("user", "acme", "ada"))
+            stream.drop_tail()
             store = server.server._services.store
             read = type(store).read
 
@@ -223,7 +224,7 @@ class Scenarios:
 
             monkeypatch.setattr(type(store), "read", trimmed_before_it_is_read)
             async with running(command, server.url, server.token) as client:
-                await client.until("live", seq=9)
+                await client.until("live", stream="user", seq=9)
                 told = [(item["from"], item["to"]) for item in client.all("gap")]
                 assert told == [(1, 4)]
                 assert client.events == await logged(server)
@@ -268,7 +269,7 @@ class Scenarios:
             async with local_server(stage.app, store=store, port=port) as server:
                 tokens[:] = [server.token()]
                 await client.order("online")
-                await client.until("live")
+                await client.until("live", stream="user")
                 await client.order("send", id="start", **START)
                 await stage.tell(*lines(1, 3))
                 await client.until("event", seq=4)
@@ -283,7 +284,7 @@ class Scenarios:
 
     async def test_a_client_that_is_replaced_comes_back_under_another_id(self, command: Command) -> None:
         async with staged(command, client="tab") as (server, _, client), server.peer(client="tab") as other:
-            await other.until("live")
+            await other.until("live", stream="user")
             await client.until("closed", code=4500)
             assert (await client.until("connected"))["client"] != "tab"
             await server.server.publish("acme", "ada", "app.line", {"line": 1})
@@ -313,7 +314,7 @@ class Scenarios:
     async def test_a_send_that_may_have_caused_two_closes_is_given_up(self, command: Command) -> None:
         async with local_server() as server, running(command, server.url, server.token) as client:
             connected = await client.until("connected")
-            await client.until("live")
+            await client.until("live", stream="user")
             await client.order("send", id="big", type="chat", data={"text": "x" * 70_000})
             for _ in range(2):
                 await client.until("closed", code=1009)

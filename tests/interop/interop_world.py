@@ -230,7 +230,7 @@ async def logged(server: LocalServer) -> list[Item]:
 async def trim(server: LocalServer, oldest: int) -> None:
     """Forget ada's events before `oldest`, as the server's own retention would."""
     head = (await logged(server))[-1]["seq"]
-    streams = await server.server.registry.session(USER.tenant, USER.name).open_streams()
+    stream = await server.server._services.streams.open(USER)
     services = server.server._services
     gone = await services.store.retain({USER: Retention(events=head - oldest + 1)}, now=services.clock())
-    streams["user"].trim(gone[USER])
+    stream.trim(gone[USER])

@@ -167,7 +167,8 @@ class Receiver:
                 held = Position(place.epoch, place.last)
                 self._places[name] = _Place(info.epoch, info.from_ - 1)
                 position = Position(info.epoch, info.from_ - 1)
-                items.append(Changed(name, info.reason or "epoch_changed", held, position))
+                if held.seq or position.seq:  # Else nothing was received of it, and nothing is missed.
+                    items.append(Changed(name, info.reason or "epoch_changed", held, position))
         return items
 
     def receive(self, frame: ServerFrame) -> list[Item]:

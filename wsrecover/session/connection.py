@@ -42,6 +42,7 @@ from wsrecover.protocol.frames import (
     Send,
     ServerFrame,
     StreamInfo,
+    Streams,
     Welcome,
 )
 from wsrecover.protocol.resume import held_part
@@ -50,6 +51,7 @@ from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
 from .commands import refusal
 from .delivery import Delivery
+from .entitled import entitled
 from .owner import Home
 
 __all__ = ["Connection"]
@@ -122,7 +124,7 @@ class Connection:
     async def _serve(self, hello: Hello, early: Sequence[ClientFrame | FrameError]) -> None:
         try:
             with trio.fail_after(self.timeouts.store):
-                streams = await self._home.open_streams()
+                streams = await self._home.open_streams(self.grant.principal)
         except (StoreError, trio.TooSlowError) as error:
             log.warning("streams_unavailable", error=repr(error))
             self._last_word(ErrorFrame("store_unavailable", "the log cannot be read now", retry_after=1.0))
@@ -144,7 +146,8 @@ class Connection:
             verdict = stream.judge(hello.resume.get(name), hello.from_)
             infos[name] = stream.info(verdict)
             after[name] = verdict.from_seq - 1
-            counts[f"resume.{verdict.reason or 'resumed'}"] += 1
+            if stream.key.scope == "user":
+                counts[f"resume.{verdict.reason or 'resumed'}"] += 1
         held = {
             name: part for name, info in infos.items() if (part := held_part(hello, name, info)) is not None
         }
@@ -291,6 +294,41 @@ class Connection:
         self._asked_for_token = False
         self._entitled.deadline = self._expiry()
         self._delivery.control(Reply(auth.id, "ok", result={}))
+        if (grant.principal.roles, grant.principal.tier) != (principal.roles, principal.tier):
+            self._leave_streams(grant)
+            self.start(self._join_streams, grant)
+
+    def _leave_streams(self, grant: Grant) -> None:
+        """Cut what this connection is not entitled to any more, before it is sent another event of it."""
+        keys = frozenset(entitled(grant.principal))
+        followed = self._delivery.streams
+        kept = {name: stream for name, stream in followed.items() if stream.key in keys}
+        removed = tuple(name for name in followed if name not in kept)
+        if removed:
+            for name in removed:
+                self.processed.pop(name, None)
+            self._delivery.follow(kept, {}, Streams({}, removed))
+
+    async def _join_streams(self, grant: Grant) -> None:
+        """Follow what this connection is entitled to since its fresh token, each stream from its oldest."""
+        try:
+            with trio.fail_after(self.timeouts.store):
+                streams = await self._home.open_streams(grant.principal)
+        except (StoreError, trio.TooSlowError) as error:
+            log.warning("streams_unavailable", error=repr(error))
+            self.close(CloseCode.TRY_AGAIN_LATER, "the log cannot be read now")
+            return
+        if self.grant is not grant:
+            return  # A newer token came meanwhile, and its own task does this.
+        verdicts = {
+            name: (stream, stream.judge(None, "start"))
+            for name, stream in streams.items()
+            if name not in self._delivery.streams
+        }
+        if verdicts:
+            added = {name: stream.info(verdict) for name, (stream, verdict) in verdicts.items()}
+            after = {name: verdict.from_seq - 1 for name, (_, verdict) in verdicts.items()}
+            self._delivery.follow(streams, after, Streams(added, ()))
 
     def _disown(self, auth: Auth, problem: str, code: CloseCode) -> None:
         self._last_word(refusal(auth.id, CommandError("forbidden", problem, field="token")))

@@ -59,7 +59,7 @@ class Lag:
 
 
 class Delivery:
-    """The sending half of a connection. A `Follower` of each of its streams."""
+    """The sending half of a connection. A `Follower` of each of its `streams`, which are by wire name."""
 
     __slots__ = (
         "_catch_up",
@@ -70,9 +70,9 @@ class Delivery:
         "_outbox",
         "_owner",
         "_part_bytes",
-        "_streams",
         "_unsaid",
         "_wanted",
+        "streams",
     )
 
     def __init__(self, owner: Owner, socket: ServerSocket, wanted: Filter) -> None:
@@ -81,7 +81,7 @@ class Delivery:
         self._wanted = wanted
         self._limits = owner.limits
         self._part_bytes = owner.limits.part_bytes
-        self._streams: Mapping[str, Stream] = {}
+        self.streams: Mapping[str, Stream] = {}
         self._lags: dict[Stream, Lag] = {}
         self._unsaid: dict[Stream, int] = {}
         self._controls: list[bytes] = []
@@ -101,16 +101,32 @@ class Delivery:
         first: bytes,
     ) -> None:
         """Send `first`, then each stream from `after` on; as much as goes at once is one write."""
-        self._streams = streams
+        self.streams = streams
         self._controls.append(first)
         for name, stream in streams.items():
             self._lags[stream] = Lag(after[name], announce=True, part=part.get(name))
         self._go_on()
 
+    def follow(self, streams: Mapping[str, Stream], after: Mapping[str, int], notice: ServerFrame) -> None:
+        """Send `notice`, then follow `streams` alone; those in `after` are new, and begin there."""
+        if self._ended:
+            return
+        kept = set(streams.values())
+        for stream in self.streams.values():
+            if stream not in kept:
+                stream.leave(self)
+                self._lags.pop(stream, None)
+                self._unsaid.pop(stream, None)
+        self.streams = streams
+        self.control(notice)
+        for name, seq in after.items():
+            self._lags[streams[name]] = Lag(seq, announce=True)
+        self._go_on()
+
     def end(self) -> None:
         """Leave every stream; nothing is sent any more."""
         self._ended = True
-        for stream in self._streams.values():
+        for stream in self.streams.values():
             stream.leave(self)
         self._lags.clear()
         self._controls.clear()
@@ -119,7 +135,7 @@ class Delivery:
 
     def position(self, name: str) -> int | None:
         """The last seq that was handed to the socket, or None for a stream that is not followed."""
-        stream = self._streams.get(name)
+        stream = self.streams.get(name)
         if stream is None:
             return None
         lag = self._lags.get(stream)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeVarTuple, Unpack
 
+from wsrecover.access.principal import Principal
 from wsrecover.config import Limits, Timeouts
 from wsrecover.streams.stream import Stream
 
@@ -61,8 +62,8 @@ class Home(Protocol):
     def runs(self) -> Runs:
         """The user's runs under way."""
 
-    async def open_streams(self) -> Mapping[str, Stream]:
-        """The streams that the user follows, by wire name. Raises `StoreError`."""
+    async def open_streams(self, principal: Principal) -> Mapping[str, Stream]:
+        """The streams that the principal follows, by wire name. Raises `StoreError`."""
 
     def detach(self, client: str, connection: object) -> None:
         """Forget `connection`, unless `client` has a newer one by now."""

@@ -16,6 +16,7 @@ from typing import Literal
 import attrs
 import trio
 
+from wsrecover.access.principal import Principal
 from wsrecover.access.tokens import Grant
 from wsrecover.errors import CommandError, FrameError
 from wsrecover.protocol.closecodes import CloseCode
@@ -26,6 +27,7 @@ from wsrecover.transport.websocket import ServerSocket
 
 from .commands import Commands
 from .connection import Connection
+from .entitled import entitled
 from .members import Members
 from .runs import Runs
 from .services import Services
@@ -62,7 +64,7 @@ class Session:
         self.commands = Commands(services, self.key, self.runs)
         self._forget = forget
         self._ended = False
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[tuple[tuple[str, ...], str | None], dict[str, Stream]] = {}
         self._opening = trio.Lock()
 
     @property
@@ -81,24 +83,43 @@ class Session:
                 self._end()
         finally:
             self._end()
-            for stream in self._streams.values():
-                self.services.streams.release(stream)
+            for streams in self._streams.values():
+                self._release(streams)
 
     def _end(self) -> None:
         if not self._ended:
             self._ended = True
             self._forget(self)
 
-    async def open_streams(self) -> Mapping[str, Stream]:
-        """The streams that this user follows, by wire name; no checkpoint where they are open already.
+    async def open_streams(self, principal: Principal) -> Mapping[str, Stream]:
+        """The streams that this user follows with what it is entitled to now, by wire name, its own first.
 
-        Raises `StoreUnavailable`, `StoreFailed` or `StoreCorrupt`; the next call tries again.
+        They stay open as long as the session, for the next connection: no checkpoint where they are open
+        already. Raises `StoreUnavailable`, `StoreFailed` or `StoreCorrupt`; the next call tries again.
         """
-        if not self._streams:
+        entitlement = principal.roles, principal.tier
+        streams = self._streams.get(entitlement)
+        if streams is None:
             async with self._opening:
-                if not self._streams:
-                    self._streams = {"user": await self.services.streams.open(self.key)}
-        return self._streams
+                streams = self._streams.get(entitlement)
+                if streams is None:
+                    streams = self._streams[entitlement] = await self._open(entitled(principal))
+        return streams
+
+    async def _open(self, keys: Sequence[StreamKey]) -> dict[str, Stream]:
+        opened: dict[str, Stream] = {}
+        try:
+            for key in keys:
+                stream = await self.services.streams.open(key)
+                opened[stream.name] = stream
+        except BaseException:
+            self._release(opened)
+            raise
+        return opened
+
+    def _release(self, streams: Mapping[str, Stream]) -> None:
+        for stream in streams.values():
+            self.services.streams.release(stream)
 
     def attach(
         self, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()

@@ -37,21 +37,34 @@ class Peer:
     def __init__(self, socket: ClientSocket) -> None:
         self.socket = socket
         self._frames: deque[dict[str, Any]] = deque()
+        self._catching_up: set[str] = set()
 
     async def frame(self) -> dict[str, Any]:
         """The next frame. Raises `ConnectionClosed`, as everything that reads does."""
         while not self._frames:
             message = orjson.loads(await self.socket.receive())
             self._frames.extend(message if isinstance(message, list) else [message])
-        return self._frames.popleft()
+        frame = self._frames.popleft()
+        match frame["op"]:
+            case "welcome" | "streams":
+                self._catching_up.update(frame.get("streams") or frame["added"])
+                self._catching_up.difference_update(frame.get("removed", ()))
+            case "live":
+                self._catching_up.discard(frame["stream"])
+        return frame
 
     async def until(self, op: str, **fields: Any) -> list[dict[str, Any]]:
-        """The frames up to and including the first with this op and these fields."""
+        """The frames up to and including the first with this op and these fields.
+
+        `live` without a stream: the one with which every stream that follows is live.
+        """
         frames: list[dict[str, Any]] = []
         while True:
             frame = await self.frame()
             frames.append(frame)
-            if frame["op"] == op and all(frame.get(name) == value for name, value in fields.items()):
+            if frame["op"] != op or any(frame.get(name) != value for name, value in fields.items()):
+                continue
+            if op != "live" or fields or not self._catching_up:
                 return frames
 
     async def events(self, count: int) -> list[dict[str, Any]]:
@@ -100,11 +113,23 @@ class LocalServer:
         return self.server.url
 
     def token(
-        self, user: str = "ada", *, tenant: str = TENANT, roles: Sequence[str] = (), lifetime: float = 3600.0
+        self,
+        user: str = "ada",
+        *,
+        tenant: str = TENANT,
+        roles: Sequence[str] = (),
+        tier: str | None = None,
+        lifetime: float = 3600.0,
     ) -> str:
         """A token for a user."""
         return sign(
-            self.secret, tenant=tenant, user=user, roles=roles, lifetime=lifetime, clock=self.wall_clock
+            self.secret,
+            tenant=tenant,
+            user=user,
+            roles=roles,
+            tier=tier,
+            lifetime=lifetime,
+            clock=self.wall_clock,
         )
 
     def peer(
@@ -113,13 +138,14 @@ class LocalServer:
         *,
         tenant: str = TENANT,
         roles: Sequence[str] = (),
+        tier: str | None = None,
         token: str | None = None,
         client: str | None = None,
         dial: Dial = dial_tcp,
         **hello: Any,
     ) -> AbstractAsyncContextManager[Peer]:
         """A raw peer, connected with its hello in the URL; `hello` are further fields of it."""
-        token = token or self.token(user, tenant=tenant, roles=roles)
+        token = token or self.token(user, tenant=tenant, roles=roles, tier=tier)
         return self._connected({"Authorization": f"Bearer {token}"}, client, dial, hello)
 
     def stranger(self, *, headers: dict[str, str] | None = None) -> AbstractAsyncContextManager[Peer]:

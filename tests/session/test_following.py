@@ -1,0 +1,174 @@
+"""Which streams a connection follows, from where, and what a fresh token changes about that."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+
+from wsrecover.config import Timeouts
+from wsrecover.protocol.codec import encode_event
+from wsrecover.streams.store import Append, NewEvent, StreamKey, Unit
+from wsrecover.testing import LocalServer, Peer, local_server
+
+ALL = StreamKey("all")
+TENANT = StreamKey("tenant", "acme")
+OPS = StreamKey("role", "acme", "ops")
+
+
+@pytest.fixture
+async def local() -> AsyncIterator[LocalServer]:
+    async with local_server() as server:
+        yield server
+
+
+async def say(local: LocalServer, key: StreamKey, *texts: str) -> None:
+    for text in texts:
+        body = encode_event(ts=1.0, type="notice", data={"text": text}, max_bytes=1000)
+        await local.server._services.journal.commit(Unit(appends=(Append(key, (NewEvent(body, 1.0),)),)))
+
+
+async def welcomed(peer: Peer) -> dict[str, Any]:
+    streams: dict[str, Any] = (await peer.until("welcome"))[-1]["streams"]
+    return streams
+
+
+def texts(frames: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(frame["stream"], frame["data"]["text"]) for frame in frames if frame["op"] == "event"]
+
+
+async def test_welcome_names_every_stream_that_the_principal_is_entitled_to(local: LocalServer) -> None:
+    async with local.peer(roles=["ops", "dev"], tier="mid") as peer:
+        assert list(await welcomed(peer)) == ["user", "all", "tenant", "tier", "role:dev", "role:ops"]
+    async with local.peer() as peer:
+        assert list(await welcomed(peer)) == ["user", "all", "tenant"]
+
+
+async def test_each_gets_what_is_said_to_it_and_nothing_else(local: LocalServer) -> None:
+    async with (
+        local.peer("ada", roles=["ops"], tier="mid") as ada,
+        local.peer("ada", tenant="other", roles=["ops"], tier="mid") as stranger,
+        local.peer("bob", tier="free") as bob,
+    ):
+        for peer in (ada, stranger, bob):
+            await peer.until("live")
+        await say(local, StreamKey("tier", "acme", "mid"), "to mid")
+        await say(local, OPS, "to ops")
+        await say(local, TENANT, "to acme")
+        await say(local, ALL, "to all")
+        ends = {"stream": "all"}
+        assert texts(await ada.until("event", **ends)) == [
+            ("tier", "to mid"),
+            ("role:ops", "to ops"),
+            ("tenant", "to acme"),
+            ("all", "to all"),
+        ]
+        assert texts(await stranger.until("event", **ends)) == [("all", "to all")]
+        assert texts(await bob.until("event", **ends)) == [("tenant", "to acme"), ("all", "to all")]
+
+
+async def test_without_a_position_broadcasts_begin_at_the_oldest_unless_asked_for_live(
+    local: LocalServer,
+) -> None:
+    await say(local, ALL, "one", "two")
+    async with local.peer() as peer:
+        assert texts(await peer.until("live")) == [("all", "one"), ("all", "two")]
+    async with local.peer(**{"from": "live"}) as peer:
+        assert (await welcomed(peer))["all"]["from"] == 3
+        assert texts(await peer.until("live")) == []
+
+
+async def test_each_stream_resumes_at_its_own_position(local: LocalServer) -> None:
+    await say(local, ALL, "one", "two")
+    await say(local, TENANT, "uno", "due", "tre")
+    async with local.peer() as peer:
+        streams = await welcomed(peer)
+    resume = {"all": [streams["all"]["epoch"], 1], "tenant": [streams["tenant"]["epoch"], 2]}
+    async with local.peer(resume=resume) as peer:
+        frames = await peer.until("live")
+        found = frames[0]["streams"]
+        assert {name: found[name]["resumed"] for name in found} == {
+            "user": False,
+            "all": True,
+            "tenant": True,
+        }
+        assert sorted(texts(frames)) == [("all", "two"), ("tenant", "tre")]
+
+
+async def test_a_position_of_one_stream_is_none_of_another(local: LocalServer) -> None:
+    await say(local, ALL, "one")
+    await say(local, TENANT, "uno")
+    async with local.peer() as peer:
+        epoch = (await welcomed(peer))["all"]["epoch"]
+    async with local.peer(resume={"tenant": [epoch, 1]}) as peer:
+        found = (await welcomed(peer))["tenant"]
+        assert (found["resumed"], found["reason"], found["from"]) == (False, "epoch_changed", 1)
+
+
+async def test_a_filter_of_threads_is_of_the_user_stream_alone(local: LocalServer) -> None:
+    async with local.peer(threads=["t1"]) as peer:
+        await peer.until("live")
+        await say(local, ALL, "to all")
+        assert texts(await peer.until("event")) == [("all", "to all")]
+
+
+class TestAFreshToken:
+    async def refresh(self, local: LocalServer, peer: Peer, **claims: Any) -> None:
+        await peer.send({"op": "auth", "id": "a1", "token": local.token(**claims)})
+        (reply,) = [frame for frame in await peer.until("reply") if frame["op"] == "reply"]
+        assert reply["status"] == "ok"
+
+    async def test_that_lacks_a_role_ends_its_stream_at_once(self, local: LocalServer) -> None:
+        async with local.peer(roles=["ops"]) as peer:
+            await peer.until("live")
+            await self.refresh(local, peer)
+            assert await peer.frame() == {"op": "streams", "added": {}, "removed": ["role:ops"]}
+            await say(local, OPS, "secret")
+            await say(local, ALL, "to all")
+            assert texts([await peer.frame()]) == [("all", "to all")]
+
+    async def test_that_has_another_role_begins_its_stream_at_the_oldest(self, local: LocalServer) -> None:
+        await say(local, OPS, "before")
+        async with local.peer() as peer:
+            await peer.until("live")
+            await self.refresh(local, peer, roles=["ops"])
+            frames = await peer.until("live", stream="role:ops")
+            assert list(frames[0]["added"]) == ["role:ops"]
+            assert texts(frames) == [("role:ops", "before")]
+            await say(local, OPS, "after")
+            assert texts([await peer.frame()]) == [("role:ops", "after")]
+
+    async def test_of_another_tier_exchanges_its_stream(self, local: LocalServer) -> None:
+        free, mid = (StreamKey("tier", "acme", name) for name in ("free", "mid"))
+        await say(local, mid, "welcome to mid")
+        async with local.peer(tier="free") as peer:
+            await peer.until("live")
+            await self.refresh(local, peer, tier="mid")
+            frames = await peer.until("live", stream="tier")
+            assert [frame.get("removed") for frame in frames[:2]] == [["tier"], []]
+            assert texts(frames) == [("tier", "welcome to mid")]
+            await say(local, free, "to free")
+            await say(local, mid, "to mid")
+            assert texts([await peer.frame()]) == [("tier", "to mid")]
+
+    async def test_that_changes_nothing_says_nothing(self, local: LocalServer) -> None:
+        async with local.peer(roles=["ops"]) as peer:
+            await peer.until("live")
+            await self.refresh(local, peer, roles=["ops"])
+            await say(local, OPS, "on")
+            assert texts([await peer.frame()]) == [("role:ops", "on")]
+
+
+async def test_streams_stay_open_while_a_session_does_and_no_longer() -> None:
+    async with local_server(timeouts=Timeouts(linger=0.0)) as local:
+        streams = local.server._services.streams
+        async with local.peer(roles=["ops"]) as peer, local.peer(client="other") as other:
+            await peer.until("live")
+            await other.until("live")
+            assert streams.statistics().streams == 4
+        with trio.fail_after(5):
+            while local.server.registry.sessions:  # noqa: ASYNC110  # Only what is left can be seen.
+                await trio.sleep(0.001)
+        assert streams.statistics().streams == 0
