@@ -1,0 +1,334 @@
+"""A snapshot and what follows it are the whole log, however both came."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import reduce as fold
+from typing import Any
+
+import orjson
+import pytest
+from context_logs import logs, merged, talks
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import json_values
+
+from wsrecover.errors import FrameError, InvalidEvent
+from wsrecover.protocol import context as contexts
+from wsrecover.protocol.context import CONTEXT_BYTES, EMPTY, KEPT_BYTES, Context, parse, reduce
+from wsrecover.protocol.events import Event
+from wsrecover.protocol.patch import DOCUMENT_BYTES, PATCH_OPERATIONS, patched
+from wsrecover.protocol.persistent import Map, Text
+
+
+def event(
+    seq: int, kind: str, data: dict[str, Any], *, run: str | None = "r", first: int | None = None
+) -> Event:
+    return Event("user", seq, float(seq), kind, data, "t", run, first)
+
+
+def context_of(*log: Event) -> Context:
+    return fold(reduce, log, EMPTY)
+
+
+def over_the_wire(context: Context) -> Context:
+    return parse(orjson.loads(orjson.dumps(context.json())))
+
+
+def delta(seq: int, offset: int, text: str, name: str = "m", first: int | None = None) -> Event:
+    return event(seq, "message_delta", {"message_id": name, "offset": offset, "text": text}, first=first)
+
+
+def text_of(context: Context, name: str = "m") -> str:
+    message = context.messages.get(name)
+    assert message is not None
+    return str(message.text)
+
+
+class TestSnapshotAndTail:
+    @given(log=logs(), data=st.data())
+    def test_make_the_whole_log_for_any_snapshot(self, log: list[Event], data: st.DataObject) -> None:
+        n = data.draw(st.integers(0, len(log)))
+        whole = context_of(*log)
+        restored = fold(reduce, log[n:], over_the_wire(context_of(*log[:n])))
+        assert restored == whole
+        assert restored.size == whole.size
+
+    @given(log=logs())
+    def test_size_is_never_less_than_the_json(self, log: list[Event]) -> None:
+        context = context_of(*log)
+        assert len(orjson.dumps(context.json())) <= context.size
+
+    @given(log=logs())
+    def test_a_former_context_stays_what_it_was(self, log: list[Event]) -> None:
+        former: list[tuple[Context, bytes]] = []
+        context = EMPTY
+        for one in log:
+            former.append((context, orjson.dumps(context.json())))
+            context = reduce(context, one)
+        assert all(orjson.dumps(context.json()) == said for context, said in former)
+
+    @given(log=logs())
+    def test_events_stay_what_they_were(self, log: list[Event]) -> None:
+        before = orjson.dumps([one.data for one in log])
+        context_of(*log)
+        assert orjson.dumps([one.data for one in log]) == before
+
+    @given(log=talks(), data=st.data())
+    def test_merged_deltas_make_the_same(self, log: list[Event], data: st.DataObject) -> None:
+        begins = data.draw(st.lists(st.booleans(), min_size=len(log), max_size=len(log)))
+        assert context_of(*merged(log, begins)) == context_of(*log)
+
+    @given(log=talks(), data=st.data())
+    def test_a_merged_delta_over_a_part_that_is_known_makes_the_same(
+        self, log: list[Event], data: st.DataObject
+    ) -> None:
+        n = data.draw(st.integers(0, len(log)))
+        pieces = merged(log, [False] * len(log))
+        rest = [one for one in pieces if one.seq > n]
+        assert fold(reduce, rest, context_of(*log[:n])) == context_of(*log)
+
+
+class TestMessages:
+    def test_grow_by_their_deltas_and_end_with_the_whole_text(self) -> None:
+        began = event(1, "message_started", {"message_id": "m", "role": "critic"})
+        context = context_of(began, delta(2, 0, "𝄞 "), delta(3, 3, "ends"))
+        assert context.json()["messages"] == [
+            {"message_id": "m", "role": "critic", "text": "𝄞 ends", "complete": False, "run": "r", "seq": 1}
+        ]
+        context = reduce(
+            context, event(4, "message_completed", {"message_id": "m", "text": "𝄞 ends!", "x": 1})
+        )
+        assert context.json()["messages"] == [
+            {
+                "message_id": "m",
+                "role": "critic",
+                "text": "𝄞 ends!",
+                "complete": True,
+                "run": "r",
+                "data": {"x": 1},
+                "seq": 1,
+            }
+        ]
+        assert reduce(context, delta(5, 7, "late")) == context
+
+    def test_a_delta_counts_once(self) -> None:
+        context = context_of(delta(1, 0, "ab"), delta(2, 2, "cd"))
+        assert text_of(reduce(context, delta(2, 2, "cd"))) == "abcd"
+        assert text_of(reduce(context, delta(3, 0, "abcdef", first=1))) == "abcdef"
+
+    def test_a_piece_behind_a_hole_and_a_piece_of_an_unknown_message_change_nothing(self) -> None:
+        context = context_of(delta(1, 0, "ab"), delta(2, 3, "d"), delta(3, 1, "x", "other"))
+        assert [message["text"] for message in context.json()["messages"]] == ["ab"]
+
+    def test_a_message_that_is_only_completed_begins_where_that_event_begins(self) -> None:
+        done = event(9, "message_completed", {"message_id": "m", "text": "all"}, first=3)
+        (message,) = context_of(done).conversation
+        assert (message.seq, str(message.text), message.complete, message.role) == (
+            3,
+            "all",
+            True,
+            "assistant",
+        )
+
+    def test_what_a_person_says_is_part_of_the_conversation(self) -> None:
+        said = event(4, "user_message", {"text": "hi", "parts": [1]}, run=None)
+        (message,) = context_of(said).json()["messages"]
+        assert (message["role"], message["text"], message["data"]) == ("user", "hi", {"parts": [1]})
+
+    def test_a_token_costs_what_the_token_costs(self) -> None:
+        # Not a copy of the message, nor of the conversation: all of the former context is in the new one.
+        context = context_of(
+            *(event(n, "user_message", {"text": "x"}) for n in range(1, 500)), delta(500, 0, "a")
+        )
+        after = reduce(context, delta(501, 1, "b"))
+        old, new = context.messages.get("m"), after.messages.get("m")
+        assert old is not None
+        assert new is not None
+        assert new.text._pieces is old.text._pieces
+        pairs = zip(context.messages._buckets, after.messages._buckets, strict=True)
+        assert sum(one is not other for one, other in pairs) == 1
+
+    def test_a_message_under_way_has_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(contexts, "MESSAGE_UNITS", 4)
+        single = context_of(delta(1, 0, "ab"), delta(2, 2, "c𝄞"), delta(3, 5, "d"))
+        assert text_of(single) == "abc"
+        assert context_of(delta(3, 0, "abc𝄞d", first=1)) == single
+
+
+class TestToolsRunsAndRequests:
+    def test_a_tool_call_has_its_input_output_and_duration(self) -> None:
+        began = event(1, "tool_executing", {"tool_call_id": "c", "tool": "search", "input": {"q": 1}})
+        (tool,) = context_of(began).json()["tools"]
+        assert tool == {
+            "tool_call_id": "c",
+            "tool": "search",
+            "input": {"q": 1},
+            "run": "r",
+            "status": "executing",
+            "seq": 1,
+        }
+        ended = event(2, "tool_completed", {"tool_call_id": "c", "output": None, "duration": 0.5})
+        (tool,) = context_of(began, ended).json()["tools"]
+        assert (tool["status"], tool["output"], tool["duration"]) == ("completed", None, 0.5)
+        failed = event(2, "tool_failed", {"tool_call_id": "c", "error": {"code": "x"}})
+        (tool,) = context_of(began, failed, ended).json()["tools"]
+        assert (tool["status"], tool["error"], "output" in tool) == ("failed", {"code": "x"}, False)
+
+    def test_a_run_has_its_status_and_its_end(self) -> None:
+        began = event(1, "agent_started", {"agent": "triage"})
+        ended = event(5, "agent_completed", {"status": "failed", "error": {"code": "timeout"}})
+        assert context_of(began).json()["runs"] == {
+            "r": {"agent": "triage", "status": "running", "started": 1.0, "seq": 1}
+        }
+        assert context_of(began, ended, event(6, "agent_completed", {"status": "x"})).json()["runs"] == {
+            "r": {
+                "agent": "triage",
+                "status": "failed",
+                "started": 1.0,
+                "ended": 5.0,
+                "error": {"code": "timeout"},
+                "seq": 5,
+            }
+        }
+
+    def test_a_request_is_open_until_it_is_answered_or_its_run_ends(self) -> None:
+        asked = event(1, "input_requested", {"request_id": "q", "prompt": "sure?", "expires_at": 9.5})
+        context = context_of(asked)
+        assert context.json()["requests"] == {
+            "q": {"prompt": "sure?", "expires_at": 9.5, "run": "r", "seq": 1}
+        }
+        assert not reduce(context, event(2, "input_resolved", {"request_id": "q"})).requests
+        assert not reduce(context, event(2, "agent_completed", {"status": "failed"})).requests
+        assert reduce(context, event(2, "agent_completed", {"status": "failed"}, run="other")).requests
+
+
+class TestDocuments:
+    def test_change_by_patches_and_not_by_one_that_does_not_apply(self) -> None:
+        good = {"target": "memory", "patch": [{"op": "add", "path": "/n", "value": 1}]}
+        bad = {"target": "memory", "patch": [good["patch"][0], {"op": "remove", "path": "/x"}]}
+        context = context_of(event(1, "state_patch", good), event(2, "state_patch", bad))
+        assert (context.memory, context.workflow) == ({"n": 1}, {})
+
+    @pytest.mark.parametrize(
+        ("patch", "field"),
+        [
+            ({}, "patch"),
+            ([{"op": "test", "path": "/a", "value": 2}], "patch[0]"),
+            ([{"op": "add", "path": "/b", "value": 1}, {"op": "nope", "path": "/b"}], "patch[1]"),
+            ([{"op": "replace", "path": "", "value": 5}], "patch[0]"),
+            ([{"op": "add", "path": "/b", "value": "x" * DOCUMENT_BYTES}], "patch"),
+            ([{"op": "test", "path": "", "value": {"a": 1}}] * (PATCH_OPERATIONS + 1), "patch"),
+            ([{"op": "add", "path": "/b", "value": float("nan")}], "patch[0].value"),
+        ],
+    )
+    def test_a_refused_patch_names_the_operation(self, patch: Any, field: str) -> None:
+        document = {"a": 1}
+        with pytest.raises(InvalidEvent) as refused:
+            patched(document, patch)
+        assert refused.value.field == field
+        assert document == {"a": 1}
+
+    def test_copies_that_double_a_document_are_stopped_at_the_limit(self) -> None:
+        doubling = [
+            {"op": "add", "path": "/a", "value": {}},
+            *({"op": "copy", "from": "/a", "path": f"/a/{n}"} for n in range(60)),
+        ]
+        with pytest.raises(InvalidEvent, match=r"limit is|nested deeper"):
+            patched({}, doubling)
+
+    def test_what_one_operation_adds_a_later_one_may_change(self) -> None:
+        value: dict[str, Any] = {}
+        patch = [{"op": "add", "path": "/a", "value": value}, {"op": "add", "path": "/a/b", "value": 1}]
+        assert patched({}, patch) == {"a": {"b": 1}}
+        assert value == {}
+
+    @given(document=st.dictionaries(st.sampled_from("ab"), json_values), patch=json_values)
+    def test_any_patch_applies_or_is_refused(self, document: dict[str, Any], patch: Any) -> None:
+        with contextlib.suppress(InvalidEvent):
+            assert isinstance(patched(document, patch), dict)
+
+
+class TestTruncation:
+    def test_the_oldest_leave_first_and_it_is_flagged(self) -> None:
+        log = [event(n, "user_message", {"text": "x" * 1000}) for n in range(1, 1100)]
+        tool = event(1100, "tool_executing", {"tool_call_id": "c", "tool": "t", "input": "y"})
+        context = context_of(event(1100, "agent_started", {"agent": "a"}), *log, tool)
+        assert context.truncated
+        assert context.json()["truncated"] is True
+        assert context.size <= CONTEXT_BYTES
+        seqs = [message.seq for message in context.conversation]
+        assert seqs == list(range(seqs[0], 1100))
+        assert context.tools.get("c") is not None
+        assert context.runs.get("r") is not None
+
+    def test_snapshot_and_tail_are_the_whole_log_across_it(self) -> None:
+        log = [event(n, "user_message", {"text": "é" * 100_000}) for n in range(1, 12)]
+        for n in range(len(log) + 1):
+            restored = fold(reduce, log[n:], over_the_wire(context_of(*log[:n])))
+            assert restored == context_of(*log)
+
+    def test_it_does_not_depend_on_whether_deltas_were_merged(self) -> None:
+        filler = [event(n, "user_message", {"text": "x" * 200_000}) for n in range(1, 6)]
+        single = [delta(6 + n, 50_000 * n, "y" * 50_000) for n in range(4)]
+        whole = delta(9, 0, "y" * 200_000, first=6)
+        ends = event(10, "message_completed", {"message_id": "m", "text": "y" * 200_000})
+        assert context_of(*filler, *single, ends) == context_of(*filler, whole, ends)
+        assert context_of(*filler, *single).size > CONTEXT_BYTES
+        assert context_of(*filler, *single, ends).size <= KEPT_BYTES
+
+    def test_documents_stay_and_runs_that_go_on_leave_last(self) -> None:
+        patch = {"target": "memory", "patch": [{"op": "add", "path": "/n", "value": "z" * 200_000}]}
+        runs = [event(n, "agent_started", {"agent": "a" * 1000}, run=f"r{n}") for n in range(2, 900)]
+        said = event(2, "user_message", {"text": "x" * 1000})
+        context = context_of(event(1, "state_patch", patch), said, *runs)
+        assert len(context.messages) == 0
+        assert 0 < len(context.runs) < 898
+        assert context.memory["n"] == "z" * 200_000
+
+
+class TestParse:
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            ({"messages": None}, "context.messages"),
+            ({"messages": [5]}, "messages"),
+            ({"messages": [{"message_id": 5}]}, "messages.message_id"),
+            ({"tools": [{"tool_call_id": "c", "tool": "t", "status": "gone", "seq": 1}]}, "tools.status"),
+            ({"runs": []}, "context.runs"),
+            ({"runs": {"r": {"agent": "a"}}}, "runs.status"),
+            ({"requests": {"q": {}}}, "requests.seq"),
+            ({"truncated": 1}, "context.truncated"),
+        ],
+    )
+    def test_names_what_is_wrong(self, change: dict[str, Any], field: str) -> None:
+        with pytest.raises(FrameError) as refused:
+            parse({**EMPTY.json(), **change})
+        assert refused.value.field == field
+
+    @given(value=json_values)
+    def test_raises_nothing_else(self, value: Any) -> None:
+        for wrong in (value, {**EMPTY.json(), "messages": [value], "tools": [value], "runs": {"r": value}}):
+            with pytest.raises(FrameError):
+                parse(wrong)
+
+    def test_ignores_what_it_does_not_know(self) -> None:
+        assert parse({**EMPTY.json(), "later": 1}) == EMPTY
+
+
+class TestPersistent:
+    def test_two_who_go_on_from_one_text_do_not_meet(self) -> None:
+        base = Text("a").plus("b")
+        one, other = base.plus("c"), base.plus("d")
+        assert [str(text) for text in (base, one, other, one.plus("e"))] == ["ab", "abc", "abd", "abce"]
+
+    def test_a_map_keeps_what_it_was(self) -> None:
+        full = Map[int]().put("a", 1).put("b", 2)
+        assert (full.get("a"), full.without("a").get("a"), full.put("a", 3).get("a")) == (1, None, 3)
+        assert (len(full), len(full.without("a")), len(full.put("a", 3)), len(full.without("x"))) == (
+            2,
+            1,
+            2,
+            2,
+        )
+        assert sorted(full.values()) == [1, 2]

@@ -1,0 +1,239 @@
+"""What a thread's events add up to: conversation, tool calls, runs, open requests, the app's documents.
+
+`reduce(context, event) -> context` is pure, and the same on the server and on a client: whoever has the
+context as of a seq and the events after it has what the whole log makes. An event that makes no sense here (a
+piece of an unknown message, a patch that does not apply) changes nothing, nor does a type outside `TYPES`.
+
+A token costs what the token costs, however long its message or the conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import attrs
+import orjson
+
+from wsrecover.errors import InvalidEvent
+
+from .events import TERMINAL, Event
+from .patch import patched
+from .persistent import Text
+from .thread import (
+    EMPTY,
+    Context,
+    Message,
+    Request,
+    RunState,
+    ToolCall,
+    parse,
+    put,
+    put_document,
+    without,
+)
+from .utf16 import between, units
+
+__all__ = [
+    "CONTEXT_BYTES",
+    "EMPTY",
+    "KEPT_BYTES",
+    "TYPES",
+    "Context",
+    "Message",
+    "Request",
+    "RunState",
+    "ToolCall",
+    "parse",
+    "reduce",
+]
+
+CONTEXT_BYTES: Final = 1024 * 1024
+"""Bytes of a context in JSON; one that grows beyond loses its oldest messages, tool calls and ended runs."""
+
+KEPT_BYTES: Final = CONTEXT_BYTES * 7 // 8
+"""What it is cut down to then: not at each event anew."""
+
+MESSAGE_UNITS: Final = CONTEXT_BYTES
+"""UTF-16 units of a message under way; what comes behind them waits for `message_completed`."""
+
+
+def reduce(context: Context, event: Event) -> Context:
+    """The context after `event`, which may be merged, and may begin with what is in the context already."""
+    handler = _HANDLERS.get(event.type)
+    if handler is None:
+        return context
+    reduced = handler(context, event)
+    if reduced.size > CONTEXT_BYTES and event.type not in _GROWING:
+        return _truncated(reduced)
+    return reduced
+
+
+def _truncated(context: Context) -> Context:
+    for item in context.leaving():
+        if context.size <= KEPT_BYTES:
+            break
+        context = without(context, item)
+    return attrs.evolve(context, truncated=True)
+
+
+def _text(event: Event, name: str) -> str | None:
+    value = event.data.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _number(event: Event, name: str) -> float | None:
+    value = event.data.get(name)
+    return value if type(value) in (int, float) else None
+
+
+def _rest(event: Event, *known: str) -> dict[str, Any] | None:
+    return {key: value for key, value in event.data.items() if key not in known} or None
+
+
+def _started(context: Context, event: Event) -> Context:
+    name = _text(event, "message_id")
+    if name is None or context.messages.get(name) is not None:
+        return context
+    role = _text(event, "role") or "assistant"
+    message = Message(id=name, role=role, text=Text(), complete=False, seq=event.first, run=event.run)
+    return put(context, message)
+
+
+def _delta(context: Context, event: Event) -> Context:
+    name, text, offset = _text(event, "message_id"), _text(event, "text"), event.data.get("offset")
+    if name is None or text is None or type(offset) is not int:
+        return context
+    message = context.messages.get(name)
+    if message is None and offset == 0:
+        context = _started(context, event)
+        message = context.messages.get(name)
+    if message is None or message.complete or not 0 <= offset <= message.text.units:
+        return context
+    known = message.text.units - offset
+    if known or offset + units(text) > MESSAGE_UNITS:
+        text = between(text, known, MESSAGE_UNITS - offset)
+    if not text:
+        return context
+    grown = len(orjson.dumps(text)) - 2
+    message = attrs.evolve(message, text=message.text.plus(text), size=message.size + grown)
+    return attrs.evolve(context, messages=context.messages.put(name, message), size=context.size + grown)
+
+
+def _completed(context: Context, event: Event) -> Context:
+    name, text = _text(event, "message_id"), _text(event, "text")
+    if name is None or text is None:
+        return context
+    context = _started(context, event)
+    message = context.messages.get(name)
+    if message is None or message.complete:
+        return context
+    rest = _rest(event, "message_id", "text", "role")
+    return put(context, attrs.evolve(message, text=Text(text), complete=True, data=rest))
+
+
+def _said(context: Context, event: Event) -> Context:
+    """What a person said, who gave it no id."""
+    text = Text(_text(event, "text") or "")
+    name = f"{event.type}.{event.seq}"
+    message = Message(
+        id=name, role="user", text=text, complete=True, seq=event.seq, data=_rest(event, "text")
+    )
+    return put(context, message)
+
+
+def _tool_executing(context: Context, event: Event) -> Context:
+    name, tool = _text(event, "tool_call_id"), _text(event, "tool")
+    if name is None or tool is None:
+        return context
+    given = event.data.get("input")
+    call = ToolCall(id=name, tool=tool, input=given, status="executing", seq=event.seq, run=event.run)
+    return put(context, call)
+
+
+def _tool_ended(context: Context, event: Event) -> Context:
+    call = context.tools.get(_text(event, "tool_call_id") or "")
+    if call is None or call.status != "executing":
+        return context
+    duration = _number(event, "duration")
+    if event.type == "tool_failed":
+        return put(
+            context, attrs.evolve(call, status="failed", error=event.data.get("error"), duration=duration)
+        )
+    output = event.data.get("output")
+    return put(context, attrs.evolve(call, status="completed", output=output, duration=duration))
+
+
+def _agent_started(context: Context, event: Event) -> Context:
+    agent = _text(event, "agent")
+    if event.run is None or agent is None or context.runs.get(event.run) is not None:
+        return context
+    run = RunState(id=event.run, agent=agent, status="running", started=event.ts, seq=event.seq)
+    return put(context, run)
+
+
+def _agent_completed(context: Context, event: Event) -> Context:
+    if event.run is None:
+        return context
+    for ask in [ask for ask in context.requests.values() if ask.run == event.run]:
+        context = without(context, ask)  # Nobody waits for the answer any more.
+    run, status = context.runs.get(event.run), _text(event, "status")
+    if run is None or run.ended is not None or status is None:
+        return context
+    result, error = event.data.get("result"), event.data.get("error")
+    ended = attrs.evolve(run, status=status, ended=event.ts, seq=event.seq, result=result, error=error)
+    return put(context, ended)
+
+
+def _requested(context: Context, event: Event) -> Context:
+    name, data = _text(event, "request_id"), event.data
+    if name is None:
+        return context
+    ask = Request(
+        id=name,
+        prompt=data.get("prompt"),
+        seq=event.seq,
+        run=event.run,
+        schema=data.get("schema"),
+        expires_at=_number(event, "expires_at"),
+    )
+    return put(context, ask)
+
+
+def _resolved(context: Context, event: Event) -> Context:
+    ask = context.requests.get(_text(event, "request_id") or "")
+    return context if ask is None else without(context, ask)
+
+
+def _patched(context: Context, event: Event) -> Context:
+    target = _text(event, "target")
+    if target not in ("memory", "workflow"):
+        return context
+    try:
+        document = patched(getattr(context, target), event.data.get("patch"))
+    except InvalidEvent:
+        return context
+    return put_document(context, target, document)
+
+
+_HANDLERS: Final[Mapping[str, Callable[[Context, Event], Context]]] = {
+    "agent_started": _agent_started,
+    TERMINAL: _agent_completed,
+    "tool_executing": _tool_executing,
+    "tool_completed": _tool_ended,
+    "tool_failed": _tool_ended,
+    "message_started": _started,
+    "message_delta": _delta,
+    "message_completed": _completed,
+    "input_requested": _requested,
+    "input_resolved": _resolved,
+    "state_patch": _patched,
+    "user_message": _said,
+    "chat": _said,
+}
+
+TYPES: Final = frozenset(_HANDLERS)
+"""The types of event that make a difference to a context."""
+
+_GROWING: Final = frozenset({"message_started", "message_delta"})
+"""They may come merged, so a context that is cut at one of them would depend on whether they did."""
