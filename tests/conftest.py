@@ -6,6 +6,7 @@ import os
 
 import pytest
 import structlog
+from figures import FIGURES, Figure, table
 from hypothesis import settings
 
 # As a program that embeds wsrecover and configures structlog itself: what tests capture stays captured.
@@ -17,6 +18,13 @@ CI = os.environ.get("WSRECOVER_CI") == "1"
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("home", deadline=None, print_blob=True)
 settings.load_profile("ci" if CI else "home")
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Figure:
+    """Reports a figure in the table that follows the tests."""
+    rows = request.config.stash.setdefault(FIGURES, [])
+    return lambda ids, what, value: rows.append((ids, what, str(value)))
 
 
 def _skipped(config: pytest.Config) -> int:
@@ -33,3 +41,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if CI and _skipped(config):
         terminalreporter.write_line("WSRECOVER_CI=1 asks for every test, and some were skipped.", red=True)
+    if rows := config.stash.get(FIGURES, []):
+        terminalreporter.section("figures")
+        for line in table(rows):
+            terminalreporter.write_line(line)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import attrs
 import pytest
 
-from wsrecover import config
-from wsrecover.config import TABLES, Config, Limits, Retention, Timeouts, default_store, load_config
+from wsrecover import config, config_access
+from wsrecover.config import TABLES, Config, Limits, Retention, Timeouts, Tokens, default_store, load_config
 from wsrecover.errors import ConfigError
 
-CLASSES = (Config, Limits, Retention, Timeouts)
+CLASSES = (Config, Limits, Retention, Timeouts, Tokens)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -42,8 +43,9 @@ class TestEveryField:
             with pytest.raises(ConfigError):
                 cls(**{field.name: True})
 
-    def test_of_a_table_says_why_it_has_its_default(self) -> None:
-        tree = ast.parse(inspect.getsource(config))
+    @pytest.mark.parametrize("module", [config, config_access])
+    def test_of_a_table_says_why_it_has_its_default(self, module: ModuleType) -> None:
+        tree = ast.parse(inspect.getsource(module))
         for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
             for statement, after in zip(cls.body, [*cls.body[1:], None], strict=True):
                 if isinstance(statement, ast.AnnAssign) and "ClassVar" not in ast.unparse(

@@ -15,6 +15,8 @@ PACKAGE = Path(wsrecover.__file__).parent
 FLOORS = {
     "errors": 0,
     "config": 0,
+    "config_access": 0,
+    "config_checks": 0,
     "logs": 1,
     "instruments": 0,
     "protocol": 1,
@@ -32,9 +34,17 @@ FLOORS = {
     "demo": 7,
 }
 
-NEIGHBOURS = {("config", "errors"), ("cli", "demo"), ("testing", "server")}
-"""Who may look across its own floor: a wrong setting is an error, `wsrecover demo` is a command, and a test's
-server is a server."""
+NEIGHBOURS = {
+    ("config", "config_access"),
+    ("config", "config_checks"),
+    ("config", "errors"),
+    ("config_access", "config_checks"),
+    ("config_checks", "errors"),
+    ("cli", "demo"),
+    ("testing", "server"),
+}
+"""Who may look across its own floor: settings are checked and a wrong one is an error, `wsrecover demo` is a
+command, and a test's server is a server."""
 
 ONLY_BELOW = {"client": {"errors", "config", "protocol", "transport"}}
 """Rooms that use less than their floor allows: a client does not need a server to be installed around it."""
@@ -43,7 +53,8 @@ DOORS = {
     "trio_websocket": ("transport/websocket.py",),
     "wsproto": ("transport/websocket.py",),
     "apsw": ("streams/sqlite",),
-    "joserfc": ("access/tokens.py",),
+    "joserfc": ("access/keys.py",),
+    "httpx": ("access/jwks.py",),
     "cyclopts": ("cli",),
     "rich": ("cli", "demo/"),
 }

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from .access import Authenticator, Credentials, Grant, Principal
 from .agents import AgentError, App, Run
 from .client import Changed, ClientSession, Ephemeral, Event, Forgotten, Gap, Position, Snapshot, connect
-from .config import Config, Limits, Retention, Timeouts
+from .config import Config, Limits, Retention, Timeouts, Tokens
 from .errors import (
     CommandError,
     ConfigError,
@@ -25,18 +26,22 @@ from .server import Server, serve
 __all__ = [
     "AgentError",
     "App",
+    "Authenticator",
     "Changed",
     "ClientSession",
     "CommandError",
     "Config",
     "ConfigError",
+    "Credentials",
     "Ephemeral",
     "Event",
     "Forgotten",
     "Gap",
+    "Grant",
     "InvalidEvent",
     "Limits",
     "Position",
+    "Principal",
     "Retention",
     "Run",
     "RunBroken",
@@ -47,6 +52,7 @@ __all__ = [
     "StoreUnavailable",
     "Timeouts",
     "TokenError",
+    "Tokens",
     "TransportError",
     "WsrecoverError",
     "connect",

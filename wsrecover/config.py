@@ -3,6 +3,7 @@
 ::
 
     Config ─┬─ timeouts             Timeouts   seconds
+            ├─ tokens               Tokens     whose tokens are accepted
             ├─ limits               Limits     bytes and counts
             ├─ retention            Retention  of each user's stream
             └─ retention_broadcast  Retention  of each broadcast stream
@@ -13,16 +14,17 @@ A wrong value raises `ConfigError`, which names the field (`limits.message_bytes
 
 from __future__ import annotations
 
-import math
 import os
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
 import attrs
 import cattrs
 
+from .config_access import Tokens
+from .config_checks import count, instance_of, one_of, seconds, size, text
 from .errors import ConfigError
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "LogLevel",
     "Retention",
     "Timeouts",
+    "Tokens",
     "default_store",
     "load_config",
     "state_folder",
@@ -43,10 +46,8 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 SECRET_BYTES: Final = 32
 """The shortest secret: RFC 7518, section 3.2, asks HS256 for a key of at least its hash's size."""
 
-TABLES: Final = ("timeouts", "limits", "retention", "retention_broadcast")
+TABLES: Final = ("timeouts", "tokens", "limits", "retention", "retention_broadcast")
 """The fields of `Config` that have fields of their own."""
-
-Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
 def state_folder() -> Path:
@@ -61,87 +62,29 @@ def default_store() -> str:
     return f"sqlite:{state_folder() / 'wsrecover.db'}"
 
 
-def _named(instance: object, attribute: attrs.Attribute[Any]) -> str:
-    section = getattr(type(instance), "section", "")
-    return f"{section}.{attribute.name}" if section else attribute.name
-
-
-def _seconds(*, zero: bool = False, none: bool = False) -> Validator:
-    accepted = f"a number of seconds {'≥' if zero else '>'} 0" + (", or none" if none else "")
-
-    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is None and none:
-            return
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]  # `number` is the proof
-            raise ConfigError(_named(instance, attribute), f"is {value!r}", accepted)
-
-    return check
-
-
-def _count(least: int, most: int | None = None, unit: str = "") -> Validator:
-    bounds = f"≥ {least}" if most is None else f"from {least} to {most}"
-    accepted = f"a whole number{f' of {unit}' if unit else ''} {bounds}"
-
-    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]  # `whole` is the proof
-            raise ConfigError(_named(instance, attribute), f"is {value!r}", accepted)
-
-    return check
-
-
-def _bytes(least: int) -> Validator:
-    return _count(least, unit="bytes")
-
-
-def _one_of(accepted: tuple[str, ...]) -> Validator:
-    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value not in accepted:
-            raise ConfigError(_named(instance, attribute), f"is {value!r}", " or ".join(accepted))
-
-    return check
-
-
-def _text(accepted: str, *, none: bool = False) -> Validator:
-    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if not (value is None and none) and not (isinstance(value, str) and value):
-            raise ConfigError(_named(instance, attribute), f"is {value!r}", accepted)
-
-    return check
-
-
-def _a(kind: type) -> Validator:
-    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if not isinstance(value, kind):
-            raise ConfigError(_named(instance, attribute), f"is {value!r}", f"a {kind.__name__}")
-
-    return check
-
-
 @attrs.frozen(kw_only=True)
 class Timeouts:
     """How long things may take, all in seconds."""
 
     section: ClassVar[str] = "timeouts"
 
-    handshake: float = attrs.field(default=5.0, validator=_seconds())
+    handshake: float = attrs.field(default=5.0, validator=seconds())
     """From accept to the upgrade, and again to `hello`: a slow phone needs 2, a stranger gets 5."""
-    heartbeat: float = attrs.field(default=25.0, validator=_seconds())
+    heartbeat: float = attrs.field(default=25.0, validator=seconds())
     """Silence after which a `ping` is sent: under the 30 s in which NATs and proxies forget a connection."""
-    heartbeat_grace: float = attrs.field(default=10.0, validator=_seconds())
+    heartbeat_grace: float = attrs.field(default=10.0, validator=seconds())
     """More silence after the ping: the link is dead (4003). Time for a mobile radio to wake up."""
-    write_progress: float = attrs.field(default=10.0, validator=_seconds())
+    write_progress: float = attrs.field(default=10.0, validator=seconds())
     """No byte taken by the peer while there is something to send: too slow (4002)."""
-    linger: float = attrs.field(default=60.0, validator=_seconds(zero=True))
+    linger: float = attrs.field(default=60.0, validator=seconds(zero=True))
     """A session without connections and runs stays in memory: most drops are shorter than this."""
-    run: float | None = attrs.field(default=None, validator=_seconds(none=True))
+    run: float | None = attrs.field(default=None, validator=seconds(none=True))
     """The longest a run may take; None: agents work as long as they need."""
-    drain: float = attrs.field(default=10.0, validator=_seconds(zero=True))
+    drain: float = attrs.field(default=10.0, validator=seconds(zero=True))
     """From the order to stop until all connections are closed: the usual supervisors kill after 10 to 30."""
-    token_leeway: float = attrs.field(default=30.0, validator=_seconds(zero=True))
+    token_leeway: float = attrs.field(default=30.0, validator=seconds(zero=True))
     """A token counts until `exp` plus this: clocks differ, and a refresh takes a moment."""
-    store: float = attrs.field(default=30.0, validator=_seconds())
+    store: float = attrs.field(default=30.0, validator=seconds())
     """One call to the store: a busy disk's worst fsync takes seconds, more is a store that is gone."""
 
 
@@ -151,35 +94,35 @@ class Limits:
 
     section: ClassVar[str] = "limits"
 
-    message_bytes: int = attrs.field(default=64 * 1024, validator=_bytes(1024))
+    message_bytes: int = attrs.field(default=64 * 1024, validator=size(1024))
     """One inbound message: commands are small; larger ones close with 1009."""
-    event_bytes: int = attrs.field(default=1024 * 1024, validator=_bytes(1024))
+    event_bytes: int = attrs.field(default=1024 * 1024, validator=size(1024))
     """One event: room for a tool's output. Larger ones are refused at emit."""
-    part_bytes: int = attrs.field(default=32 * 1024, validator=_bytes(1024))
+    part_bytes: int = attrs.field(default=32 * 1024, validator=size(1024))
     """A larger event goes out in parts of this size: a 10 KB/s link stays alive between two of them."""
-    page_bytes: int = attrs.field(default=256 * 1024, validator=_bytes(4096))
+    page_bytes: int = attrs.field(default=256 * 1024, validator=size(4096))
     """One page of a replay, and one snapshot frame: what a connection holds in memory to catch up."""
-    page_events: int = attrs.field(default=500, validator=_count(1))
+    page_events: int = attrs.field(default=500, validator=count(1))
     """Events of one page: about a millisecond of reading, so other tasks are not held up."""
-    tail_events: int = attrs.field(default=256, validator=_count(1))
+    tail_events: int = attrs.field(default=256, validator=count(1))
     """The newest events that each stream keeps in memory: a drop of seconds resumes without the store."""
-    tail_bytes: int = attrs.field(default=256 * 1024, validator=_bytes(0))
+    tail_bytes: int = attrs.field(default=256 * 1024, validator=size(0))
     """The same in bytes."""
-    tails_bytes: int = attrs.field(default=256 * 1024 * 1024, validator=_bytes(0))
+    tails_bytes: int = attrs.field(default=256 * 1024 * 1024, validator=size(0))
     """All tails of the process together: 1,000 streams of full tails."""
-    journal_units: int = attrs.field(default=10_000, validator=_count(1))
+    journal_units: int = attrs.field(default=10_000, validator=count(1))
     """What waits for its commit: a second of a busy server. A full journal makes agents wait."""
-    journal_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=_bytes(4096))
+    journal_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=size(4096))
     """The same in bytes."""
-    commands_in_flight: int = attrs.field(default=32, validator=_count(1))
+    commands_in_flight: int = attrs.field(default=32, validator=count(1))
     """Unanswered commands of one user; more are answered `overloaded`."""
-    handshakes: int = attrs.field(default=1_000, validator=_count(1))
+    handshakes: int = attrs.field(default=1_000, validator=count(1))
     """Connections that are not upgraded yet, at once; more are answered 503."""
-    connections_per_user: int = attrs.field(default=50, validator=_count(1))
+    connections_per_user: int = attrs.field(default=50, validator=count(1))
     """Tabs and devices of one user; more are closed with 4006."""
-    runs_per_user: int = attrs.field(default=100, validator=_count(1))
+    runs_per_user: int = attrs.field(default=100, validator=count(1))
     """Runs under way of one user; more are answered `overloaded`."""
-    head_bytes: int = attrs.field(default=16 * 1024, validator=_bytes(1024))
+    head_bytes: int = attrs.field(default=16 * 1024, validator=size(1024))
     """The head of an upgrade request: a token, cookies and positions fit; more is answered 431."""
 
 
@@ -189,11 +132,11 @@ class Retention:
 
     section: ClassVar[str] = "retention"
 
-    events: int = attrs.field(default=10_000, validator=_count(1))
+    events: int = attrs.field(default=10_000, validator=count(1))
     """Events: an hour of a busy agent."""
-    bytes: int = attrs.field(default=16 * 1024 * 1024, validator=_bytes(1024))
+    bytes: int = attrs.field(default=16 * 1024 * 1024, validator=size(1024))
     """Bytes of their bodies: 10,000 events of a usual size fit four times."""
-    age: float = attrs.field(default=24 * 3600.0, validator=_seconds())
+    age: float = attrs.field(default=24 * 3600.0, validator=seconds())
     """Seconds: who closes the lid at night resumes in the morning."""
 
 
@@ -218,35 +161,36 @@ def _secret(_: object, __: attrs.Attribute[Any], value: object) -> None:
 class Config:
     """All settings of one server. `evolve` gives a changed copy."""
 
-    host: str = attrs.field(default="127.0.0.1", validator=_text("a host name or an address"))
+    host: str = attrs.field(default="127.0.0.1", validator=text("a host name or an address"))
     """The address to listen at: this machine only, until somebody decides otherwise."""
-    port: int = attrs.field(default=8765, validator=_count(0, 65535))
+    port: int = attrs.field(default=8765, validator=count(0, 65535))
     """The port; 0 takes any free one, and `ready` tells which."""
     store: str = attrs.field(factory=default_store, validator=_store)
     """`memory` or `sqlite:FILE`; the default is `default_store()`: a promise of durability needs a file."""
 
     secret: bytes | None = attrs.field(default=None, repr=False, validator=_secret)
-    """What tokens are signed with (HS256). This or `secret_file`."""
-    secret_file: str | None = attrs.field(default=None, validator=_text("the name of a file", none=True))
+    """What tokens are signed with (HS256). This or `secret_file`, or the public keys of `tokens.jwks`."""
+    secret_file: str | None = attrs.field(default=None, validator=text("the name of a file", none=True))
     """A file that holds the secret, so that it stands neither in a command line nor in a config file."""
 
     tls_certificate: str | None = attrs.field(
-        default=None, validator=_text("the name of a PEM file", none=True)
+        default=None, validator=text("the name of a PEM file", none=True)
     )
     """A PEM file with the certificate chain; None: plain `ws://`, for a proxy in front or this machine."""
-    tls_key: str | None = attrs.field(default=None, validator=_text("the name of a PEM file", none=True))
+    tls_key: str | None = attrs.field(default=None, validator=text("the name of a PEM file", none=True))
     """A PEM file with the certificate's key."""
 
-    log_format: LogFormat = attrs.field(default="console", validator=_one_of(get_args(LogFormat)))
+    log_format: LogFormat = attrs.field(default="console", validator=one_of(get_args(LogFormat)))
     """`console` for a reader, `json` (one object per line) for a collector."""
-    log_level: LogLevel = attrs.field(default="info", validator=_one_of(get_args(LogLevel)))
+    log_level: LogLevel = attrs.field(default="info", validator=one_of(get_args(LogLevel)))
     """The least severe level that is logged."""
 
-    timeouts: Timeouts = attrs.field(factory=Timeouts, validator=_a(Timeouts))
-    limits: Limits = attrs.field(factory=Limits, validator=_a(Limits))
-    retention: Retention = attrs.field(factory=Retention, validator=_a(Retention))
+    timeouts: Timeouts = attrs.field(factory=Timeouts, validator=instance_of(Timeouts))
+    tokens: Tokens = attrs.field(factory=Tokens, validator=instance_of(Tokens))
+    limits: Limits = attrs.field(factory=Limits, validator=instance_of(Limits))
+    retention: Retention = attrs.field(factory=Retention, validator=instance_of(Retention))
     """Of each user's stream."""
-    retention_broadcast: Retention = attrs.field(factory=_broadcast, validator=_a(Retention))
+    retention_broadcast: Retention = attrs.field(factory=_broadcast, validator=instance_of(Retention))
     """Of each broadcast stream: fewer events, for everybody reads them."""
 
     def __attrs_post_init__(self) -> None:
@@ -297,9 +241,10 @@ def load_config(path: str | Path) -> Config:
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     # Values pass as they are: cattrs would make 3 of "3", while every field has a validator that refuses it.
-    for kind in (str, int, float):
+    for kind in (str, int, float, bool):
         converter.register_structure_hook(kind, lambda value, _: value)
-    converter.register_structure_hook_func(lambda kind: kind in (LogFormat, LogLevel), lambda value, _: value)
+    as_it_is = {LogFormat, LogLevel, tuple[str, ...]}
+    converter.register_structure_hook_func(lambda kind: kind in as_it_is, lambda value, _: value)
     return converter
 
 

@@ -9,7 +9,8 @@
     ├── CommandError          a command was refused: code, message, field, retry_after
     ├── AgentError            what an agent raises to fail its run in words that its user may read
     ├── TokenError            a token does not prove who it speaks for
-    │   └── TokenExpired      it did, until its time was up
+    │   ├── TokenExpired      it did, until its time was up
+    │   └── UnknownKey        it is signed with a key that is not known, or not known yet
     ├── StoreError
     │   ├── StoreUnavailable  nothing was committed; the store may heal
     │   ├── StoreFailed       the store cannot know what is on disk: it stays down until it is opened again
@@ -50,6 +51,7 @@ __all__ = [
     "TokenError",
     "TokenExpired",
     "TransportError",
+    "UnknownKey",
     "WsrecoverError",
 ]
 
@@ -133,6 +135,10 @@ class TokenError(WsrecoverError):
 
 class TokenExpired(TokenError):
     """The token was good until its time was up: whoever sent it may get a fresh one."""
+
+
+class UnknownKey(TokenError):
+    """The token names a key that is not among those trusted; it may have been published just now."""
 
 
 class StoreError(WsrecoverError):

@@ -12,9 +12,8 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, Never
 
 import attrs
@@ -22,8 +21,9 @@ import structlog
 import trio
 
 from . import logs
+from .access.authenticator import Authenticator
+from .access.opening import open_verifier
 from .access.principal import Principal
-from .access.tokens import TokenVerifier, read_secret
 from .agents.app import App
 from .agents.ending import leaves
 from .agents.lifecycle import close_lost_runs
@@ -138,6 +138,7 @@ async def serve(
     app: App,
     config: Config,
     *,
+    authenticator: Authenticator | None = None,
     wall_clock: Callable[[], float] = time.time,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> Never:
@@ -149,11 +150,12 @@ async def serve(
     accepted, and closes the store. That takes a moment; on a store that hangs, the runs have 5 s for their
     last words, the journal `timeouts.drain` and the store `timeouts.store` seconds.
 
-    `wall_clock` gives unix seconds. Where the program has not configured structlog, this does it
+    `authenticator` decides who is let in; None: tokens, as `Config.tokens` says. `wall_clock` gives unix
+    seconds. Where the program has not configured structlog, this does it
     (`Config.log_*`).
     """
     try:
-        await _serve(app, config, wall_clock, task_status)
+        await _serve(app, config, authenticator, wall_clock, task_status)
     except BaseExceptionGroup as group:
         errors = [leaf for leaf in leaves(group) if not isinstance(leaf, trio.Cancelled)]
         if len(errors) == 1 and isinstance(errors[0], WsrecoverError):
@@ -162,21 +164,27 @@ async def serve(
 
 
 async def _serve(
-    app: App, config: Config, wall_clock: Callable[[], float], task_status: trio.TaskStatus[Server]
+    app: App,
+    config: Config,
+    authenticator: Authenticator | None,
+    wall_clock: Callable[[], float],
+    task_status: trio.TaskStatus[Server],
 ) -> Never:
     if not structlog.is_configured():
         logs.configure(config)
-    secret = config.secret or read_secret(None if config.secret_file is None else Path(config.secret_file))
-    verifier = TokenVerifier(secret, leeway=config.timeouts.token_leeway, clock=wall_clock)
+    admits: AbstractAsyncContextManager[Authenticator] = (
+        open_verifier(config, wall_clock) if authenticator is None else nullcontext(authenticator)
+    )
     context = _tls(config)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.set_threshold(*GC_THRESHOLDS)
     async with (
+        admits as admission,
         _opened_store(config, wall_clock) as store,
         _running_journal(config, store, wall_clock) as (journal, streams),
         trio.open_nursery() as nursery,
     ):
-        services = Services(app, config, store, streams, journal, verifier, wall_clock)
+        services = Services(app, config, store, streams, journal, admission, wall_clock)
         await close_lost_runs(store, journal, clock=wall_clock)
         server = await _start(nursery, services, context)
         log.info(

@@ -63,7 +63,7 @@ def test_a_signed_token_gives_back_who_it_was_signed_for(verifier: TokenVerifier
         lifetime=60,
         clock=clock,
     )
-    assert verifier.verify(token) == Grant(Principal("acme", "ann", ("a", "b"), "free"), NOW + 60, "t")
+    assert verifier.verify(token) == Grant(Principal("acme", "ann", ("a", "b"), "free"), NOW + 60, "t", NOW)
 
 
 def test_the_least_claims_suffice(verifier: TokenVerifier) -> None:
@@ -94,7 +94,7 @@ def test_a_remembered_token_is_not_verified_again(
 ) -> None:
     token = forge()
     first = verifier.verify(token)
-    monkeypatch.setattr(verifier, "_key", None)
+    monkeypatch.setattr(verifier, "_keys", None)
     assert verifier.verify(token) is first
 
 

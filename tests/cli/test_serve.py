@@ -70,6 +70,16 @@ def test_its_secret_may_come_from_the_environment(cli: Cli) -> None:
         assert orjson.loads(done.stdout) == {"seq": 1}
 
 
+def test_its_tokens_must_come_from_the_issuer_and_be_for_the_audience_that_are_given(cli: Cli) -> None:
+    with cli.serving("--issuer", "me", "--issuer", "my friend", "--audience", "here") as (_, url):
+        good = cli.token("--issuer", "my friend", "--audience", "here")
+        assert cli.run("send", "--url", url, "--token-file", good, "chat", "{}").stdout
+        for options in ((), ("--issuer", "me"), ("--issuer", "you", "--audience", "here")):
+            bad = cli.token(*options)
+            err = cli.run("send", "--url", url, "--token-file", bad, "chat", "{}", code=1).stderr
+            assert "the token was refused: " in err
+
+
 class TestStartUpFailures:
     def test_a_wrong_setting_is_named_with_what_is_accepted(self, cli: Cli) -> None:
         (cli.home / "bad.toml").write_text("[limits]\nmessage_bytes = 1\n")
@@ -91,6 +101,27 @@ class TestStartUpFailures:
     def test_a_missing_secret_is_named(self, cli: Cli) -> None:
         done = cli.run("serve", "--store", "memory", "--port", "0", code=2)
         assert done.stderr.startswith("wsrecover: config: WSRECOVER_SECRET: is not set; accepted: ")
+
+    @pytest.mark.parametrize(
+        ("options", "problem"),
+        [
+            (
+                ("--jwks", "nowhere.json"),
+                "tokens.jwks: nowhere.json cannot be read: No such file or directory",
+            ),
+            (("--jwks", "http://login.example/"), "tokens.jwks: is 'http://login.example/'"),
+            (("--jwks", "https://u:p@login.example/"), "tokens.jwks: holds a user name or a fragment"),
+            (("--audience", ""), "tokens.audience: is ''"),
+            (("--issuer", "a", "--issuer", ""), "tokens.issuers: is ('a', '')"),
+        ],
+    )
+    def test_a_wrong_setting_of_tokens_is_named(
+        self, cli: Cli, options: tuple[str, ...], problem: str
+    ) -> None:
+        done = cli.run("serve", "--store", "memory", "--port", "0", *options, code=2)
+        assert f"config: {problem}" in done.stderr
+        assert "; accepted: " in done.stderr
+        assert "u:p" not in done.stderr
 
     @pytest.mark.parametrize(
         ("app", "problem"),

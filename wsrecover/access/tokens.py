@@ -1,24 +1,23 @@
-"""JSON Web Tokens: HS256 with one shared secret (RFC 7519 in the compact form of RFC 7515)."""
+"""JSON Web Tokens (RFC 7519): verified once and remembered until they expire; and signed."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from base64 import urlsafe_b64decode
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import attrs
 import orjson
-from joserfc import jws
-from joserfc.errors import JoseError
-from joserfc.jwk import OctKey
 
-from wsrecover.errors import ConfigError, TokenError, TokenExpired
+from wsrecover.config import Tokens
+from wsrecover.errors import ConfigError, TokenError, TokenExpired, UnknownKey
 
+from .authenticator import Credentials
+from .claims import Grant, granted
+from .jwks import KeySource
+from .keys import MIN_SECRET_BYTES, Key, Keys, opened, sealed, secret_key
 from .principal import Principal
 
 __all__ = [
@@ -34,47 +33,61 @@ __all__ = [
 MAX_TOKEN_BYTES: Final = 8192
 """A longer token is refused before anything of it is parsed."""
 
-MIN_SECRET_BYTES: Final = 32
-"""RFC 7518, section 3.2: a key at least as long as the hash."""
-
 SECRET_VARIABLE: Final = "WSRECOVER_SECRET"  # noqa: S105 - the variable's name, not a secret
 
-_ALGORITHM: Final = "HS256"
 _REMEMBERED: Final = 4096
-_MAX_TOKEN_ID: Final = 256
-
-
-@attrs.frozen
-class Grant:
-    """What a token proves: who, and until when (`expires_at`, unix seconds). `token_id` is its `jti`."""
-
-    principal: Principal
-    expires_at: float
-    token_id: str | None = None
 
 
 class TokenVerifier:
-    """Verifies tokens against one secret.
+    """Verifies tokens against a secret, the keys of a `source`, or both; the `Authenticator` by default.
 
     `leeway` (seconds) is granted on every time claim for clocks that disagree; `clock` returns unix seconds.
-    The last 4,096 verified tokens are remembered by digest until they expire, because after an outage
-    everybody reconnects with the token that was verified a moment ago.
+    The last 4,096 verified tokens are remembered by digest until they expire or the keys change, because
+    after an outage everybody reconnects with the token that was verified a moment ago.
 
     Raises `ConfigError` for a secret of fewer than 32 bytes.
     """
 
-    def __init__(self, secret: bytes, *, leeway: float, clock: Callable[[], float]) -> None:
-        self._key = _key(secret)
-        self._registry = jws.JWSRegistry(algorithms=[_ALGORITHM], strict_check_header=False)
+    def __init__(
+        self,
+        secret: bytes | None,
+        *,
+        leeway: float,
+        clock: Callable[[], float],
+        rules: Tokens | None = None,
+        source: KeySource | None = None,
+    ) -> None:
+        self._own: tuple[Key, ...] = () if secret is None else (secret_key(secret),)
+        self._source = source
+        self._rules = rules or Tokens()
         self._leeway = leeway
         self._clock = clock
         self._verified: OrderedDict[bytes, Grant] = OrderedDict()
+        self._found: tuple[Key, ...] | None = None
+        self._keys = Keys(self._own)
+
+    async def authenticate(self, credentials: Credentials) -> Grant | None:
+        """See `Authenticator`. Waits only where the token names a key that may just have been published."""
+        token = credentials.token
+        if token is None:
+            return None
+        try:
+            return self.verify(token)
+        except UnknownKey:
+            if self._source is None or not await self._source.refreshed():
+                raise
+        return self.verify(token)
 
     def verify(self, token: str) -> Grant:
         """The grant of a valid token; raises `TokenError`, whose message never contains any of the token.
 
-        `sub`, `tenant` and `exp` are required; `nbf` and `iat` are honoured where they are there.
+        User, tenant and `exp` are required; `nbf` and `iat` are honoured where they are there.
         """
+        if self._source is not None and self._source.keys is not self._found:
+            # A key that was withdrawn takes with it the tokens that it signed.
+            self._found = self._source.keys
+            self._keys = Keys((*self._own, *self._found))
+            self._verified.clear()
         encoded = _token_bytes(token)
         digest = hashlib.sha256(encoded).digest()
         now = self._clock()
@@ -82,7 +95,7 @@ class TokenVerifier:
         if grant is not None:
             self._verified.move_to_end(digest)
         else:
-            grant = _grant(self._claims(encoded), now=now, leeway=self._leeway)
+            grant = granted(self._claims(encoded), self._rules, now=now, leeway=self._leeway)
         if now >= grant.expires_at + self._leeway:
             self._verified.pop(digest, None)
             raise TokenExpired("exp: the token has expired")
@@ -92,15 +105,8 @@ class TokenVerifier:
         return grant
 
     def _claims(self, token: bytes) -> dict[str, Any]:
-        _check_header(token)
         try:
-            payload = jws.deserialize_compact(token, self._key, registry=self._registry).payload
-        except (JoseError, ValueError):
-            raise TokenError("the token's signature or form is not valid") from None
-        if payload is None:
-            raise TokenError("the token has no claims")
-        try:
-            claims = orjson.loads(payload)
+            claims = orjson.loads(opened(token, self._keys))
         except orjson.JSONDecodeError:
             raise TokenError("the token's claims are not JSON") from None
         if not isinstance(claims, dict):
@@ -116,10 +122,12 @@ def sign(
     roles: Iterable[str] = (),
     tier: str | None = None,
     token_id: str | None = None,
+    issuer: str | None = None,
+    audience: str | None = None,
     lifetime: float,
     clock: Callable[[], float],
 ) -> str:
-    """A token for `lifetime` seconds from now (`clock`: unix seconds).
+    """A token for `lifetime` seconds from now (`clock`: unix seconds), with the claims' default names.
 
     Raises `TokenError` for names that no principal may have and `ConfigError` for a short secret.
     """
@@ -128,12 +136,9 @@ def sign(
     claims: dict[str, Any] = {"sub": user, "tenant": tenant, "iat": now, "exp": now + lifetime}
     if principal.roles:
         claims["roles"] = principal.roles
-    if tier is not None:
-        claims["tier"] = tier
-    if token_id is not None:
-        claims["jti"] = token_id
-    header = {"alg": _ALGORITHM, "typ": "JWT"}
-    return jws.serialize_compact(header, orjson.dumps(claims), _key(secret), algorithms=[_ALGORITHM])
+    optional = {"tier": tier, "jti": token_id, "iss": issuer, "aud": audience}
+    claims |= {name: value for name, value in optional.items() if value is not None}
+    return sealed(secret_key(secret), orjson.dumps(claims))
 
 
 def read_secret(path: Path | None = None, *, environ: Mapping[str, str] = os.environ) -> bytes:
@@ -162,56 +167,9 @@ def read_secret(path: Path | None = None, *, environ: Mapping[str, str] = os.env
     return secret
 
 
-def _key(secret: bytes) -> OctKey:
-    if len(secret) < MIN_SECRET_BYTES:
-        raise ConfigError("secret", f"has {len(secret)} bytes", f"at least {MIN_SECRET_BYTES} bytes")
-    try:
-        return OctKey.import_key(secret)
-    except ValueError:
-        raise ConfigError("secret", "is a public key", "random bytes that nobody else knows") from None
-
-
 def _token_bytes(token: str) -> bytes:
     if len(token) > MAX_TOKEN_BYTES:
         raise TokenError(f"the token has more than {MAX_TOKEN_BYTES} bytes")
     if not token.isascii():
         raise TokenError("the token is not ASCII")
     return token.encode("ascii")
-
-
-def _check_header(token: bytes) -> None:
-    """Fixes the algorithm before any cryptography, and refuses `crit`: no extension is understood here."""
-    segment = token.partition(b".")[0]
-    try:
-        header = orjson.loads(urlsafe_b64decode(segment + b"=" * (-len(segment) % 4)))
-    except ValueError:
-        raise TokenError("the token's header is not JSON") from None
-    if not isinstance(header, dict) or header.get("alg") != _ALGORITHM:
-        raise TokenError(f"the token's algorithm must be {_ALGORITHM}")
-    if "crit" in header:
-        raise TokenError("the token's header asks for extensions")
-
-
-def _grant(claims: Mapping[str, Any], *, now: float, leeway: float) -> Grant:
-    for name in ("sub", "tenant", "exp"):
-        if name not in claims:
-            raise TokenError(f"{name}: the claim is missing")
-    expires_at = _seconds(claims, "exp")
-    for name in ("nbf", "iat"):
-        if name in claims and _seconds(claims, name) > now + leeway:
-            raise TokenError(f"{name}: the token is not valid yet")
-    token_id = claims.get("jti")
-    if token_id is not None and not (isinstance(token_id, str) and 1 <= len(token_id) <= _MAX_TOKEN_ID):
-        raise TokenError(f"jti: must be a string of 1 to {_MAX_TOKEN_ID} characters")
-    roles = claims.get("roles", [])
-    if not isinstance(roles, list):
-        raise TokenError("roles: must be a list of strings")
-    principal = Principal(claims["tenant"], claims["sub"], tuple(roles), claims.get("tier"))
-    return Grant(principal, expires_at, token_id)
-
-
-def _seconds(claims: Mapping[str, Any], name: str) -> float:
-    value = claims[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise TokenError(f"{name}: must be a finite number of seconds")
-    return float(value)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
+import attrs
 import orjson
 from cyclopts import Parameter, Token
 
@@ -20,9 +21,13 @@ from .exits import USAGE, Failure, leaves, token_refused
 __all__ = [
     "DEFAULT_URL",
     "DEV_TOKEN",
+    "Audience",
     "ConfigFile",
     "Host",
+    "Issuer",
+    "Jwks",
     "LogFormatOption",
+    "OperatorIssuer",
     "Port",
     "SecretFile",
     "Store",
@@ -74,6 +79,21 @@ LogFormatOption: TypeAlias = Annotated[
     LogFormat | None, Parameter(help="Log for a reader or for a collector. [default: console]")
 ]
 Url: TypeAlias = Annotated[str, Parameter(help="Where the server is.")]
+Jwks: TypeAlias = Annotated[
+    str | None,
+    Parameter(help="File or https URL of a JSON Web Key Set, whose keys may sign tokens beside the secret."),
+]
+Issuer: TypeAlias = Annotated[
+    tuple[str, ...],
+    Parameter(negative=(), show_default=False, help="An accepted `iss`; may be given several times."),
+]
+OperatorIssuer: TypeAlias = Annotated[
+    tuple[str, ...],
+    Parameter(
+        negative=(), show_default=False, help="An `iss` whose tokens may carry the role operator; likewise."
+    ),
+]
+Audience: TypeAlias = Annotated[str | None, Parameter(help="What `aud` must be or contain.")]
 TokenText: TypeAlias = Annotated[
     str | None,
     Parameter(env_var=TOKEN_VARIABLE, help="The token itself; better kept out of sight in a file."),
@@ -84,13 +104,17 @@ TokenFile: TypeAlias = Annotated[
 ]
 
 
-def settings(config_file: Path | None, **given: Any) -> Config:
-    """The settings of the file, if there is one, with the options that were given."""
+def settings(config_file: Path | None, *, tokens: Mapping[str, Any] | None = None, **given: Any) -> Config:
+    """The settings of the file, if there is one, with the options that were given, also for their table
+    `tokens`. None and the empty tuple stand for an option that was not given."""
     try:
         config = load_config(config_file) if config_file else Config()
     except ConfigError as error:
         problem = error.problem if error.field == "config" else f"{config_file}: {error}"
         raise Failure(f"config: {problem}", USAGE) from error
+    said = {name: value for name, value in (tokens or {}).items() if value not in (None, ())}
+    if said:
+        config = config.evolve(tokens=attrs.evolve(config.tokens, **said))
     return config.evolve(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -22,7 +22,20 @@ from wsrecover.logs import configure
 from wsrecover.server import Server
 
 from .exits import OK, Failure, leaves
-from .options import ConfigFile, Host, LogFormatOption, Port, SecretFile, Store, check_files, settings
+from .options import (
+    Audience,
+    ConfigFile,
+    Host,
+    Issuer,
+    Jwks,
+    LogFormatOption,
+    OperatorIssuer,
+    Port,
+    SecretFile,
+    Store,
+    check_files,
+    settings,
+)
 
 __all__ = ["run_server", "serve"]
 
@@ -39,6 +52,10 @@ def serve(
     port: Port = None,
     store: Store = None,
     secret_file: SecretFile = None,
+    jwks: Jwks = None,
+    issuer: Issuer = (),
+    operator_issuer: OperatorIssuer = (),
+    audience: Audience = None,
     config: ConfigFile = None,
     log_format: LogFormatOption = None,
 ) -> int:
@@ -50,6 +67,12 @@ def serve(
         store=store,
         secret_file=None if secret_file is None else os.fspath(secret_file),
         log_format=log_format,
+        tokens={
+            "jwks": jwks,
+            "issuers": issuer,
+            "operator_issuers": operator_issuer,
+            "audience": audience,
+        },
     )
     check_files(chosen)
     configure(chosen)

@@ -25,6 +25,8 @@ def token(
         Parameter(negative=(), show_default=False, help="A role of the user's; may be given several times."),
     ] = (),
     tier: Annotated[str | None, Parameter(help="The user's tier.")] = None,
+    issuer: Annotated[str | None, Parameter(help="Who signs it, its `iss`.")] = None,
+    audience: Annotated[str | None, Parameter(help="Whom it is for, its `aud`.")] = None,
     lifetime: Annotated[float, Parameter(help="Seconds until the token expires.")] = 3600.0,
     secret_file: SecretFile = None,
 ) -> int:
@@ -32,6 +34,16 @@ def token(
     if not 0 < lifetime < float("inf"):
         raise Failure(f"--lifetime is {lifetime}; accepted: a number of seconds > 0", USAGE)
     secret = read_secret(secret_file)
-    signed = sign(secret, tenant=tenant, user=user, roles=role, tier=tier, lifetime=lifetime, clock=time.time)
+    signed = sign(
+        secret,
+        tenant=tenant,
+        user=user,
+        roles=role,
+        tier=tier,
+        issuer=issuer,
+        audience=audience,
+        lifetime=lifetime,
+        clock=time.time,
+    )
     sys.stdout.write(f"{signed}\n")
     return 0

@@ -21,7 +21,8 @@ import attrs
 import structlog
 import trio
 
-from wsrecover.access.tokens import Grant
+from wsrecover.access.authenticator import Credentials
+from wsrecover.access.claims import Grant
 from wsrecover.errors import CommandError, FrameError, TokenError, TokenExpired
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, decode_hello, encode
@@ -30,6 +31,7 @@ from wsrecover.transport.head import Request
 from wsrecover.transport.listener import Acceptance, Refusal
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
+from .proof import prove
 from .registry import Registry
 from .services import Services
 
@@ -71,8 +73,8 @@ class Admission:
         if SUBPROTOCOL not in request.subprotocols:
             return Refusal(400, f"Sec-WebSocket-Protocol must offer {SUBPROTOCOL}.\n")
         try:
-            token = _token(request)
-            grant = None if token is None else self._services.verifier.verify(token)
+            credentials = Credentials(_token(request), request.headers, request.peer)
+            grant = await self._services.authenticator.authenticate(credentials)
         except TokenError as error:
             return Refusal(401, f"{error}\n", (("WWW-Authenticate", 'Bearer error="invalid_token"'),))
         try:
@@ -111,7 +113,7 @@ class Admission:
                     scope.cancel()
 
                 await socket.run(take)
-            goodbye = self._introduce(socket, grant, messages)
+            goodbye = await self._introduce(socket, grant, messages)
         except trio.Cancelled:
             socket.kill()
             raise
@@ -124,7 +126,7 @@ class Admission:
         if goodbye is not None:
             await _part_from(socket, goodbye)
 
-    def _introduce(
+    async def _introduce(
         self, socket: ServerSocket, grant: Grant | None, messages: Sequence[str | bytes]
     ) -> Goodbye | None:
         """Attach the socket by its `hello`; or how to part from it."""
@@ -138,10 +140,13 @@ class Admission:
                 return Goodbye(
                     CloseCode.AUTHENTICATION_FAILED, "no token came, neither in the handshake nor in hello"
                 )
-            grant = grant or self._services.verifier.verify(hello.token or "")
+            grant = grant or await prove(self._services, hello.token or "", socket.peer)
         except FrameError as error:
             frame = ErrorFrame(error.code, error.message, field=error.field, ref=error.ref)
             return Goodbye(CloseCode.PROTOCOL_ERROR, error.message, frame)
+        except CommandError as error:
+            frame = ErrorFrame(error.code, error.message, retry_after=error.retry_after)
+            return Goodbye(CloseCode.TRY_AGAIN_LATER, error.message, frame)
         except TokenExpired as error:
             return Goodbye(CloseCode.TOKEN_EXPIRED, str(error))
         except TokenError as error:

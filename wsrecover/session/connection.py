@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, TypeVarTuple, Unpack
+from typing import Final, TypeVar, TypeVarTuple, Unpack
 
 import structlog
 import trio
 
-from wsrecover.access.tokens import Grant
+from wsrecover.access.claims import Grant
 from wsrecover.config import Limits, Timeouts
 from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError, TokenExpired
 from wsrecover.protocol.closecodes import CloseCode
@@ -53,12 +53,14 @@ from .commands import refusal
 from .delivery import Delivery
 from .entitled import entitled
 from .owner import Home
+from .proof import prove
 
 __all__ = ["Connection"]
 
 log = structlog.get_logger(__name__)
 
 Args = TypeVarTuple("Args")
+F = TypeVar("F")
 
 AUTH_NOTICE: Final = 60.0
 """Seconds before a token's expiry at which the client is asked for another."""
@@ -231,7 +233,7 @@ class Connection:
             case Ping():
                 self._delivery.control(Pong())
             case Auth():
-                self._authenticate(frame)
+                self._in_turn(self._authenticate, frame)
             case Bye():
                 self.close(CloseCode.NORMAL_CLOSURE, "bye")
             case Pong():
@@ -266,22 +268,42 @@ class Connection:
         except CommandError as error:
             self._delivery.control(refusal(send.id, error))
             return
-        before, self._last_begun = self._last_begun, trio.Event()
-        self._home.members.start(self._answer, send, before, self._last_begun)
+        self._in_turn(self._answer, send)
 
-    async def _answer(self, send: Send, before: trio.Event | None, begun: trio.Event) -> None:
+    def _in_turn(self, handle: Callable[[F, trio.Event], Awaitable[None]], frame: F) -> None:
+        """Handle a frame in a task of its own, which begins when the one before has."""
+        before, self._last_begun = self._last_begun, trio.Event()
+        self._home.members.start(self._handle, handle, frame, before, self._last_begun)
+
+    async def _handle(
+        self,
+        handle: Callable[[F, trio.Event], Awaitable[None]],
+        frame: F,
+        before: trio.Event | None,
+        begun: trio.Event,
+    ) -> None:
         # Tasks that start in one tick run in any order, and what a client says is to be logged in its own.
+        try:
+            if before is not None and not before.is_set():
+                await before.wait()
+            await handle(frame, begun)
+        finally:
+            begun.set()
+
+    async def _answer(self, send: Send, begun: trio.Event) -> None:
         # From here a command comes to the journal without a checkpoint, so that the next one queues behind.
-        if before is not None and not before.is_set():
-            await before.wait()
         begun.set()
         reply = await self._home.commands.answer(self.grant.principal, send)
         self._delivery.control(reply)
 
-    def _authenticate(self, auth: Auth) -> None:
+    async def _authenticate(self, auth: Auth, _: trio.Event) -> None:
+        """Exchange the grant. What the client says behind its `auth` is held to the new one."""
         principal = self.grant.principal
         try:
-            grant = self._services.verifier.verify(auth.token)
+            grant = await prove(self._services, auth.token, self.socket.peer)
+        except CommandError as error:
+            self._delivery.control(refusal(auth.id, error))
+            return
         except TokenError as error:
             expired = isinstance(error, TokenExpired)
             code = CloseCode.TOKEN_EXPIRED if expired else CloseCode.AUTHENTICATION_FAILED

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import attrs
 
-from wsrecover.access.tokens import TokenVerifier
+from wsrecover.access.authenticator import Authenticator
 from wsrecover.agents.app import App
 from wsrecover.config import Config
 from wsrecover.streams.journal import Journal
@@ -30,6 +30,6 @@ class Services:
     store: Store
     streams: Streams
     journal: Journal
-    verifier: TokenVerifier
+    authenticator: Authenticator
     clock: Callable[[], float]
     counts: Counter[str] = attrs.field(factory=Counter)

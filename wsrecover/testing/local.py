@@ -15,6 +15,7 @@ import attrs
 import orjson
 import trio
 
+from wsrecover.access.authenticator import Authenticator
 from wsrecover.access.tokens import sign
 from wsrecover.agents.app import App
 from wsrecover.config import Config
@@ -176,6 +177,7 @@ async def local_server(
     app: App | None = None,
     config: Config | None = None,
     *,
+    authenticator: Authenticator | None = None,
     wall_clock: Callable[[], float] = time.time,
     **settings: Any,
 ) -> AsyncIterator[LocalServer]:
@@ -187,6 +189,7 @@ async def local_server(
     given = {"port": 0, "store": "memory", "secret": SECRET, **settings}
     config = attrs.evolve(config or Config(), **given)
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(partial(serve, app or App(), config, wall_clock=wall_clock))
+        run = partial(serve, app or App(), config, authenticator=authenticator, wall_clock=wall_clock)
+        server = await nursery.start(run)
         yield LocalServer(server, config, given["secret"], wall_clock)
         nursery.cancel_scope.cancel()

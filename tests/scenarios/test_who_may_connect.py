@@ -1,0 +1,157 @@
+"""S03, A1 and A2: whose tokens are accepted, seen from outside."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import orjson
+import pytest
+import trio
+from figures import Figure
+from forgery import AUDIENCE, CLAIMS, ISSUER, NOW, Mint, forged, valid
+from serving import frames_until_closed
+
+from wsrecover.access import Credentials, Grant, Principal
+from wsrecover.config import Tokens
+from wsrecover.errors import HandshakeRefused, TokenError
+from wsrecover.testing import LocalServer, local_server
+
+
+@pytest.fixture(scope="module")
+def mint() -> Mint:
+    return Mint()
+
+
+@pytest.fixture
+async def local(mint: Mint, tmp_path: Path) -> AsyncIterator[LocalServer]:
+    """Its keys come from a file alone; its time stands still."""
+    file = tmp_path / "jwks.json"
+    file.write_bytes(orjson.dumps(mint.key_set()))
+    tokens = Tokens(jwks=str(file), issuers=(ISSUER,), audience=AUDIENCE, operator_issuers=())
+    async with local_server(tokens=tokens, secret=None, wall_clock=lambda: NOW) as server:
+        yield server
+
+
+async def status(local: LocalServer, token: str) -> int:
+    """The status with which the upgrade is answered; a refusal shows nothing of the token."""
+    try:
+        async with local.peer(token=token) as peer:
+            await peer.until("welcome")
+            return 101
+    except HandshakeRefused as error:
+        refused = error
+    assert not any(part in refused.body for part in token.split(".") if len(part) > 8)
+    return refused.status
+
+
+async def test_s03_no_forged_token_is_accepted_and_no_valid_one_refused(
+    local: LocalServer, mint: Mint, figure: Figure
+) -> None:
+    fetched: list[trio.SocketStream] = []
+
+    async def note(stream: trio.SocketStream) -> None:
+        fetched.append(stream)
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, note, [listener])
+        bad, good = list(forged(mint, f"http://127.0.0.1:{port}/jwks")), list(valid(mint))
+        answers = {name: await status(local, token) for name, token in bad}
+        refused = [name for name, token in good if await status(local, token) != 101]
+        nursery.cancel_scope.cancel()
+    accepted = [name for name, answer in answers.items() if answer == 101]
+    figure("S03 A1 A2", f"of {len(bad)} forged tokens, accepted", len(accepted))
+    figure("S03 A1 A2", f"of {len(good)} valid tokens, refused", len(refused))
+    figure("A1", "keys fetched because a token said so", len(fetched))
+    assert (accepted, refused, fetched) == ([], [], [])
+    assert {name for name, answer in answers.items() if answer not in (400, 401, 431)} == set()
+    assert len(bad) == len(answers) >= 150
+    assert len(good) >= 40
+
+
+async def test_s03_what_is_forged_is_refused_in_hello_too(local: LocalServer, mint: Mint) -> None:
+    tokens = [
+        token for name, token in forged(mint, "http://127.0.0.1:9") if name.startswith(("alg", "HS256"))
+    ]
+    assert len(tokens) > 20
+    for token in tokens:
+        async with local.stranger() as peer:
+            await peer.send({"op": "hello", "client": "c1", "token": token})
+            frames, code = await frames_until_closed(peer)
+            assert ([frame["op"] for frame in frames], code) == ([], 4501)
+
+
+async def test_s03_the_role_operator_is_dropped_where_the_issuer_is_not_named(
+    mint: Mint, tmp_path: Path
+) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_bytes(orjson.dumps(mint.key_set()))
+    tokens = Tokens(jwks=str(file), operator_issuers=(ISSUER,))
+    claims = {**CLAIMS, "roles": ["operator", "service"]}
+    async with local_server(tokens=tokens, secret=None, wall_clock=lambda: NOW) as local:
+        for issuer, roles in [
+            (ISSUER, ["operator", "service"]),
+            (ISSUER + "x", ["service"]),
+            (None, ["service"]),
+        ]:
+            token = mint.token("RS256", {**claims, "iss": issuer})
+            async with local.peer(token=token) as peer:
+                assert (await peer.frame())["principal"]["roles"] == roles
+
+
+async def test_s03_claims_have_the_names_that_the_settings_give_them(mint: Mint, tmp_path: Path) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_bytes(orjson.dumps(mint.key_set()))
+    tokens = Tokens(
+        jwks=str(file),
+        user_claim="https://acme.example/uid",
+        tenant="only",
+        roles_claim="realm_access.roles",
+        tier_claim="plan",
+    )
+    claims = {
+        "exp": NOW + 60,
+        "sub": "not this",
+        "https://acme.example/uid": "ada",
+        "realm_access": {"roles": ["b", "a"]},
+        "plan": "free",
+    }
+    async with (
+        local_server(tokens=tokens, secret=None, wall_clock=lambda: NOW) as local,
+        local.peer(token=mint.token("ES256", claims)) as peer,
+    ):
+        principal = (await peer.frame())["principal"]
+    assert principal == {"tenant": "only", "user": "ada", "roles": ["a", "b"], "tier": "free"}
+
+
+class ByCookie:
+    """What an embedder may bring: sessions of its own, by a cookie, and API keys in `hello` or `auth`."""
+
+    async def authenticate(self, credentials: Credentials) -> Grant | None:
+        await trio.lowlevel.checkpoint()
+        if credentials.token is not None:
+            if credentials.token != "key of grace":
+                raise TokenError("there is no such key")
+            return Grant(Principal("acme", "grace"), NOW + 60)
+        if credentials.headers.get("Cookie") != "sid=of-ada":
+            return None
+        return Grant(Principal("acme", "ada", ("service",)), NOW + 60)
+
+
+async def test_s03_an_embedder_may_decide_by_a_cookie_or_a_key() -> None:
+    async with local_server(authenticator=ByCookie(), secret=None, wall_clock=lambda: NOW) as local:
+        async with local.stranger(headers={"Cookie": "sid=of-ada"}) as ada:
+            await ada.send({"op": "hello", "client": "c1"})
+            assert (await ada.frame())["principal"]["user"] == "ada"
+        async with local.stranger(headers={"Cookie": "sid=of-nobody"}) as grace:
+            await grace.send({"op": "hello", "client": "c1", "token": "key of grace"})
+            assert (await grace.frame())["principal"]["user"] == "grace"
+            await grace.send({"op": "auth", "id": "a1", "token": "key of grace"})
+            assert (await grace.until("reply"))[-1]["status"] == "ok"
+            await grace.send({"op": "auth", "id": "a2", "token": "another key"})
+            assert (await frames_until_closed(grace))[1] == 4501
+        async with local.stranger(headers={"Cookie": "sid=of-nobody"}) as nobody:
+            await nobody.send({"op": "hello", "client": "c1"})
+            assert (await frames_until_closed(nobody))[1] == 4501
