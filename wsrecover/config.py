@@ -82,6 +82,10 @@ class Timeouts:
     """The longest a run may take; None: agents work as long as they need."""
     drain: float = attrs.field(default=10.0, validator=seconds(zero=True))
     """From the order to stop until all connections are closed: the usual supervisors kill after 10 to 30."""
+    drain_retry_after: float = attrs.field(default=1.0, validator=seconds(zero=True))
+    """What clients wait at least when the server stops: a process that is replaced is back in a second."""
+    drain_jitter: float = attrs.field(default=5.0, validator=seconds(zero=True))
+    """The random part on top: 5,000 clients come back at 1,000 a second, a quarter of a core."""
     token_leeway: float = attrs.field(default=30.0, validator=seconds(zero=True))
     """A token counts until `exp` plus this: clocks differ, and a refresh takes a moment."""
     store: float = attrs.field(default=30.0, validator=seconds())

@@ -33,6 +33,7 @@ from .protocol import codec
 from .protocol.cursor import Position
 from .protocol.fields import MAX_ID, is_id
 from .session.admission import Admission
+from .session.drain import drain
 from .session.heartbeat import sweep
 from .session.registry import Registry, RegistryStatistics
 from .session.services import Services
@@ -68,11 +69,16 @@ class Server:
     """A running server, as the program that embeds it sees it. `addresses` are (host, port)."""
 
     def __init__(
-        self, services: Services, registry: Registry, addresses: tuple[tuple[str, int], ...]
+        self,
+        services: Services,
+        registry: Registry,
+        addresses: tuple[tuple[str, int], ...],
+        stop_accepting: Callable[[], object],
     ) -> None:
         self.addresses = addresses
         self.registry = registry
         self._services = services
+        self._stop_accepting = stop_accepting
 
     @property
     def url(self) -> str:
@@ -125,6 +131,17 @@ class Server:
         await runs.start(execution)
         return execution.run.id
 
+    async def drain(self) -> None:
+        """Stop accepting, and ask every client to reconnect elsewhere or later: `drain`, then 4000.
+
+        The closes are spread out, and over `timeouts.drain` seconds from now at the latest: whoever has not
+        answered by then is cut. Runs go on, and are logged, until `serve` is cancelled, which is what comes
+        next. Calling it again waits as well. Cancelled: no connection is accepted any more, and those whose
+        turn has not come stay open.
+        """
+        self._stop_accepting()
+        await drain(self.registry, self._services)
+
     def statistics(self) -> ServerStatistics:
         """Counts, without waiting."""
         return ServerStatistics(
@@ -146,9 +163,11 @@ async def serve(
 
     Raises `ConfigError`, `StoreError` or `TransportError` where a part cannot start, in no group.
 
-    Cancelling it ends the runs with `server_stopped` and closes the connections (1001), commits what was
-    accepted, and closes the store. That takes a moment; on a store that hangs, the runs have 5 s for their
-    last words, the journal `timeouts.drain` and the store `timeouts.store` seconds.
+    Cancelling it tells all connections at once to come back later (`drain`, 4000), ends the runs with
+    `server_stopped`, commits what was accepted, and closes the store. That takes a moment: peers that do not
+    answer their close have 2 s; on a store that hangs, the runs have 5 s for their last words, the journal
+    `timeouts.drain` and the store `timeouts.store` seconds. To stop without sending all clients to the next
+    server in one moment, wait for `Server.drain` first; `wsrecover serve` does so on SIGTERM.
 
     `authenticator` decides who is let in; None: tokens, as `Config.tokens` says. `wall_clock` gives unix
     seconds. Where the program has not configured structlog, this does it
@@ -203,8 +222,11 @@ async def _start(nursery: trio.Nursery, services: Services, context: ssl.SSLCont
     registry = Registry(nursery, services)
     nursery.start_soon(sweep, registry, services)
     admission = Admission(nursery, registry, services)
-    addresses = await nursery.start(partial(_listen, services.config, admission.answer, ssl_context=context))
-    return Server(services, registry, tuple(addresses))
+    accepting = trio.CancelScope()
+    addresses = await nursery.start(
+        partial(_listen, services.config, admission.answer, accepting, ssl_context=context)
+    )
+    return Server(services, registry, tuple(addresses), accepting.cancel)
 
 
 @asynccontextmanager
@@ -270,11 +292,12 @@ async def _run_journal(
 async def _listen(
     config: Config,
     answer: Callable[[Request], Awaitable[Refusal | Acceptance]],
+    accepting: trio.CancelScope,
     *,
     ssl_context: ssl.SSLContext | None,
     task_status: trio.TaskStatus[list[tuple[str, int]]],
 ) -> None:
-    with ExitStack() as stack:
+    with ExitStack() as stack, accepting:
         listeners = [stack.enter_context(one) for one in await open_listeners(config.host, config.port)]
         await serve_sockets(
             listeners,

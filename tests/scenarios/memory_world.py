@@ -56,6 +56,6 @@ async def memory_world(app: App | None = None, **settings: Any) -> AsyncIterator
             max_under_way=limits.handshakes,
         )
         network = MemoryNetwork(nursery, handshakes.shake)
-        server = Server(services, registry, (("memory", 80),))
+        server = Server(services, registry, (("memory", 80),), network.refuse)
         yield MemoryWorld(LocalServer(server, config, SECRET, clock), network, services, registry)
         nursery.cancel_scope.cancel()

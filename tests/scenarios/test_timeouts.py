@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import trio
+from memory_world import MemoryWorld, memory_world
+from serving import frames_until_closed
 from trio.testing import MockClock
 
 from wsrecover.agents import App, Run
+from wsrecover.config import Timeouts
 from wsrecover.errors import ConnectionClosed
 from wsrecover.testing import LocalServer, Peer, local_server
 
@@ -161,3 +164,112 @@ async def test_e08_one_that_reads_nothing_is_cut_with_4002_and_misses_nothing(
             if frame["op"] == "event" or (frame["op"] == "part" and frame["offset"] == 0):
                 assert frame["seq"] == last + 1
                 last = frame["seq"]
+
+
+DRAIN = Timeouts(drain=1.0, drain_retry_after=3.0, drain_jitter=7.0)
+
+
+class Tab:
+    """A client that reads to its end, and what it was told then."""
+
+    def __init__(self, world: MemoryWorld, name: str) -> None:
+        self.name = name
+        self.last: dict[str, Any] = {}
+        self.code = 0
+        self.ended_at = 0.0
+        self._world = world
+
+    async def read(self, *, task_status: trio.TaskStatus[None]) -> None:
+        async with self._world.local.peer(client=self.name, dial=self._world.network.dial) as peer:
+            await peer.until("live")
+            task_status.started()
+            try:
+                while True:
+                    self.last = await peer.frame()
+            except ConnectionClosed as closed:
+                self.code, self.ended_at = closed.code, trio.current_time()
+
+
+async def test_e08_drain_tells_each_connection_when_to_come_back_and_closes_one_after_the_other(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    async with memory_world(timeouts=DRAIN) as world:
+        tabs = [Tab(world, f"tab {n}") for n in range(50)]
+        for tab in tabs:
+            await nursery.start(tab.read)
+        begun = trio.current_time()
+        await world.local.server.drain()
+        assert trio.current_time() - begun < 0.1
+        assert world.local.server.statistics().sessions.counts["closed.4000"] == len(tabs)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(ConnectionRefusedError):
+            await world.network.dial("memory", 80)
+    assert {tab.code for tab in tabs} == {4000}
+    told = {"op": "drain", "retry_after": 3.0, "jitter": 7.0}
+    assert [tab.last for tab in tabs] == [told] * len(tabs)
+    assert [tab.ended_at - begun for tab in tabs] == pytest.approx([n / 1000 for n in range(50)])
+
+
+@pytest.mark.parametrize("stalled", [False, True], ids=["does not answer", "does not read"])
+async def test_e08_a_peer_that_does_not_take_part_holds_the_drain_no_longer_than_its_time(
+    autojump_clock: MockClock, nursery: trio.Nursery, stalled: bool
+) -> None:
+    async with memory_world(timeouts=DRAIN) as world, world.local.peer(dial=world.network.dial) as deaf:
+        await deaf.until("live")
+        if stalled:
+            for _ in range(10):
+                await world.local.server.publish("acme", "ada", "noted", {"pad": "x" * 30_000})
+        tab = Tab(world, "well-behaved")
+        await nursery.start(tab.read)
+        begun = trio.current_time()
+        await world.local.server.drain()
+        assert trio.current_time() - begun == pytest.approx(DRAIN.drain)
+        assert (tab.code, tab.last["op"]) == (4000, "drain")
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.local.server.statistics().sessions.connections == 0
+        if stalled:
+            with pytest.raises(ConnectionClosed):
+                await deaf.send({"op": "ping"})
+        else:
+            assert await ended(deaf) == 4000
+
+
+async def test_e08_one_with_a_backlog_is_told_behind_what_is_on_its_way(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    async with memory_world(timeouts=DRAIN) as world, world.local.peer(dial=world.network.dial) as slow:
+        await slow.until("live")
+        for _ in range(10):
+            await world.local.server.publish("acme", "ada", "noted", {"pad": "x" * 30_000})
+        nursery.start_soon(world.local.server.drain)
+        await trio.testing.wait_all_tasks_blocked()
+        *seen, last = (await frames_until_closed(slow))[0]
+        assert {frame["op"] for frame in seen} == {"event"}
+        assert last == {"op": "drain", "retry_after": 3.0, "jitter": 7.0}
+
+
+async def test_e08_one_that_comes_while_the_server_drains_is_sent_away_with_the_same_words(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    async with (
+        memory_world(timeouts=DRAIN) as world,
+        world.local.stranger(dial=world.network.dial) as late,
+    ):
+        await trio.testing.wait_all_tasks_blocked()
+        await world.local.server.drain()
+        await late.send({"op": "hello", "client": "late", "token": world.local.token()})
+        assert await late.frame() == {"op": "drain", "retry_after": 3.0, "jitter": 7.0}
+        assert await ended(late) == 4000
+
+
+async def test_e08_a_server_that_is_cancelled_says_the_same_to_all_at_once(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    async with memory_world(timeouts=DRAIN) as world:
+        tabs = [Tab(world, f"tab {n}") for n in range(50)]
+        for tab in tabs:
+            await nursery.start(tab.read)
+        begun = trio.current_time()
+    await trio.testing.wait_all_tasks_blocked()
+    assert {(tab.code, tab.last["op"]) for tab in tabs} == {(4000, "drain")}
+    assert trio.current_time() == begun

@@ -232,6 +232,18 @@ class TestClosing:
                 await server.sockets[0].aclose(4000, "drain", timeout=60)
         assert await client.rest() == b""
 
+    async def test_aclose_sends_what_was_pending_and_then_the_close(self, nursery: trio.Nursery) -> None:
+        near, far = memory_pipe_pair(capacity=100)
+        sock = ServerSocket(Outbox(near), "test", max_message_bytes=1 << 16)
+        assert sock.offer(b"x" * 1000)
+        nursery.start_soon(partial(sock.aclose, 4000, timeout=60))
+        got = b""
+        with trio.fail_after(5):
+            while len(got) < len(text_frame(b"x" * 1000)) + 4:
+                got += await far.receive_some(1000)
+        assert got == text_frame(b"x" * 1000) + b"\x88\x02" + struct.pack("!H", 4000)
+        far.close()
+
     async def test_a_cancelled_aclose_closes_all_the_same(self) -> None:
         pipe, _ = memory_pipe_pair()
         sock = ServerSocket(Outbox(pipe), "test", max_message_bytes=100)

@@ -7,7 +7,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import structlog
@@ -83,10 +83,17 @@ def serve(
 async def run_server(app: App, config: Config, on_ready: Callable[[Server], object] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once.
 
-    `on_ready` is called once the server listens. Cancelling drains too.
+    `on_ready` is called once the server listens. Cancelling stops it as it stops `wsrecover.serve`.
     """
+    server: Server | None = None
     async with trio.open_nursery() as nursery:
-        await nursery.start(_stop_on_signal, nursery.cancel_scope)
+
+        async def stop() -> None:
+            if server is not None:
+                await server.drain()
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(_on_signal, stop)
         try:
             server = await nursery.start(wsrecover.server.serve, app, config)
         except* TransportError as group:
@@ -100,14 +107,14 @@ async def run_server(app: App, config: Config, on_ready: Callable[[Server], obje
     log.info("stopped")
 
 
-async def _stop_on_signal(
-    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+async def _on_signal(
+    stop: Callable[[], Awaitable[None]], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         number = await anext(signals)
     log.info("stopping", signal=signal.Signals(number).name)
-    scope.cancel()
+    await stop()
 
 
 def load_app(name: str) -> App:

@@ -26,7 +26,7 @@ from wsrecover.access.claims import Grant
 from wsrecover.errors import CommandError, FrameError, TokenError, TokenExpired
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, decode_hello, encode
-from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, ErrorFrame, Hello
+from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, Drain, ErrorFrame, Hello
 from wsrecover.transport.head import Request
 from wsrecover.transport.listener import Acceptance, Refusal
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
@@ -51,7 +51,7 @@ class Goodbye:
 
     code: int
     reason: str
-    frame: ErrorFrame | None = None
+    frame: ErrorFrame | Drain | None = None
 
 
 class Admission:
@@ -91,6 +91,9 @@ class Admission:
     def _attach(
         self, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()
     ) -> None:
+        if self._registry.draining:
+            self._nursery.start_soon(_part_from, socket, self._farewell())
+            return
         try:
             self._registry.of(grant.principal).attach(socket, grant, hello, early)
         except CommandError as error:
@@ -115,6 +118,7 @@ class Admission:
                 await socket.run(take)
             goodbye = await self._introduce(socket, grant, messages)
         except trio.Cancelled:
+            _say(socket, self._farewell())
             socket.kill()
             raise
         except Exception:
@@ -125,6 +129,9 @@ class Admission:
             self._waiting -= 1
         if goodbye is not None:
             await _part_from(socket, goodbye)
+
+    def _farewell(self) -> Goodbye:
+        return Goodbye(CloseCode.DRAIN, "the server stops", self._services.farewell)
 
     async def _introduce(
         self, socket: ServerSocket, grant: Grant | None, messages: Sequence[str | bytes]
@@ -159,9 +166,14 @@ class Admission:
         return [frame for message in messages for frame in decode_client(message, max_bytes=limit)]
 
 
-async def _part_from(socket: ServerSocket, goodbye: Goodbye) -> None:
+def _say(socket: ServerSocket, goodbye: Goodbye) -> None:
     if goodbye.frame is not None:
-        socket.offer(encode(goodbye.frame))
+        socket.put(encode(goodbye.frame))
+    socket.close_nowait(goodbye.code, goodbye.reason)
+
+
+async def _part_from(socket: ServerSocket, goodbye: Goodbye) -> None:
+    _say(socket, goodbye)
     await socket.aclose(goodbye.code, goodbye.reason, timeout=CLOSE_TIMEOUT)
 
 

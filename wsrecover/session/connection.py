@@ -89,6 +89,7 @@ class Connection:
         self._asked_at = -math.inf
         self._asked_for_token = False
         self._last_begun: trio.Event | None = None
+        self._closed: trio.Event | None = None
         self._alive = trio.CancelScope()
         self._entitled = trio.CancelScope(deadline=self._expiry())
         wanted = None if hello.threads is None else frozenset(hello.threads)
@@ -100,7 +101,7 @@ class Connection:
         return self._delivery.lagging
 
     async def run(self, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()) -> None:
-        """Serve until the connection ends. Cancelling it closes with 1001; the socket is closed then too."""
+        """Serve until the connection ends and its socket is closed. Cancelled, it ends as by `drain`."""
         try:
             with self._entitled, self._alive:
                 await self._serve(hello, early)
@@ -109,13 +110,15 @@ class Connection:
             self._ending = ConnectionClosed(CloseCode.INTERNAL_ERROR, "internal error")
             raise
         finally:
-            ending = self._ending or ConnectionClosed(CloseCode.GOING_AWAY, "the server stops")
+            ending = self._ending or self.drain()
             self._delivery.end()
             self._home.detach(self.client, self)
             self._services.counts[f"closed.{ending.code}"] += 1
             with trio.move_on_after(CLOSE_TIMEOUT + 1, shield=True):
                 await self.socket.aclose(ending.code, ending.reason, timeout=CLOSE_TIMEOUT)
             self.socket.kill()
+            if self._closed is not None:
+                self._closed.set()
 
     def _end_by_deadline(self) -> None:
         if self._ending is None and self._entitled.cancelled_caught:
@@ -200,6 +203,22 @@ class Connection:
         self._delivery.end()
         self._alive.cancel()
 
+    def drain(self) -> ConnectionClosed:
+        """End the connection because the server stops, with a word when to come back; at once says how."""
+        ending = self._ending
+        if ending is None:
+            ending = ConnectionClosed(CloseCode.DRAIN, "the server stops")
+            self._last_word(self._services.farewell)
+            self.socket.close_nowait(ending.code, ending.reason)
+            self.close(ending.code, ending.reason)
+        return ending
+
+    async def wait_closed(self) -> None:
+        """Wait until the socket is closed. Cancelling is safe."""
+        if not self.socket.outbox.closed:
+            self._closed = self._closed or trio.Event()
+            await self._closed.wait()
+
     def kill(self) -> None:
         """End a connection whose socket is gone. Returns at once."""
         self.close(CloseCode.ABNORMAL_CLOSURE, "the socket broke")
@@ -250,8 +269,8 @@ class Connection:
             self.close(error.close, error.message)
 
     def _last_word(self, frame: ServerFrame) -> None:
-        """Tell why, as far as the socket takes it, before a close."""
-        self.socket.offer(encode(frame))
+        """Tell why, behind what is on its way, before a close."""
+        self.socket.put(encode(frame))
 
     def _acknowledge(self, ack: Ack) -> None:
         for name, seq in ack.pos.items():

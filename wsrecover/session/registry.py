@@ -32,12 +32,14 @@ class Registry:
 
     A session is made by the first who asks for it and forgets itself, in one step with its end, when it was
     idle for `timeouts.linger` seconds. So whoever gets one may start work in it until the next checkpoint.
+    Once it is `draining`, nobody attaches a connection any more.
     """
 
     def __init__(self, nursery: trio.Nursery, services: Services) -> None:
         self._nursery = nursery
         self._services = services
         self._sessions: dict[tuple[str, str], Session] = {}
+        self.draining = False
 
     @property
     def sessions(self) -> Mapping[tuple[str, str], Session]:

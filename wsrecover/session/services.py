@@ -10,6 +10,7 @@ import attrs
 from wsrecover.access.authenticator import Authenticator
 from wsrecover.agents.app import App
 from wsrecover.config import Config
+from wsrecover.protocol.frames import Drain
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Store
@@ -33,3 +34,9 @@ class Services:
     authenticator: Authenticator
     clock: Callable[[], float]
     counts: Counter[str] = attrs.field(factory=Counter)
+
+    @property
+    def farewell(self) -> Drain:
+        """What clients are told when the server stops."""
+        timeouts = self.config.timeouts
+        return Drain(retry_after=timeouts.drain_retry_after, jitter=timeouts.drain_jitter)

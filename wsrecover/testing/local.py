@@ -149,9 +149,11 @@ class LocalServer:
         token = token or self.token(user, tenant=tenant, roles=roles, tier=tier)
         return self._connected({"Authorization": f"Bearer {token}"}, client, dial, hello)
 
-    def stranger(self, *, headers: dict[str, str] | None = None) -> AbstractAsyncContextManager[Peer]:
+    def stranger(
+        self, *, headers: dict[str, str] | None = None, dial: Dial = dial_tcp
+    ) -> AbstractAsyncContextManager[Peer]:
         """A raw peer that has said nothing yet."""
-        return self._connected(headers or {}, None, dial_tcp, None)
+        return self._connected(headers or {}, None, dial, None)
 
     @asynccontextmanager
     async def _connected(

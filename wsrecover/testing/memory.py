@@ -138,6 +138,10 @@ class MemoryNetwork:
         self._nursery.start_soon(self._shake, theirs, f"memory:{len(self.connections)}")
         return ours
 
+    def refuse(self) -> None:
+        """Take no more connections, as a server whose listener is closed."""
+        self.refusing = True
+
     def cut(self) -> None:
         """Reset every connection."""
         for pipe in self.connections:

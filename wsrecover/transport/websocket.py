@@ -154,11 +154,12 @@ class _Engine(WebSocketConnection):
         """The peer's close frame; or, where the state is still open, wsproto's verdict on what it sent."""
         how = ConnectionClosed(int(event.code), event.reason or "")
         state = self._wsproto.state
-        if state is ConnectionState.REMOTE_CLOSING:
-            await self._send(event.response())
-        elif state is ConnectionState.OPEN:
+        if state is ConnectionState.OPEN:
             self.close(how.code, how.reason)
         self.end(how)
+        # Last, for a peer that no longer takes our answer has said how it ends all the same.
+        if state is ConnectionState.REMOTE_CLOSING:
+            await self._send(event.response())
 
     def _take(self, event: TextMessage | BytesMessage, deliver: Callable[[Message], None]) -> None:
         if not self.open:
@@ -213,6 +214,10 @@ class ServerSocket:
         """Frame `payload` (UTF-8) as one text message and offer it: all or nothing, see `Outbox.offer`."""
         return self.outbox.offer(text_frame(payload))
 
+    def put(self, payload: bytes) -> bool:
+        """Frame `payload` (UTF-8) as one text message and queue it behind what is pending: a last word."""
+        return self.outbox.put(text_frame(payload))
+
     async def run(
         self, on_message: Callable[[Message], None], *, on_bytes: Callable[[], None] | None = None
     ) -> ConnectionClosed:
@@ -259,6 +264,12 @@ class ServerSocket:
         """
         try:
             self._close(code, reason, timeout)
+            with (
+                trio.CancelScope(deadline=self._deadline),
+                suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
+                # Whoever sent what is pending may have been told to stop, and our close lies behind it.
+                await self.outbox.drain()
             if self._scope is None:
                 await self.run(_discard)
             else:
