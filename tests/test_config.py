@@ -12,10 +12,20 @@ import attrs
 import pytest
 
 from wsrecover import config, config_access
-from wsrecover.config import TABLES, Config, Limits, Retention, Timeouts, Tokens, default_store, load_config
+from wsrecover.config import (
+    TABLES,
+    Config,
+    Limits,
+    Origins,
+    Retention,
+    Timeouts,
+    Tokens,
+    default_store,
+    load_config,
+)
 from wsrecover.errors import ConfigError
 
-CLASSES = (Config, Limits, Retention, Timeouts, Tokens)
+CLASSES = (Config, Limits, Origins, Retention, Timeouts, Tokens)
 
 
 def written(folder: Path, text: str) -> Path:

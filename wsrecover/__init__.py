@@ -8,7 +8,7 @@ from __future__ import annotations
 from .access import Authenticator, Credentials, Grant, Principal
 from .agents import AgentError, App, Run
 from .client import Changed, ClientSession, Ephemeral, Event, Forgotten, Gap, Position, Snapshot, connect
-from .config import Config, Limits, Retention, Timeouts, Tokens
+from .config import Config, Limits, Origins, Retention, Timeouts, Tokens
 from .errors import (
     CommandError,
     ConfigError,
@@ -40,6 +40,7 @@ __all__ = [
     "Grant",
     "InvalidEvent",
     "Limits",
+    "Origins",
     "Position",
     "Principal",
     "Retention",

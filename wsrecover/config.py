@@ -4,6 +4,7 @@
 
     Config ─┬─ timeouts             Timeouts   seconds
             ├─ tokens               Tokens     whose tokens are accepted
+            ├─ origins              Origins    which pages may connect
             ├─ limits               Limits     bytes and counts
             ├─ retention            Retention  of each user's stream
             └─ retention_broadcast  Retention  of each broadcast stream
@@ -23,7 +24,7 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 import attrs
 import cattrs
 
-from .config_access import Tokens
+from .config_access import Origins, Tokens
 from .config_checks import count, instance_of, one_of, seconds, size, text
 from .errors import ConfigError
 
@@ -32,6 +33,7 @@ __all__ = [
     "Limits",
     "LogFormat",
     "LogLevel",
+    "Origins",
     "Retention",
     "Timeouts",
     "Tokens",
@@ -46,7 +48,7 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 SECRET_BYTES: Final = 32
 """The shortest secret: RFC 7518, section 3.2, asks HS256 for a key of at least its hash's size."""
 
-TABLES: Final = ("timeouts", "tokens", "limits", "retention", "retention_broadcast")
+TABLES: Final = ("timeouts", "tokens", "origins", "limits", "retention", "retention_broadcast")
 """The fields of `Config` that have fields of their own."""
 
 
@@ -191,6 +193,7 @@ class Config:
 
     timeouts: Timeouts = attrs.field(factory=Timeouts, validator=instance_of(Timeouts))
     tokens: Tokens = attrs.field(factory=Tokens, validator=instance_of(Tokens))
+    origins: Origins = attrs.field(factory=Origins, validator=instance_of(Origins))
     limits: Limits = attrs.field(factory=Limits, validator=instance_of(Limits))
     retention: Retention = attrs.field(factory=Retention, validator=instance_of(Retention))
     """Of each user's stream."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import attrs
 
-from .config_checks import refuse, text, texts, tuple_of
+from .config_checks import flag, refuse, text, texts, tuple_of
 
-__all__ = ["Tokens"]
+__all__ = ["Origins", "Tokens"]
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -67,3 +68,48 @@ class Tokens:
     """RFC 9068, section 2.2.3.1; a list of strings."""
     tier_claim: str = attrs.field(default="tier", validator=_CLAIM)
     """There is no registered name."""
+
+
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+def _origins(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    accepted = "a list of origins as browsers send them, such as https://app.example or http://localhost:3000"
+    if not isinstance(value, tuple):
+        refuse(instance, attribute, f"is {value!r}", accepted)
+    for origin in value:
+        if not isinstance(origin, str) or not _is_origin(origin):
+            refuse(instance, attribute, f"holds {origin!r}", accepted)
+
+
+def _is_origin(text: str) -> bool:
+    scheme, there, authority = text.partition("://")
+    try:
+        port = urlsplit(text).port
+    except ValueError:
+        return False
+    return (
+        bool(there and authority and _SCHEME.fullmatch(scheme))
+        and text == text.lower()
+        and text.isascii()
+        and not any(char in authority for char in "/?#@* ,")
+        and (port is None or port != _DEFAULT_PORTS.get(scheme))
+        and not authority.endswith(":")
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Origins:
+    """Which web pages may connect. A browser tells each page's origin, and a page cannot change it."""
+
+    section: ClassVar[str] = "origins"
+
+    allowed: tuple[str, ...] = attrs.field(default=(), converter=tuple_of, validator=_origins)
+    """Scheme, host and port, exactly; no patterns, for a pattern is how others get in."""
+    same_host: bool = attrs.field(default=True, validator=flag())
+    """Pages from the host and port that they connect to: what a server serves itself."""
+    null: bool = attrs.field(default=False, validator=flag())
+    """Pages without an origin: local files, and the sandboxed frames of anybody."""
+    missing: bool = attrs.field(default=True, validator=flag())
+    """Peers that send no Origin: no browser is among them, and every other client is."""

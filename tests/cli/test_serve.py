@@ -111,6 +111,7 @@ class TestStartUpFailures:
             ),
             (("--jwks", "http://login.example/"), "tokens.jwks: is 'http://login.example/'"),
             (("--jwks", "https://u:p@login.example/"), "tokens.jwks: holds a user name or a fragment"),
+            (("--origin", "https://*.example"), "origins.allowed: holds 'https://*.example'"),
             (("--audience", ""), "tokens.audience: is ''"),
             (("--issuer", "a", "--issuer", ""), "tokens.issuers: is ('a', '')"),
         ],

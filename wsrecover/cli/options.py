@@ -28,6 +28,7 @@ __all__ = [
     "Jwks",
     "LogFormatOption",
     "OperatorIssuer",
+    "Origin",
     "Port",
     "SecretFile",
     "Store",
@@ -93,6 +94,15 @@ OperatorIssuer: TypeAlias = Annotated[
         negative=(), show_default=False, help="An `iss` whose tokens may carry the role operator; likewise."
     ),
 ]
+Origin: TypeAlias = Annotated[
+    tuple[str, ...],
+    Parameter(
+        negative=(),
+        show_default=False,
+        help="A page's origin, such as https://app.example, that may connect beside those of the same host; "
+        "likewise.",
+    ),
+]
 Audience: TypeAlias = Annotated[str | None, Parameter(help="What `aud` must be or contain.")]
 TokenText: TypeAlias = Annotated[
     str | None,
@@ -104,17 +114,19 @@ TokenFile: TypeAlias = Annotated[
 ]
 
 
-def settings(config_file: Path | None, *, tokens: Mapping[str, Any] | None = None, **given: Any) -> Config:
-    """The settings of the file, if there is one, with the options that were given, also for their table
-    `tokens`. None and the empty tuple stand for an option that was not given."""
+def settings(
+    config_file: Path | None, *, tables: Mapping[str, Mapping[str, Any]] | None = None, **given: Any
+) -> Config:
+    """The settings of the file, if there is one, with the options that were given; `tables` are those of
+    its tables, by name. None and the empty tuple stand for an option that was not given."""
     try:
         config = load_config(config_file) if config_file else Config()
     except ConfigError as error:
         problem = error.problem if error.field == "config" else f"{config_file}: {error}"
         raise Failure(f"config: {problem}", USAGE) from error
-    said = {name: value for name, value in (tokens or {}).items() if value not in (None, ())}
-    if said:
-        config = config.evolve(tokens=attrs.evolve(config.tokens, **said))
+    for table, options in (tables or {}).items():
+        said = {name: value for name, value in options.items() if value not in (None, ())}
+        config = config.evolve(**{table: attrs.evolve(getattr(config, table), **said)})
     return config.evolve(**{name: value for name, value in given.items() if value is not None})
 
 

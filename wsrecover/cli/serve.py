@@ -30,6 +30,7 @@ from .options import (
     Jwks,
     LogFormatOption,
     OperatorIssuer,
+    Origin,
     Port,
     SecretFile,
     Store,
@@ -56,6 +57,7 @@ def serve(
     issuer: Issuer = (),
     operator_issuer: OperatorIssuer = (),
     audience: Audience = None,
+    origin: Origin = (),
     config: ConfigFile = None,
     log_format: LogFormatOption = None,
 ) -> int:
@@ -67,11 +69,14 @@ def serve(
         store=store,
         secret_file=None if secret_file is None else os.fspath(secret_file),
         log_format=log_format,
-        tokens={
-            "jwks": jwks,
-            "issuers": issuer,
-            "operator_issuers": operator_issuer,
-            "audience": audience,
+        tables={
+            "tokens": {
+                "jwks": jwks,
+                "issuers": issuer,
+                "operator_issuers": operator_issuer,
+                "audience": audience,
+            },
+            "origins": {"allowed": origin},
         },
     )
     check_files(chosen)

@@ -2,10 +2,10 @@
 
 ::
 
-    request ──▶ path, subprotocol, token ──▶ token and ?client there ──▶ attach
-                 404, 400, 401 before 101      │ one is missing        ▲
-                                               ▼                       │
-                                             lobby ──▶ hello, token ───┘
+    request ──▶ path, subprotocol, origin, token ──▶ token and ?client there ──▶ attach
+                 404, 400, 403, 401 before 101 │ one is missing                ▲
+                                               ▼                               │
+                                             lobby ──▶ hello, token ───────────┘
                                              4501 after `handshake` s; 4502 for anything else
 
 `attach` is synchronous: between taking the socket from the listener and giving it to a session there is no
@@ -23,6 +23,7 @@ import trio
 
 from wsrecover.access.authenticator import Credentials
 from wsrecover.access.claims import Grant
+from wsrecover.access.origins import is_allowed
 from wsrecover.errors import CommandError, FrameError, TokenError, TokenExpired
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, decode_hello, encode
@@ -72,17 +73,21 @@ class Admission:
             return Refusal(404, f"Nothing is here; WebSockets connect at {PATH}.\n")
         if SUBPROTOCOL not in request.subprotocols:
             return Refusal(400, f"Sec-WebSocket-Protocol must offer {SUBPROTOCOL}.\n")
+        config = self._services.config
+        tls, origin = config.tls_certificate is not None, request.headers.get("origin")
+        if not is_allowed(config.origins, origin, request.headers["host"], tls=tls):
+            return Refusal(403, "Pages from this origin may not connect here.\n")
         try:
             credentials = Credentials(_token(request), request.headers, request.peer)
             grant = await self._services.authenticator.authenticate(credentials)
         except TokenError as error:
             return Refusal(401, f"{error}\n", (("WWW-Authenticate", 'Bearer error="invalid_token"'),))
         try:
-            hello = _hello(request, self._services.config.limits.message_bytes)
+            hello = _hello(request, config.limits.message_bytes)
         except FrameError as error:
             return Refusal(400, f"{error.message}\n")
         if grant is None or hello is None:
-            if self._waiting >= self._services.config.limits.handshakes:
+            if self._waiting >= config.limits.handshakes:
                 return Refusal(503, "Too many handshakes are under way.\n", (("Retry-After", "1"),))
             return Acceptance(SUBPROTOCOL, lambda socket: self._enter_lobby(socket, grant))
         known, ready = grant, hello
