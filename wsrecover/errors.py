@@ -6,6 +6,7 @@
     ├── ConfigError           a setting is wrong: names the field and the accepted values
     ├── FrameError            what the peer sent is not a frame; carries the `error` frame to answer with
     ├── InvalidEvent          what an agent emitted cannot be logged: names the field and the limit
+    ├── Misfit                data does not fit its schema: names the field
     ├── CommandError          a command was refused: code, message, field, retry_after
     ├── AgentError            what an agent raises to fail its run in words that its user may read
     ├── TokenError            a token does not prove who it speaks for
@@ -38,6 +39,7 @@ __all__ = [
     "FrameError",
     "HandshakeRefused",
     "InvalidEvent",
+    "Misfit",
     "RunBroken",
     "RunEnded",
     "RunError",
@@ -95,6 +97,15 @@ class FrameError(WsrecoverError):
 
 class InvalidEvent(WsrecoverError):
     """An event cannot be logged as given. Nothing was logged; the run goes on."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class Misfit(WsrecoverError):
+    """Data does not fit its schema. `field` is the path of what is wrong (`data.items[2].price`)."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
