@@ -22,7 +22,18 @@ from wsrecover.streams import sqlite_log
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.sqlite import SQLiteStore, open_sqlite
 from wsrecover.streams.sqlite_read import PAGE
-from wsrecover.streams.store import Append, Applied, NewEvent, Outcome, Retention, Store, StreamKey, Unit
+from wsrecover.streams.store import (
+    Answer,
+    AnswerKey,
+    Append,
+    Applied,
+    NewEvent,
+    Outcome,
+    Retention,
+    Store,
+    StreamKey,
+    Unit,
+)
 
 ANN = StreamKey("user", "tenant", "ann")
 BEN = StreamKey("user", "tenant", "ben")
@@ -69,9 +80,25 @@ class TestOpening:
             other.pragma("user_version", 7)
         other.close()
         with pytest.raises(
-            StoreMismatch, match=r"with schema 7; this version knows 0x77735276 with schema 1"
+            StoreMismatch, match=r"with schema 7; this version knows 0x77735276 with schema 2"
         ):
             await open_sqlite(path)
+
+    async def test_a_file_of_an_earlier_schema_is_brought_up_to_date(self, tmp_path: Path) -> None:
+        path = tmp_path / "store.db"
+        answer = Answer(AnswerKey("acme", "ann", "c1"), b"d", 1000.0, b"{}")
+        store = await open_sqlite(path, clock=lambda: 1000.0)
+        await store.commit([Unit(answers=(answer,))])
+        before = await store.answer(answer.key)
+        await store.aclose()
+        with apsw.Connection(str(path)) as older:
+            older.execute("ALTER TABLE answer DROP COLUMN status")
+            older.pragma("user_version", 1)
+        older.close()
+        for _ in range(2):
+            store = await open_sqlite(path, clock=lambda: 1000.0)
+            assert await store.answer(answer.key) == before == (answer, ())
+            await store.aclose()
 
     async def test_a_file_of_another_program_is_refused_and_left_alone(self, tmp_path: Path) -> None:
         path = tmp_path / "store.db"

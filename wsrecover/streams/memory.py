@@ -161,9 +161,10 @@ class MemoryStore(Store):
             known = self._answered(first.key)
             if known is not None:
                 answer, positions = known
-                if answer.digest == first.digest:
-                    return Duplicate(answer.result, positions)
-                return Conflict(first.key.id)
+                if answer.digest != first.digest:
+                    return Conflict(first.key.id)
+                if not first.finishes(answer):
+                    return Duplicate(answer.result, positions, answer.status)
         if unit.has_ids():
             applied = self._append_with_ids(unit)
             if isinstance(applied, Conflict):

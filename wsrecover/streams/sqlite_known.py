@@ -25,15 +25,15 @@ def find_answer(
 ) -> tuple[Answer, tuple[Position, ...]] | None:
     """See `Store.answer`."""
     found = db.execute(
-        "SELECT digest, at, result, positions FROM answer"
+        "SELECT digest, at, result, positions, status FROM answer"
         " WHERE tenant = ? AND user = ? AND id = ? AND at > ?",
         (key.tenant, key.user, key.id, now - ANSWER_WINDOW),
     ).fetchone()
     if found is None:
         return None
-    digest, at, result, positions = found
+    digest, at, result, positions, status = found
     given = tuple(Position(epoch, seq) for epoch, seq in orjson.loads(positions))
-    return Answer(key, digest, at, result), given
+    return Answer(key, digest, at, result, status), given
 
 
 def find_runs(db: apsw.Connection) -> list[RunRecord]:
@@ -56,16 +56,16 @@ class Known:
         first, positions = known
         if first.digest != answer.digest:
             return Conflict(answer.key.id)
-        return Duplicate(first.result, positions)
+        return None if answer.finishes(first) else Duplicate(first.result, positions, first.status)
 
     def keep(self, unit: Unit, positions: Iterable[Position]) -> None:
         """The answers and runs of a unit that is applied."""
         if unit.answers:
             encoded = orjson.dumps([(position.epoch, position.seq) for position in positions])
             self._db.executemany(
-                "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (to.key.tenant, to.key.user, to.key.id, to.digest, to.at, to.result, encoded)
+                    (to.key.tenant, to.key.user, to.key.id, to.digest, to.at, to.result, encoded, to.status)
                     for to in unit.answers
                 ],
             )

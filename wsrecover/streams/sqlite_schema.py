@@ -23,7 +23,7 @@ __all__ = ["Synchronous", "connect", "lock", "translate", "unlock"]
 Synchronous: TypeAlias = Literal["FULL", "NORMAL", "OFF"]
 
 _APPLICATION: Final = 0x77735276
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 _TABLES: Final = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -51,7 +51,7 @@ CREATE TABLE event_id(
 CREATE INDEX event_id_age ON event_id(at);
 CREATE TABLE answer(
     tenant TEXT NOT NULL, user TEXT NOT NULL, id TEXT NOT NULL, digest BLOB NOT NULL, at REAL NOT NULL,
-    result BLOB, positions BLOB NOT NULL, UNIQUE (tenant, user, id)
+    result BLOB, positions BLOB NOT NULL, status TEXT NOT NULL DEFAULT 'ok', UNIQUE (tenant, user, id)
 ) STRICT;
 CREATE INDEX answer_age ON answer(at);
 CREATE TABLE run(
@@ -63,6 +63,9 @@ CREATE TABLE run(
 # Every 64th event of a stream is in the index; the others are reached by walking back from it.
 # event.prev is the row of the stream's previous event, event.total the bytes of its bodies up to this one.
 # stream.base is the total before `oldest`, stream.since the ts of `oldest`; both may be lower than that.
+
+_UPGRADES: Final = {1: "ALTER TABLE answer ADD COLUMN status TEXT NOT NULL DEFAULT 'ok'"}
+"""What makes the next schema of an older one, by the older one's version."""
 
 _UNKNOWN: Final = (apsw.IOError, apsw.InternalError, apsw.MisuseError)
 _CORRUPT: Final = (apsw.CorruptError, apsw.NotADBError)
@@ -133,7 +136,8 @@ def _prepare(writer: apsw.Connection, path: Path, synchronous: Synchronous) -> N
     writer.set_busy_timeout(1000)
     application, version = writer.pragma("application_id"), writer.pragma("user_version")
     empty = not writer.execute("SELECT count(*) FROM sqlite_schema").get
-    if not empty and (application, version) != (_APPLICATION, _VERSION):
+    known = application == _APPLICATION and version in (*_UPGRADES, _VERSION)
+    if not empty and not known:
         raise StoreMismatch(
             f"{path}: found application {application:#x} with schema {version}; "
             f"this version knows {_APPLICATION:#x} with schema {_VERSION}"
@@ -143,8 +147,10 @@ def _prepare(writer: apsw.Connection, path: Path, synchronous: Synchronous) -> N
         "PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY;"
         "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON"
     )
-    if empty:
-        with writer:
+    with writer:
+        if empty:
             writer.execute(_TABLES)
             writer.pragma("application_id", _APPLICATION)
-            writer.pragma("user_version", _VERSION)
+        for older in range(_VERSION if empty else version, _VERSION):
+            writer.execute(_UPGRADES[older])
+        writer.pragma("user_version", _VERSION)

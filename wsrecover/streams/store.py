@@ -25,6 +25,7 @@ __all__ = [
     "ANSWER_WINDOW",
     "Answer",
     "AnswerKey",
+    "AnswerStatus",
     "Append",
     "Applied",
     "Conflict",
@@ -98,17 +99,27 @@ class AnswerKey:
     id: str
 
 
+AnswerStatus: TypeAlias = Literal["accepted", "ok", "error"]
+"""`accepted`: the command was taken, and what it comes to is not known yet."""
+
+
 @attrs.frozen
 class Answer:
     """What a command was answered: a JSON object, or None where the positions say it all.
 
     `digest` stands for the command's body: another one under the same id is a conflict. `at` is unix seconds.
+    Of the status "error" the result is the error; "accepted" has none, and is replaced by what follows.
     """
 
     key: AnswerKey
     digest: bytes
     at: float
     result: bytes | None = None
+    status: AnswerStatus = "ok"
+
+    def finishes(self, known: Answer) -> bool:
+        """Whether it is the answer to what `known` says was accepted."""
+        return known.status == "accepted" != self.status and known.digest == self.digest
 
 
 @attrs.frozen
@@ -167,10 +178,11 @@ class Applied:
 
 @attrs.frozen
 class Duplicate:
-    """Nothing was done: the command was answered before, with this result and these positions."""
+    """Nothing was done: the command was accepted before, or answered with this result and these positions."""
 
     result: bytes | None
     positions: tuple[Position, ...]
+    status: AnswerStatus = "ok"
 
 
 @attrs.frozen
@@ -234,9 +246,10 @@ class Store(abc.ABC):
         """Apply each unit whole, in order, and put the batch on stable storage; one outcome per unit.
 
         A unit with an answer whose key was answered within `ANSWER_WINDOW` is not applied (`Duplicate` or,
-        with another digest, `Conflict`); a unit with an event id that was used with another digest is not
-        applied either (`Conflict`). Answers that are applied are kept with the positions of the unit's
-        events. Only the first answer of a unit is checked in this way; the others are kept as they are.
+        with another digest, `Conflict`), save that what was "accepted" is replaced by its answer. A unit with
+        an event id that was used with another digest is not applied either (`Conflict`). Answers that are
+        applied are kept with the positions of the unit's events. Only the first answer of a unit is checked
+        in this way; the others are kept as they are.
         """
 
     @abc.abstractmethod

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Protocol
 
+import attrs
 import trio
 
 from wsrecover.errors import StoreFailed
@@ -196,6 +197,34 @@ async def _answers_are_given_once(subject: Subject) -> None:
         expect(await store.answer(key), (replaced, ()), "an answer that is not the unit's first")
 
 
+async def _what_was_accepted_is_answered_once(subject: Subject) -> None:
+    key = AnswerKey("tenant", "ann", "c1")
+    accepted = Answer(key, b"d", START, status="accepted")
+    done, failed = Answer(key, b"d", START + 1, b"{}"), Answer(key, b"d", START + 1, b"{}", "error")
+    async with subject.opened() as store:
+        applied((await store.commit([Unit(answers=(accepted,))]))[0])
+        expect(await store.answer(key), (accepted, ()), "what was accepted")
+        again = Unit((Append(ANN, events("x")),), (accepted,))
+        other = Unit((Append(ANN, events("x")),), (Answer(key, b"e", START, b"{}"),))
+        outcomes = await store.commit([again, other])
+        expect(
+            outcomes, [Duplicate(None, (), "accepted"), Conflict("c1")], "what comes again, and another body"
+        )
+        answer = Unit((Append(ANN, events("a")),), (done,))
+        first, second, late = await store.commit([answer, answer, Unit(answers=(failed,))])
+        expect(
+            [second, late], [Duplicate(b"{}", applied(first).positions)] * 2, "what comes after its answer"
+        )
+        expect(await store.commit([again]), [second], "what comes again after its answer")
+        expect(await store.answer(key), (done, applied(first).positions), "the answer that is kept")
+        expect(await logged(store, ANN), ["a"], "what was logged")
+        refused = AnswerKey("tenant", "ann", "c2")
+        both = attrs.evolve(accepted, key=refused), attrs.evolve(failed, key=refused)
+        for answer_ in both:
+            applied((await store.commit([Unit(answers=(answer_,))]))[0])
+        expect(await store.commit([Unit(answers=both[:1])]), [Duplicate(b"{}", (), "error")], "an error")
+
+
 async def _answers_and_event_ids_last_for_the_window(subject: Subject) -> None:
     async with subject.opened() as store:
         key = AnswerKey("tenant", "ann", "c1")
@@ -358,8 +387,9 @@ async def _what_was_committed_is_there_after_a_restart(subject: Subject) -> None
     named = NewEvent(b"named", START, id="e1", digest=b"1")
     ask = Unit((Append(ANN, (named, *events("b", "c"))),), (Answer(key, b"d", START, b"{}"),))
     run = RunRecord("r1", "tenant", "ann", "agent", START)
+    accepted = Answer(AnswerKey("tenant", "ann", "c2"), b"d", START, status="accepted")
     async with subject.opened() as store:
-        first, _ = await store.commit([ask, Unit(runs_started=(run,))])
+        first, *_ = await store.commit([ask, Unit(runs_started=(run,)), Unit(answers=(accepted,))])
         await store.retain({ANN: Retention(events=2)}, now=START)
         before = await store.load(ANN)
         empty = await store.load(BEN)
@@ -373,6 +403,7 @@ async def _what_was_committed_is_there_after_a_restart(subject: Subject) -> None
         positions = applied(first).positions
         (again,) = await store.commit([ask])
         expect(again, Duplicate(b"{}", positions), "a repeated command")
+        expect(await store.answer(accepted.key), (accepted, ()), "a command that was accepted")
         (known,) = await store.commit([Unit((Append(ANN, (named,)),))])
         expect(applied(known).positions, positions[:1], "a repeated event")
         await store.commit([unit(ANN, "d")])
@@ -386,6 +417,7 @@ _CHECKS: Final = (
     _reads_come_in_pages,
     _a_unit_takes_effect_whole_or_not_at_all,
     _answers_are_given_once,
+    _what_was_accepted_is_answered_once,
     _answers_and_event_ids_last_for_the_window,
     _events_with_an_id_are_appended_once,
     _runs_are_kept_until_they_end,
