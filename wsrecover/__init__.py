@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from .access import Authenticator, Credentials, Grant, Principal
-from .agents import AgentError, App, Run
+from .agents import AgentError, App, Command, Run
 from .client import Changed, ClientSession, Ephemeral, Event, Forgotten, Gap, Position, Snapshot, connect
 from .config import Config, Limits, Origins, Retention, Timeouts, Tokens
 from .errors import (
@@ -29,6 +29,7 @@ __all__ = [
     "Authenticator",
     "Changed",
     "ClientSession",
+    "Command",
     "CommandError",
     "Config",
     "ConfigError",

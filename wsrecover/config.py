@@ -82,6 +82,8 @@ class Timeouts:
     """A session without connections and runs stays in memory: most drops are shorter than this."""
     run: float | None = attrs.field(default=None, validator=seconds(none=True))
     """The longest a run may take; None: agents work as long as they need."""
+    command: float = attrs.field(default=30.0, validator=seconds())
+    """The longest that the handler of an app's own command may take: longer work is an agent's."""
     drain: float = attrs.field(default=10.0, validator=seconds(zero=True))
     """From the order to stop until all connections are closed: the usual supervisors kill after 10 to 30."""
     drain_retry_after: float = attrs.field(default=1.0, validator=seconds(zero=True))

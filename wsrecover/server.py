@@ -32,6 +32,7 @@ from .errors import CommandError, ConfigError, InvalidEvent, StoreError, Wsrecov
 from .protocol import codec
 from .protocol.cursor import Position
 from .protocol.fields import MAX_ID, is_id
+from .protocol.schema import fitted
 from .session.admission import Admission
 from .session.drain import drain
 from .session.heartbeat import sweep
@@ -92,14 +93,14 @@ class Server:
         tenant: str,
         user: str,
         type: str,  # noqa: A002  # The word of the wire.
-        data: Mapping[str, Any],
+        data: object,
         *,
         thread: str | None = None,
         id: str | None = None,  # noqa: A002  # The word of the wire.
     ) -> Position:
         """Log an event in the user's stream, connected or not; its position, once it is on stable storage.
 
-        With an `id`, a repeat within ten minutes gives the first one's position.
+        `data` is as in `Run.emit`. With an `id`, a repeat within ten minutes gives the first one's position.
 
         Raises `InvalidEvent`, `TokenError` for a name that no token could carry, `StoreUnavailable` or
         `StoreFailed` (nothing was logged), `CommandError("id_conflict")`. Cancelled, it may have taken
@@ -108,10 +109,15 @@ class Server:
         if id is not None and not is_id(id):
             raise InvalidEvent("id", f"must be 1 to {MAX_ID} printable ASCII characters")
         principal, now = Principal(tenant, user), self._services.clock()
+        fit = fitted(type, data, self._services.app.events)
         body = codec.encode_event(
-            ts=now, type=type, data=data, thread=thread, max_bytes=self._services.config.limits.event_bytes
+            ts=now,
+            type=type,
+            data=fit,
+            thread=thread,
+            max_bytes=self._services.config.limits.event_bytes,
         )
-        event = NewEvent(body, now, thread, id, codec.digest(type, thread, data) if id else b"")
+        event = NewEvent(body, now, thread, id, codec.digest(type, thread, fit) if id else b"")
         append = Append(StreamKey("user", principal.tenant, principal.user), (event,))
         outcome = await self._services.journal.commit(Unit(appends=(append,)))
         if not isinstance(outcome, Applied):

@@ -18,6 +18,7 @@ from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.events import CRITICAL, TYPES
 from wsrecover.protocol.frames import (
     CLIENT_FRAMES,
+    COMMANDS,
     ERROR_CODES,
     SERVER_FRAMES,
     SUBPROTOCOL,
@@ -233,3 +234,7 @@ def test_the_example_of_the_url_is_encoded_as_said() -> None:
     client = CLIENT_FRAMES["hello"]
     parameters = {word(row[0]) for row in table("The hello in the URL")}
     assert parameters == {field.name.rstrip("_") for field in attrs.fields(client)} - {"token"}
+
+
+def test_the_commands_are_those_of_the_code() -> None:
+    assert {word(row[0]) for row in table("Commands")} - {"any other"} == COMMANDS

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import trio
 
-from wsrecover.agents import App, Run
+from wsrecover.agents import App, Command, Run
+
+
+@attrs.frozen
+class Note:
+    """The data of the stage's own command."""
+
+    text: str
+    stars: list[int] = attrs.field(factory=list)
 
 
 class Stage:
     """Runs of the agent `worker` that do what the test tells them, one step at a time.
 
     A step is the name of an event to emit, or `finish`, `fail`; a run takes the next one that the test puts.
+    Its own command `note` emits `note_taken` with what it was sent, and returns the text's length.
     """
 
     def __init__(self) -> None:
         self.app = App()
         self.app.agent("worker")(self._work)
+        self.app.command("note")(self._note)
         self._steps, self._taken = trio.open_memory_channel[str](1000)
 
     async def _work(self, run: Run) -> dict[str, Any]:
@@ -37,6 +48,11 @@ class Stage:
                     await run.emit(step, {"n": count})
             count += 1
         return {"steps": count}
+
+    async def _note(self, command: Command, note: Note) -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        command.emit("note_taken", note)
+        return {"length": len(note.text)}
 
     def tell(self, *steps: str) -> None:
         """Let the runs take these steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import trio
 
 import wsrecover
@@ -17,4 +18,19 @@ async def talker(run: wsrecover.Run) -> None:
         if number % 8 == 7:
             await run.flush()
     await run.flush()
+    await trio.sleep_forever()
+
+
+@attrs.frozen
+class Trace:
+    """Where the command leaves its trace."""
+
+    path: str
+
+
+@app.command("leave_trace")
+async def leave_trace(_: wsrecover.Command, trace: Trace) -> None:
+    """Adds a line to the file and stays."""
+    async with await trio.open_file(trace.path, "a") as file:
+        await file.write("ran\n")
     await trio.sleep_forever()

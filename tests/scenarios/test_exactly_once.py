@@ -51,6 +51,8 @@ class Case:
                 return {"run": event["run"], "status": "cancelled"}
             case "publish":
                 return {"positions": [[epoch, event["seq"]]]}
+            case "note":
+                return {"length": len(event["data"]["text"])}
         return {"seq": event["seq"]}
 
 
@@ -76,6 +78,7 @@ CASES: Final = (
     Case("cancel_run", a_cancel, {"run": "another"}, "agent_completed"),
     Case("user_message", a_text, {"text": "something else"}, "user_message"),
     Case("chat", a_text, {"text": "something else"}, "chat"),
+    Case("note", a_text, {"text": "something else"}, "note_taken"),
     Case("publish", a_publish, {"user": "ada", "events": [{"type": "noted", "data": {}}]}, "noted"),
 )
 

@@ -12,13 +12,18 @@ from typing import Any, Final, TypeAlias, TypeVar
 import attrs
 
 from wsrecover.errors import ConfigError
+from wsrecover.protocol.events import AS_SENT, EVENT_TYPE, TYPES
+from wsrecover.protocol.frames import COMMANDS
+from wsrecover.protocol.schema import Schema
 
+from .command import Handler, HandlerFunction, data_schema
 from .run import Run
 
 __all__ = ["Agent", "AgentFunction", "App"]
 
 AgentFunction: TypeAlias = Callable[[Run], Awaitable[dict[str, Any] | None]]
 F = TypeVar("F", bound=AgentFunction)
+H = TypeVar("H", bound=HandlerFunction)
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}\Z")
 
@@ -33,18 +38,30 @@ class Agent:
 
 
 class App:
-    """What a server runs: its agents, by name.
+    """What a server runs: its agents and its own commands, by name.
 
     Register everything before serving; a run keeps the agent that it was started with.
     """
 
     def __init__(self) -> None:
         self._agents: dict[str, Agent] = {}
+        self._commands: dict[str, Handler] = {}
+        self._events: dict[str, Schema[Any]] = {}
 
     @property
     def agents(self) -> Mapping[str, Agent]:
         """The registered agents by name, read-only."""
         return MappingProxyType(self._agents)
+
+    @property
+    def commands(self) -> Mapping[str, Handler]:
+        """The handlers of the app's own commands by name, read-only."""
+        return MappingProxyType(self._commands)
+
+    @property
+    def events(self) -> Mapping[str, Schema[Any]]:
+        """What is registered for types of events, read-only."""
+        return MappingProxyType(self._events)
 
     def find(self, name: str) -> Agent | None:
         """The agent of this name, if there is one."""
@@ -56,10 +73,7 @@ class App:
         `timeout` is in seconds. Raises `ConfigError` for a name that is bad or taken, a bad time-out, and a
         function that is not async.
         """
-        if not (isinstance(name, str) and _NAME.match(name)):
-            raise ConfigError("agent.name", f"is {name!r}", "a letter, then up to 63 of A-Z a-z 0-9 _ . : -")
-        if timeout is not None and not _is_duration(timeout):
-            raise ConfigError("agent.timeout", f"is {timeout!r}", "a number of seconds > 0, or None")
+        _check("agent", name, timeout)
 
         def register(function: F) -> F:
             if not _is_async(function):
@@ -70,6 +84,56 @@ class App:
             return function
 
         return register
+
+    def command(self, name: str, *, timeout: float | None = None) -> Callable[[H], H]:
+        """Register the decorated async function as the handler of the command `name`; it is returned
+        unchanged.
+
+        It is called with a `Command` and the command's data: the annotation of its second parameter, an attrs
+        class, says what fits. It runs once for each id, in the session of the user who sent it, for at most
+        `timeout` seconds (None: `timeouts.command`). What it returns is the result: a JSON object of at most
+        64 KiB, an instance of an attrs class, or None. A `CommandError` that it raises is the client's
+        answer; any other exception is told as `internal`, without a word of what it was, and logged. Each of
+        these is kept as the answer to a repeat; one that was cut off is answered `outcome_unknown`.
+
+        Raises `ConfigError` for a name that is bad, taken or the protocol's own, a bad time-out, and a
+        function that is not as said.
+        """
+        _check("command", name, timeout)
+
+        def register(function: H) -> H:
+            if not _is_async(function):
+                raise ConfigError(f"command {name!r}", f"is {function!r}", "an async function")
+            if name in self._commands or name in COMMANDS:
+                raise ConfigError(f"command {name!r}", "is registered already", "one function per name")
+            self._commands[name] = Handler(name, function, data_schema(name, function), timeout)
+            return function
+
+        return register
+
+    def event(self, type: str, cls: type[Any]) -> None:  # noqa: A002  # The word of the wire.
+        """Hold every event of `type` to `cls`, an attrs class, wherever it comes from.
+
+        One that does not fit, or has a field more, is refused where it is emitted or published, and not
+        logged. Of the protocol's own types only those that carry what was sent may be registered. Raises
+        `ConfigError` for another, a bad name, one that is taken, and a class with fields that have no place
+        in JSON.
+        """
+        name = f"event {type!r}"
+        if type in TYPES - AS_SENT or not EVENT_TYPE.match(type):
+            raise ConfigError(name, "cannot be registered", f"[a-z][a-z0-9_.]{{0,63}}, or {sorted(AS_SENT)}")
+        if type in self._events:
+            raise ConfigError(name, "is registered already", "one class per type")
+        if not attrs.has(cls):
+            raise ConfigError(name, f"is {cls!r}", "an attrs class")
+        self._events[type] = Schema(cls, closed=True, name=name)
+
+
+def _check(kind: str, name: object, timeout: object) -> None:
+    if not (isinstance(name, str) and _NAME.match(name)):
+        raise ConfigError(f"{kind}.name", f"is {name!r}", "a letter, then up to 63 of A-Z a-z 0-9 _ . : -")
+    if timeout is not None and not _is_duration(timeout):
+        raise ConfigError(f"{kind}.timeout", f"is {timeout!r}", "a number of seconds > 0, or None")
 
 
 def _is_duration(seconds: object) -> bool:

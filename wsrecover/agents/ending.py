@@ -22,6 +22,7 @@ __all__ = [
     "is_cancelled",
     "leaves",
     "must_pass_at_once",
+    "readable",
 ]
 
 Status: TypeAlias = Literal["running", "completed", "failed", "cancelled"]
@@ -92,12 +93,12 @@ def describe(exc: BaseException) -> tuple[str, str, bool]:
         return "cancelled", "cancelled", False
     for error in errors:
         if isinstance(error, AgentError):
-            return error.code, _plain(error.message), error.retryable
+            return error.code, readable(error.message), error.retryable
     if any(isinstance(error, RunBroken | StoreError) for error in errors):
         return "exception", "the event log failed", True
-    return "exception", _plain(", ".join(dict.fromkeys(type(error).__name__ for error in errors))), False
+    return "exception", readable(", ".join(dict.fromkeys(type(error).__name__ for error in errors))), False
 
 
-def _plain(message: object) -> str:
+def readable(message: object) -> str:
     """Text that can be logged whatever the app put into it: no lone surrogates, not too long."""
     return str(message)[:MESSAGE_CHARACTERS].encode("utf-8", "replace").decode()

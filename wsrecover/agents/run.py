@@ -8,6 +8,7 @@ import trio
 
 from wsrecover.errors import InvalidEvent
 from wsrecover.protocol.events import TERMINAL
+from wsrecover.protocol.schema import fitted
 
 from .ending import Status
 from .parts import MessageScope, ToolScope
@@ -53,16 +54,19 @@ class Run:
         self._log = log
         self._parts = 0
 
-    async def emit(self, type: str, data: dict[str, Any]) -> None:  # noqa: A002  # The word of the wire.
+    async def emit(self, type: str, data: Any) -> None:  # noqa: A002  # The word of the wire.
         """Emit an event of the app's own type, or a protocol type that no scope makes.
 
-        It is encoded before this waits for anything: `InvalidEvent` is raised here, and changing `data`
+        `data` is a JSON object or an instance of an attrs class, and fits what `App.event` registered for the
+        type. It is encoded before this waits for anything: `InvalidEvent` is raised here, and changing `data`
         afterwards changes nothing. Returns once the event is queued, which a full journal delays. Cancelled:
         it was not queued.
         """
         if type in RESERVED:
             raise InvalidEvent("type", f"{type} is emitted by the run's own lifecycle")
         log = self._log
+        if data.__class__ is not dict or type in log.place.schemas:
+            data = fitted(type, data, log.place.schemas)
         event = log.encode(type, data)
         await trio.lowlevel.checkpoint_if_cancelled()
         if not log.write_nowait(event):

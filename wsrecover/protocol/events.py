@@ -9,7 +9,7 @@ import attrs
 
 from .fields import Id, Seq, StreamName
 
-__all__ = ["AGENT_EVENTS", "CRITICAL", "EVENT_TYPE", "FRAGMENTS", "TERMINAL", "TYPES", "Event"]
+__all__ = ["AGENT_EVENTS", "AS_SENT", "CRITICAL", "EVENT_TYPE", "FRAGMENTS", "TERMINAL", "TYPES", "Event"]
 
 EVENT_TYPE: Final = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
 """What an event type's name may be."""
@@ -44,6 +44,10 @@ TYPES: Final = CRITICAL | {
     "notice",
 }
 """Every type that the protocol itself knows; others are the app's own."""
+
+
+AS_SENT: Final = frozenset({"user_message", "chat", "notice"})
+"""Those whose data is the app's own."""
 
 
 @attrs.frozen

@@ -16,6 +16,7 @@ from .fields import Id, Seconds, Seq, StreamName, ThreadIds
 __all__ = [
     "ALWAYS",
     "CLIENT_FRAMES",
+    "COMMANDS",
     "ERROR_CODES",
     "SERVER_FRAMES",
     "SUBPROTOCOL",
@@ -53,6 +54,9 @@ __all__ = [
 
 VERSION: Final = 1
 SUBPROTOCOL: Final = "wsrecover.v1"
+
+COMMANDS: Final = frozenset({"start_agent", "cancel_run", "user_message", "chat", "publish"})
+"""The types of `send` that the protocol itself defines; others are the app's own."""
 
 ERROR_CODES: Final = frozenset(
     {

@@ -8,41 +8,40 @@ command that is still under way joins it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from functools import partial
+from typing import Final, TypeAlias
 
 import attrs
-import orjson
 import structlog
 import trio
 
 from wsrecover.access.principal import Principal
+from wsrecover.agents.command import Handler
 from wsrecover.errors import CommandError, InvalidEvent, StoreError, StoreFailed
 from wsrecover.protocol import codec
 from wsrecover.protocol.cursor import Position
-from wsrecover.protocol.frames import ErrorBody, Reply, Send
+from wsrecover.protocol.frames import Reply, Send
+from wsrecover.protocol.schema import fitted
 from wsrecover.streams.store import (
-    Answer,
     AnswerKey,
     Append,
     Applied,
     Conflict,
     Duplicate,
     NewEvent,
-    Outcome,
     StreamKey,
     Unit,
 )
 
+from .calls import Call, Result, Status, conflict, refusal, settled
 from .fields import event_of, object_field, text_field, user_field
+from .own import answer_own
 from .runs import Runs
 from .services import Services
 
-__all__ = ["Commands", "refusal"]
+__all__ = ["Commands"]
 
 log = structlog.get_logger(__name__)
-
-Status: TypeAlias = Literal["ok", "duplicate"]
-Result: TypeAlias = dict[str, Any]
 
 REPEAT_WINDOW: Final = 600.0
 """The age in seconds up to which a repeat is sure to find the first one's answer."""
@@ -54,20 +53,7 @@ STORE_RETRY_AFTER: Final = 1.0
 """Seconds after which a client may repeat what the store could not take."""
 
 
-@attrs.frozen
-class Call:
-    """One command as its handler sees it."""
-
-    principal: Principal
-    send: Send
-    key: AnswerKey
-    digest: bytes
-    now: float
-
-    def answer(self, result: Result | None = None) -> Answer:
-        """What the store is to keep for a repeat; None where the positions say it all."""
-        encoded = None if result is None else orjson.dumps(result)
-        return Answer(self.key, self.digest, self.now, encoded)
+Answerer: TypeAlias = Callable[[Call], Awaitable[tuple[Status, Result]]]
 
 
 @attrs.define
@@ -88,7 +74,7 @@ class Commands:
         self._runs = runs
         self._in_flight = 0
         self._under_way: dict[str, UnderWay] = {}
-        self._handlers: Mapping[str, Callable[[Call], Awaitable[tuple[Status, Result]]]] = {
+        self._handlers: Mapping[str, Answerer] = {
             "start_agent": self._start_agent,
             "cancel_run": self._cancel_run,
             "user_message": self._say,
@@ -135,12 +121,15 @@ class Commands:
     async def _answer_once(self, principal: Principal, send: Send) -> Reply:
         handler = self._handlers.get(send.type)
         if handler is None:
-            raise CommandError("unknown_type", f"there is no command {send.type!r}", field="type")
+            own = self._services.app.commands.get(send.type)
+            if own is None:
+                raise CommandError("unknown_type", f"there is no command {send.type!r}", field="type")
+            handler = partial(self._own, own)
         digest = codec.digest(send.type, send.thread, send.data)
         first = self._under_way.get(send.id)
         while first is not None:
             if first.digest != digest:
-                raise _conflict(send.id)
+                raise conflict(send.id)
             await first.done.wait()
             if first.reply is not None:
                 return attrs.evolve(first.reply, status="duplicate")
@@ -175,7 +164,7 @@ class Commands:
             case Duplicate(positions=positions):
                 return "duplicate", render(positions)
             case Conflict():
-                raise _conflict(outcome.id)
+                raise conflict(outcome.id)
 
     async def _say(self, call: Call) -> tuple[Status, Result]:
         send = call.send
@@ -184,7 +173,7 @@ class Commands:
         body = codec.encode_event(
             ts=call.now,
             type=send.type,
-            data=send.data,
+            data=fitted(send.type, send.data, self._services.app.events),
             thread=send.thread,
             max_bytes=self._services.config.limits.event_bytes,
         )
@@ -201,15 +190,18 @@ class Commands:
             raise CommandError(
                 "invalid", f"must be a list of 1 to {PUBLISH_EVENTS} events", field="data.events"
             )
-        event_bytes = self._services.config.limits.event_bytes
+        most, schemas = self._services.config.limits.event_bytes, self._services.app.events
         fresh = tuple(
-            event_of(event, path=f"data.events[{place}]", now=call.now, max_bytes=event_bytes)
+            event_of(event, path=f"data.events[{place}]", now=call.now, max_bytes=most, schemas=schemas)
             for place, event in enumerate(events)
         )
         append = Append(StreamKey("user", call.principal.tenant, user), fresh)
         return await self._commit(
             call, (append,), lambda positions: {"positions": [[at.epoch, at.seq] for at in positions]}
         )
+
+    async def _own(self, handler: Handler, call: Call) -> tuple[Status, Result]:
+        return await answer_own(call, handler, self._services, self._key, self._runs)
 
     async def _start_agent(self, call: Call) -> tuple[Status, Result]:
         name = text_field(call.send.data, "agent", path="data")
@@ -220,24 +212,14 @@ class Commands:
             outcome = await self._runs.start(execution, call.answer(result))
         except CommandError:
             # A repeat is answered as the first was, also where another run would be refused by now.
-            if (known := await self._known(call)) is not None:
+            if (known := await call.known(self._services.store)) is not None:
                 return known
             raise
-        return _settled(outcome, result)
-
-    async def _known(self, call: Call) -> tuple[Status, Result] | None:
-        """What a command whose answer has a result was answered before, if it was."""
-        known = await self._services.store.answer(call.key)
-        if known is None:
-            return None
-        answer, positions = known
-        if answer.digest != call.digest:
-            raise _conflict(call.key.id)
-        return _settled(Duplicate(answer.result, positions), {})
+        return settled(outcome, result)
 
     async def _cancel_run(self, call: Call) -> tuple[Status, Result]:
         run = text_field(call.send.data, "run", path="data")
-        if (known := await self._known(call)) is not None:
+        if (known := await call.known(self._services.store)) is not None:
             return known
         execution = self._runs.find(run)
         if execution is None:
@@ -248,25 +230,5 @@ class Commands:
             raise StoreFailed(f"the end of run {run} could not be written")
         if not committed:
             unit = Unit(answers=(call.answer(result),))
-            return _settled(await self._services.journal.commit(unit), result)
+            return settled(await self._services.journal.commit(unit), result)
         return "ok", result
-
-
-def _settled(outcome: Outcome, result: Result) -> tuple[Status, Result]:
-    match outcome:
-        case Applied():
-            return "ok", result
-        case Duplicate(result=first):
-            return "duplicate", orjson.loads(first or b"{}")
-        case Conflict():
-            raise _conflict(outcome.id)
-
-
-def _conflict(ref: str) -> CommandError:
-    return CommandError("id_conflict", f"the id {ref!r} was used with another body", field="id")
-
-
-def refusal(ref: str, error: CommandError) -> Reply:
-    """The reply that says why a command was refused."""
-    body = ErrorBody(error.code, error.message, field=error.field, retry_after=error.retry_after)
-    return Reply(ref, "error", error=body)

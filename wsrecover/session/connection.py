@@ -49,7 +49,7 @@ from wsrecover.protocol.resume import held_part
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
-from .commands import refusal
+from .calls import refusal
 from .delivery import Delivery
 from .entitled import entitled
 from .owner import Home

@@ -9,6 +9,7 @@ from wsrecover.access.principal import Principal
 from wsrecover.errors import CommandError, InvalidEvent, TokenError
 from wsrecover.protocol import codec
 from wsrecover.protocol.fields import MAX_ID, is_id
+from wsrecover.protocol.schema import Schema, fitted
 from wsrecover.streams.store import NewEvent
 
 __all__ = ["event_of", "object_field", "text_field", "user_field"]
@@ -41,8 +42,10 @@ def user_field(data: Mapping[str, Any], name: str, *, tenant: str, path: str) ->
         raise CommandError("invalid", str(error), field=f"{path}.{name}") from error
 
 
-def event_of(event: object, *, path: str, now: float, max_bytes: int) -> NewEvent:
-    """An event of `publish`: {type, data, thread?, run?, id?}, encoded."""
+def event_of(
+    event: object, *, path: str, now: float, max_bytes: int, schemas: Mapping[str, Schema[Any]]
+) -> NewEvent:
+    """An event of `publish`: {type, data, thread?, run?, id?}, held to what is registered for it, encoded."""
     if not isinstance(event, dict):
         raise CommandError("invalid", "must be an object", field=path)
     optional = {
@@ -55,6 +58,7 @@ def event_of(event: object, *, path: str, now: float, max_bytes: int) -> NewEven
             )
     kind, data = text_field(event, "type", path=path), object_field(event, "data", path=path)
     try:
+        data = fitted(kind, data, schemas)
         body = codec.encode_event(
             ts=now, type=kind, data=data, thread=optional["thread"], run=optional["run"], max_bytes=max_bytes
         )

@@ -65,6 +65,7 @@ class Runs:
             self._services.clock,
             config.limits.event_bytes,
             timeout=config.timeouts.run,
+            schemas=self._services.app.events,
         )
         return Execution(place, agent, run=secrets.token_hex(16), input=given, thread=thread)
 

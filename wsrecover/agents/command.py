@@ -1,0 +1,88 @@
+"""The app's own commands: how they are registered, and the API that their handlers see."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import attrs
+
+from wsrecover.access.principal import Principal
+from wsrecover.errors import ConfigError
+from wsrecover.protocol.schema import Schema
+
+__all__ = ["Command", "Handler", "HandlerFunction", "data_schema"]
+
+HandlerFunction: TypeAlias = "Callable[[Command, Any], Awaitable[Any]]"
+
+
+@attrs.frozen
+class Handler:
+    """A registered command. `schema` is that of its data; `timeout` in seconds; None: the server's own."""
+
+    name: str
+    function: HandlerFunction
+    schema: Schema[Any]
+    timeout: float | None = None
+
+
+class Effects(Protocol):
+    """What a command leads to."""
+
+    def emit(self, type: str, data: object, thread: str | None) -> None:  # noqa: A002  # The word of the wire.
+        """See `Command.emit`."""
+
+    async def start_agent(self, agent: str, given: dict[str, Any], thread: str | None) -> str:
+        """See `Command.start_agent`."""
+
+
+class Command:
+    """One command, as its handler sees it: who sent it, in which thread, and what may come of it.
+
+    `id` is the client's, the same on every repeat: a key for whatever else the handler must do once.
+    """
+
+    def __init__(self, principal: Principal, id: str, thread: str | None, effects: Effects) -> None:  # noqa: A002  # The word of the wire.
+        self.principal = principal
+        self.id = id
+        self.thread = thread
+        self._effects = effects
+
+    def emit(self, type: str, data: object, *, thread: str | None = None) -> None:  # noqa: A002  # The word of the wire.
+        """Emit an event into the sender's stream, in this command's thread or another.
+
+        It is encoded now, and logged in one commit with the answer: not at all if the handler raises or is
+        cut off. `data` is as in `Run.emit`. Raises `InvalidEvent`, also for one event too many, and
+        `ScopeEnded` once the handler is done.
+        """
+        self._effects.emit(type, data, thread or self.thread)
+
+    async def start_agent(
+        self,
+        agent: str,
+        input: Mapping[str, Any] | None = None,  # noqa: A002  # The word of the wire.
+        *,
+        thread: str | None = None,
+    ) -> str:
+        """Start an agent for the sender, in this command's thread or another; the run's id.
+
+        It starts at once, and goes on whatever becomes of the command. Raises `CommandError` (`not_found`,
+        `overloaded`), `InvalidEvent` and `StoreError`. Cancelled, it may start nevertheless.
+        """
+        return await self._effects.start_agent(agent, dict(input or {}), thread or self.thread)
+
+
+def data_schema(name: str, function: HandlerFunction) -> Schema[Any]:
+    """The schema of the data of the command `name`: that of the function's second parameter.
+
+    Raises `ConfigError` where that is no attrs class, or one with fields that have no place in JSON.
+    """
+    accepted = "an async function of a Command and of its data, an attrs class"
+    try:
+        parameters = [*inspect.signature(function, eval_str=True).parameters.values()]
+    except NameError as error:
+        raise ConfigError(f"command {name!r}", f"is {function!r}: {error}", accepted) from error
+    if len(parameters) != 2 or not attrs.has(parameters[1].annotation):
+        raise ConfigError(f"command {name!r}", f"is {function!r}", accepted)
+    return Schema(parameters[1].annotation, name=f"command {name!r}")

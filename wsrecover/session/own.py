@@ -1,0 +1,164 @@
+"""The app's own commands: accepted on stable storage before their handler runs, answered once.
+
+::
+
+    accepted ──▶ the handler runs ─┬─ returns ──────────────▶ ok     ┐
+    (committed)                    ├─ raises CommandError ──▶ error  ├ in one commit with what it emitted
+                                   ├─ raises anything else ─▶ error  ┘ (of one that raised: nothing)
+                                   └─ is cut off ───────────▶ stays accepted: outcome_unknown
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import attrs
+import orjson
+import structlog
+import trio
+
+from wsrecover.agents.command import Command, Handler
+from wsrecover.agents.ending import leaves, must_pass_at_once, readable
+from wsrecover.errors import CommandError, InvalidEvent, Misfit, ScopeEnded, StoreError
+from wsrecover.protocol import codec
+from wsrecover.protocol.schema import fitted, plain
+from wsrecover.streams.store import Answer, AnswerStatus, Append, Applied, NewEvent, StreamKey, Unit
+
+from .calls import Call, Result, Status, outcome_unknown, settled, told
+from .runs import Runs
+from .services import Services
+
+__all__ = ["RESULT_BYTES", "answer_own"]
+
+log = structlog.get_logger(__name__)
+
+RESULT_BYTES: Final = 64 * 1024
+"""The most that a handler may return, encoded."""
+
+EVENTS: Final = 100
+"""Events that one command may emit."""
+
+RETRY: Final = (0.1, 0.5, 1.0, 2.0)
+"""Seconds between the tries to keep the answer of a handler that ran; the last one is repeated."""
+
+
+@attrs.define(eq=False)
+class _Effects:
+    """What a handler leads to: its events are kept back until it is done."""
+
+    services: Services
+    key: StreamKey
+    runs: Runs
+    events: list[NewEvent] = attrs.field(factory=list)
+    done: bool = False
+
+    def emit(self, type: str, data: object, thread: str | None) -> None:  # noqa: A002  # The word of the wire.
+        if self.done:
+            raise ScopeEnded("the command has been answered")
+        if len(self.events) >= EVENTS:
+            raise InvalidEvent("type", f"a command may emit {EVENTS} events, the limit")
+        services, now = self.services, self.services.clock()
+        body = codec.encode_event(
+            ts=now,
+            type=type,
+            data=fitted(type, data, services.app.events),
+            thread=thread,
+            max_bytes=services.config.limits.event_bytes,
+        )
+        self.events.append(NewEvent(body, now, thread))
+
+    async def start_agent(self, agent: str, given: dict[str, Any], thread: str | None) -> str:
+        execution = self.runs.prepare(agent, given, thread=thread)
+        await self.runs.start(execution)
+        return execution.run.id
+
+
+async def answer_own(
+    call: Call, handler: Handler, services: Services, key: StreamKey, runs: Runs
+) -> tuple[Status, Result]:
+    """Answer one of the app's own commands.
+
+    Raises `CommandError`: of its data, of its handler, or of an earlier try; `StoreError` where it was not
+    accepted. Cancelled: the handler is cut off.
+    """
+    try:
+        data = handler.schema.structure(call.send.data, "data")
+    except Misfit as error:
+        # A repeat is answered as the first was, also where its data would not fit by now.
+        if (known := await call.known(services.store)) is not None:
+            return known
+        raise CommandError("invalid", error.problem, field=error.field) from error
+    accepted = attrs.evolve(call.answer(), status="accepted")
+    outcome = await services.journal.commit(Unit(answers=(accepted,)))
+    if not isinstance(outcome, Applied):
+        return settled(outcome, {})
+    effects = _Effects(services, key, runs)
+    try:
+        answer = await _run(call, handler, data, effects)
+    finally:
+        effects.done = True
+    appends = (Append(key, tuple(effects.events)),) if answer.status == "ok" and effects.events else ()
+    # The handler ran, and nobody but this task can say what it came to: so it tries for as long as it may.
+    try:
+        with trio.fail_after(services.config.timeouts.store):
+            outcome = await services.journal.writer().finish(Unit(appends, (answer,)), retry=RETRY)
+    except (StoreError, trio.TooSlowError) as problem:
+        log.exception("command_answer_not_kept", **_names(call))
+        raise outcome_unknown("the command's handler ran, but its answer could not be kept") from problem
+    if isinstance(outcome, Applied):
+        return "ok", told(answer.status, answer.result)
+    return settled(outcome, {})
+
+
+async def _run(call: Call, handler: Handler, data: object, effects: _Effects) -> Answer:
+    """Run the handler: the answer that is to be kept, whatever it returned or raised.
+
+    Raises `CommandError("outcome_unknown")` where its time was up.
+    """
+    command = Command(call.principal, call.send.id, call.send.thread, effects)
+    timeout = handler.timeout or effects.services.config.timeouts.command
+    try:
+        with trio.move_on_after(timeout):
+            returned = await handler.function(command, data)
+            return _answer(call, effects, "ok", _result(returned))
+    except BaseException as raised:  # Whatever a handler raises ends its command and nothing else.
+        if must_pass_at_once(raised):
+            raise
+        error = _error(call, raised)
+        # A cancellation from outside passes on, and alone: an error beside it would end the session.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return _answer(call, effects, "error", error)
+    log.warning("command_timed_out", **_names(call), timeout=timeout)
+    raise outcome_unknown(f"the command's handler took longer than {timeout:g} s")
+
+
+def _answer(call: Call, effects: _Effects, status: AnswerStatus, result: bytes) -> Answer:
+    return Answer(call.key, call.digest, effects.services.clock(), result, status)
+
+
+def _result(returned: object) -> bytes:
+    result = {} if returned is None else plain(returned, "result")
+    if not isinstance(result, dict):
+        raise TypeError(f"the handler returned a {type(returned).__name__}, not a JSON object")
+    return codec.encode_json(result, field="result", max_bytes=RESULT_BYTES)
+
+
+def _error(call: Call, raised: BaseException) -> bytes:
+    """What the client is told: a `CommandError` speaks for itself, of any other it reads nothing."""
+    errors = [leaf for leaf in leaves(raised) if not isinstance(leaf, trio.Cancelled)]
+    if len(errors) == 1 and isinstance(refused := errors[0], CommandError):
+        said = {
+            "code": readable(refused.code),
+            "message": readable(refused.message),
+            "field": None if refused.field is None else readable(refused.field),
+            "retry_after": refused.retry_after,
+        }
+    else:
+        if errors:
+            log.error("command_raised", **_names(call), exc_info=errors[0] if len(errors) == 1 else raised)
+        said = {"code": "internal", "message": "the command failed in the server"}
+    return orjson.dumps(said)
+
+
+def _names(call: Call) -> dict[str, str]:
+    return {"command": call.send.type, "tenant": call.key.tenant, "user": call.key.user}
