@@ -7,7 +7,8 @@
             ├─ origins              Origins    which pages may connect
             ├─ limits               Limits     bytes and counts
             ├─ retention            Retention  of each user's stream
-            └─ retention_broadcast  Retention  of each broadcast stream
+            ├─ retention_broadcast  Retention  of each broadcast stream
+            └─ contexts             Contexts   of each user's threads
 
 A wrong value raises `ConfigError`, which names the field (`limits.message_bytes`) and what is accepted.
 `load_config` reads the same tree from TOML: each class above is a table, each field a key.
@@ -30,6 +31,7 @@ from .errors import ConfigError
 
 __all__ = [
     "Config",
+    "Contexts",
     "Limits",
     "LogFormat",
     "LogLevel",
@@ -48,7 +50,7 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 SECRET_BYTES: Final = 32
 """The shortest secret: RFC 7518, section 3.2, asks HS256 for a key of at least its hash's size."""
 
-TABLES: Final = ("timeouts", "tokens", "origins", "limits", "retention", "retention_broadcast")
+TABLES: Final = ("timeouts", "tokens", "origins", "limits", "retention", "retention_broadcast", "contexts")
 """The fields of `Config` that have fields of their own."""
 
 
@@ -148,6 +150,23 @@ class Retention:
     """Seconds: who closes the lid at night resumes in the morning."""
 
 
+@attrs.frozen(kw_only=True)
+class Contexts:
+    """How long the reduced state of a user's threads is kept, and when it is stored."""
+
+    section: ClassVar[str] = "contexts"
+
+    every: int = attrs.field(default=1_000, validator=count(1))
+    """Events of a user after which a snapshot is stored, or fewer where the log holds little: what a restart
+    reads again for one user then takes some milliseconds."""
+    threads: int = attrs.field(default=100, validator=count(1))
+    """Threads of a user, those used last; older ones are forgotten, but none with a run under way."""
+    age: float = attrs.field(default=30 * 24 * 3600.0, validator=seconds())
+    """Seconds since a thread was last used, after which it is forgotten likewise: a month's holiday."""
+    memory_bytes: int = attrs.field(default=8 * 1024 * 1024, validator=size(0))
+    """Contexts of one user that stay in memory between two uses; more are read from the store each time."""
+
+
 def _broadcast() -> Retention:
     return Retention(events=1_000)
 
@@ -201,6 +220,8 @@ class Config:
     """Of each user's stream."""
     retention_broadcast: Retention = attrs.field(factory=_broadcast, validator=instance_of(Retention))
     """Of each broadcast stream: fewer events, for everybody reads them."""
+    contexts: Contexts = attrs.field(factory=Contexts, validator=instance_of(Contexts))
+    """Of each user's threads."""
 
     def __attrs_post_init__(self) -> None:
         if self.secret is not None and self.secret_file is not None:

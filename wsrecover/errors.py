@@ -21,8 +21,7 @@
     ├── RunError
     │   ├── RunBroken         a commit with events of this run failed; it can emit no more
     │   ├── RunEnded          the run has its terminal event already
-    │   ├── NoAnswer          nobody answered what the agent asked in time
-    │   └── ScopeEnded        the tool call, message or command was completed already
+    │   └── ScopeEnded        the tool call or message was completed already
     └── TransportError
         ├── ConnectionClosed  the WebSocket ended: code, reason
         └── HandshakeRefused  the peer answered the upgrade with an HTTP status
@@ -41,7 +40,6 @@ __all__ = [
     "HandshakeRefused",
     "InvalidEvent",
     "Misfit",
-    "NoAnswer",
     "RunBroken",
     "RunEnded",
     "RunError",
@@ -190,12 +188,8 @@ class RunEnded(RunError):
     """The run has its terminal event already."""
 
 
-class NoAnswer(RunError):
-    """Nobody answered what the agent asked before its time was up. The run goes on."""
-
-
 class ScopeEnded(RunError):
-    """The tool call, message or command was completed already; nothing was logged."""
+    """The tool call or message was completed already; nothing was logged."""
 
 
 class TransportError(WsrecoverError):

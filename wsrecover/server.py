@@ -275,6 +275,7 @@ async def _running_journal(
         max_bytes=limits.journal_bytes,
         retention=retention,
         clock=clock,
+        snapshot_events=config.contexts.every,
     )
     async with trio.open_nursery() as nursery:
         shield = await nursery.start(_run_journal, journal)

@@ -38,6 +38,7 @@ import trio_websocket
 
 from wsrecover.agents import App, Run
 from wsrecover.config import Retention
+from wsrecover.session.contexts import UserContexts
 from wsrecover.streams.store import StreamKey
 from wsrecover.testing import LocalServer
 
@@ -232,5 +233,6 @@ async def trim(server: LocalServer, oldest: int) -> None:
     head = (await logged(server))[-1]["seq"]
     stream = await server.server._services.streams.open(USER)
     services = server.server._services
+    await UserContexts(services, USER).store()
     gone = await services.store.retain({USER: Retention(events=head - oldest + 1)}, now=services.clock())
-    stream.trim(gone[USER])
+    stream.trim(gone.oldest[USER])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -18,7 +18,7 @@ from wsrecover.session.delivery import Delivery
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.memory import open_memory
 from wsrecover.streams.registry import Streams
-from wsrecover.streams.store import Append, NewEvent, Store, StreamKey, Unit
+from wsrecover.streams.store import Append, NewEvent, NewSnapshot, Store, StreamKey, Unit
 from wsrecover.streams.stream import Stream
 from wsrecover.testing import MemoryPipe, memory_pipe_pair
 from wsrecover.transport.outbox import Outbox
@@ -122,6 +122,11 @@ async def bench(nursery: trio.Nursery) -> AsyncIterator[Bench]:
         retention=lambda key: Retention(events=50),
         clock=trio.current_time,
     )
+
+    async def cover(keys: Sequence[StreamKey]) -> None:
+        await journal.commit(Unit(snapshots=(NewSnapshot(KEY, stream.head, {}),)))
+
+    journal.make_snapshots_with(cover)
     await nursery.start(journal.run)
     stream = await streams.open(KEY)
     yield Bench(nursery, store, stream, journal, Limits(page_events=5, page_bytes=4096, part_bytes=1024))

@@ -18,6 +18,7 @@ from wsrecover.streams.store import (
     Applied,
     Conflict,
     NewEvent,
+    NewSnapshot,
     Outcome,
     Retention,
     Store,
@@ -28,6 +29,7 @@ from wsrecover.streams.stream import Batch, Stream
 
 ANN = StreamKey("user", "tenant", "ann")
 BEN = StreamKey("user", "tenant", "ben")
+TEAM = StreamKey("tenant", "tenant")
 
 
 class HeldStore(MemoryStore):
@@ -351,6 +353,18 @@ class TestCancellation:
         assert journal.statistics().units == 0
 
 
+def covering(journal: Journal, store: Store, asked: list[list[StreamKey]]) -> None:
+    """Have the journal's snapshots made, empty ones; `asked` gets the keys of each time."""
+
+    async def snapshots(keys: Sequence[StreamKey]) -> None:
+        asked.append(list(keys))
+        for key in keys:
+            head = (await store.load(key)).head
+            await journal.commit(Unit(snapshots=(NewSnapshot(key, head, {}),)))
+
+    journal.make_snapshots_with(snapshots)
+
+
 class TestRetention:
     async def test_a_stream_that_grew_is_trimmed_and_the_stream_in_memory_knows(self, bench: Bench) -> None:
         limit = Retention(events=32, bytes=1 << 20, age=1e6)
@@ -362,6 +376,7 @@ class TestRetention:
             retention=lambda _: limit,
             clock=lambda: 1000.0,
         )
+        covering(journal, bench.store, [])
         stream = await bench.streams.open(ANN)
         async with running(journal):
             writer = journal.writer()
@@ -384,13 +399,55 @@ class TestRetention:
             clock=lambda: now,
             sweep_interval=30.0,
         )
+        covering(journal, store, asked := [])
         await store.commit([unit(ANN, "old")])
         stream = await streams.open(ANN)
         async with trio.open_nursery() as nursery:
             await nursery.start(journal.run)
             await trio.sleep(31)
             assert stream.oldest == 1
+            assert asked == []  # Nothing is to be trimmed, and nothing to be stored for it.
             now += 61
             await trio.sleep(31)
             assert stream.oldest == 2
+            assert asked == [[ANN]]
             await journal.aclose()
+
+    async def test_a_users_stream_gets_a_snapshot_each_so_many_events(self, bench: Bench) -> None:
+        journal = Journal(
+            bench.store,
+            bench.streams,
+            max_units=100,
+            max_bytes=1 << 20,
+            retention=lambda _: Retention(),
+            clock=lambda: 1000.0,
+            snapshot_events=10,
+        )
+        covering(journal, bench.store, asked := [])
+        async with running(journal):
+            writer = journal.writer()
+            for number in range(35):
+                await writer.commit(unit(ANN, f"{number}"))
+                await writer.commit(unit(TEAM, f"{number}"))
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        assert asked == [[ANN]] * 3
+        assert (await bench.store.snapshot(ANN)).seq == 30
+
+    async def test_a_log_without_snapshots_is_kept(self, bench: Bench) -> None:
+        limit = Retention(events=32, bytes=1 << 20, age=1e6)
+        journal = Journal(
+            bench.store,
+            bench.streams,
+            max_units=100,
+            max_bytes=1 << 20,
+            retention=lambda _: limit,
+            clock=lambda: 1000.0,
+        )
+        async with running(journal):
+            writer = journal.writer()
+            for number in range(100):
+                await writer.commit(unit(ANN, f"{number}"))
+                await writer.commit(unit(TEAM, f"{number}"))
+            while (await bench.store.load(TEAM)).oldest < 67:
+                await trio.lowlevel.checkpoint()
+        assert (await bench.store.load(ANN)).oldest == 1

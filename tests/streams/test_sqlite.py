@@ -28,9 +28,11 @@ from wsrecover.streams.store import (
     Append,
     Applied,
     NewEvent,
+    NewSnapshot,
     Outcome,
     Retention,
     Store,
+    StoredSnapshot,
     StreamKey,
     Unit,
 )
@@ -80,7 +82,7 @@ class TestOpening:
             other.pragma("user_version", 7)
         other.close()
         with pytest.raises(
-            StoreMismatch, match=r"with schema 7; this version knows 0x77735276 with schema 2"
+            StoreMismatch, match=r"with schema 7; this version knows 0x77735276 with schema 3"
         ):
             await open_sqlite(path)
 
@@ -92,12 +94,16 @@ class TestOpening:
         before = await store.answer(answer.key)
         await store.aclose()
         with apsw.Connection(str(path)) as older:
-            older.execute("ALTER TABLE answer DROP COLUMN status")
+            older.execute(
+                "ALTER TABLE answer DROP COLUMN status;"
+                " ALTER TABLE stream DROP COLUMN snapshot; DROP TABLE context"
+            )
             older.pragma("user_version", 1)
         older.close()
         for _ in range(2):
             store = await open_sqlite(path, clock=lambda: 1000.0)
             assert await store.answer(answer.key) == before == (answer, ())
+            assert await store.snapshot(ANN) == StoredSnapshot(0, {})
             await store.aclose()
 
     async def test_a_file_of_another_program_is_refused_and_left_alone(self, tmp_path: Path) -> None:
@@ -186,13 +192,14 @@ class TestCrashes:
         script = """
             import os, sys, trio
             from wsrecover.streams.sqlite import open_sqlite
-            from wsrecover.streams.store import Append, NewEvent, Retention, StreamKey, Unit
+            from wsrecover.streams.store import Append, NewEvent, NewSnapshot, Retention, StreamKey, Unit
 
             async def main():
                 store = await open_sqlite(sys.argv[1])
                 ann = StreamKey("user", "tenant", "ann")
                 event = NewEvent(b"x", 1000.0)
-                await store.commit([Unit((Append(ann, (event,) * 3000),))])
+                covered = Unit(snapshots=(NewSnapshot(ann, 3000, {}),))
+                await store.commit([Unit((Append(ann, (event,) * 3000),)), covered])
                 await store.retain({ann: Retention(age=1.0)}, now=5000.0)
                 await store.load(StreamKey("user", "tenant", "another"))
                 await trio.sleep(0.05)
@@ -410,6 +417,8 @@ class TestShape:
         store = await open_sqlite(tmp_path / "store.db")
         for _ in range(30):
             await store.commit([unit(ANN, *"x" * 100), unit(BEN, *"y" * 100)])
+            head = (await store.load(ANN)).head
+            await store.commit([Unit(snapshots=(NewSnapshot(ANN, head, {}),))])
             await store.retain({ANN: Retention(events=50)}, now=1000.0)
         await swept(store, below=4100)
         assert (len(await logged(store, ANN)), len(await logged(store, BEN))) == (50, 3000)

@@ -8,7 +8,16 @@ from wsrecover.errors import StoreUnavailable
 from wsrecover.protocol.cursor import Position
 from wsrecover.streams.memory import MemoryStore, open_memory
 from wsrecover.streams.registry import Streams
-from wsrecover.streams.store import Append, Entry, NewEvent, Retention, StreamKey, StreamState, Unit
+from wsrecover.streams.store import (
+    Append,
+    Entry,
+    NewEvent,
+    NewSnapshot,
+    Retention,
+    StreamKey,
+    StreamState,
+    Unit,
+)
 from wsrecover.streams.stream import Batch, Stream, wire_name
 
 ANN = StreamKey("user", "tenant", "ann")
@@ -41,7 +50,10 @@ class Recorder:
 
 async def filled(store: MemoryStore, count: int) -> None:
     await store.commit(
-        [Unit((Append(ANN, tuple(NewEvent(entry.body, 1.0) for entry in entries(1, count))),))]
+        [
+            Unit((Append(ANN, tuple(NewEvent(entry.body, 1.0) for entry in entries(1, count))),)),
+            Unit(snapshots=(NewSnapshot(ANN, count, {}),)),
+        ]
     )
 
 
@@ -150,10 +162,10 @@ class TestPages:
         await filled(store, 20)
         streams = Streams(store)
         stream = await streams.open(ANN)
-        streams.trim(await store.retain({ANN: Retention(events=5)}, now=1.0))
+        streams.trim((await store.retain({ANN: Retention(events=5)}, now=1.0)).oldest)
         page = await stream.page(3, max_events=2, max_bytes=9999)
         assert (seqs(page.entries), page.gap) == ([16, 17], (4, 15))
-        streams.trim(await store.retain({ANN: Retention(age=1.0)}, now=1e6))
+        streams.trim((await store.retain({ANN: Retention(age=1.0)}, now=1e6)).oldest)
         page = await stream.page(3, max_events=2, max_bytes=9999)
         assert (list(page.entries), page.gap) == ([], (4, 20))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .decode import decode_client, decode_event, decode_hello, decode_server
+from .decode import decode_body, decode_client, decode_event, decode_hello, decode_server
 from .encode import digest, encode, encode_event, encode_json, event_frame, event_prefix, join, parts
 
 __all__ = [
+    "decode_body",
     "decode_client",
     "decode_event",
     "decode_hello",

@@ -9,6 +9,7 @@ A token costs what the token costs, however long its message or the conversation
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ __all__ = [
     "Request",
     "RunState",
     "ToolCall",
+    "concerns",
     "parse",
     "reduce",
 ]
@@ -67,6 +69,11 @@ def reduce(context: Context, event: Event) -> Context:
     if reduced.size > CONTEXT_BYTES and event.type not in _GROWING:
         return _truncated(reduced)
     return reduced
+
+
+def concerns(body: bytes) -> bool:
+    """Whether an event whose body `encode_event` made may make a difference; cheaper than to decode it."""
+    return _CONCERNING.match(body) is not None
 
 
 def _truncated(context: Context) -> Context:
@@ -234,6 +241,8 @@ _HANDLERS: Final[Mapping[str, Callable[[Context, Event], Context]]] = {
 
 TYPES: Final = frozenset(_HANDLERS)
 """The types of event that make a difference to a context."""
+
+_CONCERNING: Final = re.compile(rb'\{"ts":[^,]+,"type":"(?:%b)"' % "|".join(sorted(TYPES)).encode())
 
 _GROWING: Final = frozenset({"message_started", "message_delta"})
 """They may come merged, so a context that is cut at one of them would depend on whether they did."""

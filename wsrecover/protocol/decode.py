@@ -21,7 +21,7 @@ from .fields import MAX_DEPTH, MAX_FRAMES, MAX_INT, is_id
 from .frames import CLIENT_FRAMES, SERVER_FRAMES, ClientFrame, Hello, ServerFrame
 from .structure import structurer
 
-__all__ = ["decode_client", "decode_event", "decode_server"]
+__all__ = ["decode_body", "decode_client", "decode_event", "decode_server"]
 
 _CLIENT: Final = {op: structurer(cls) for op, cls in CLIENT_FRAMES.items()}
 _SERVER: Final = {op: structurer(cls) for op, cls in SERVER_FRAMES.items()}
@@ -190,6 +190,12 @@ def decode_event(data: bytes) -> Event:
     if not isinstance(item, dict) or item.get("op") != "event":
         raise FrameError("malformed", "the parts do not make an event")
     return _event(item)
+
+
+def decode_body(stream: str, seq: int, body: bytes) -> Event:
+    """The event whose body `encode_event` made."""
+    item = orjson.loads(body)
+    return Event(stream, seq, item["ts"], item["type"], item["data"], item.get("thread"), item.get("run"))
 
 
 def _loads(message: str | bytes) -> Any:

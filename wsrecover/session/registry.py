@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import attrs
@@ -10,7 +10,9 @@ import trio
 
 from wsrecover.access.principal import Principal
 from wsrecover.errors import StoreFailed
+from wsrecover.streams.store import StreamKey
 
+from .contexts import UserContexts, store_each
 from .services import Services
 from .session import Session, SessionStatistics
 
@@ -40,6 +42,7 @@ class Registry:
         self._services = services
         self._sessions: dict[tuple[str, str], Session] = {}
         self.draining = False
+        services.journal.make_snapshots_with(self._store_contexts)
 
     @property
     def sessions(self) -> Mapping[tuple[str, str], Session]:
@@ -66,6 +69,15 @@ class Registry:
     def of(self, principal: Principal) -> Session:
         """The principal's session."""
         return self.session(principal.tenant, principal.user)
+
+    async def _store_contexts(self, keys: Sequence[StreamKey]) -> None:
+        sessions = [(key, self._sessions.get((key.tenant, key.name))) for key in keys]
+        await store_each(
+            [
+                UserContexts(self._services, key) if session is None else session.contexts
+                for key, session in sessions
+            ]
+        )
 
     def _forget(self, session: Session) -> None:
         if self._sessions.get((session.tenant, session.user)) is session:

@@ -27,6 +27,7 @@ from wsrecover.transport.websocket import ServerSocket
 
 from .commands import Commands
 from .connection import Connection
+from .contexts import UserContexts
 from .entitled import entitled
 from .members import Members
 from .runs import Runs
@@ -60,6 +61,7 @@ class Session:
         self.key = StreamKey("user", tenant, user)
         self.connections: dict[str, Connection] = {}
         self.members = Members()
+        self.contexts = UserContexts(services, self.key)
         self.runs = Runs(services, self.key, self.members)
         self.commands = Commands(services, self.key, self.runs)
         self._forget = forget

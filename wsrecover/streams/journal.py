@@ -18,7 +18,7 @@ import trio
 from wsrecover.errors import RunBroken, StoreError, StoreFailed, StoreUnavailable
 
 from .registry import Streams
-from .retention import Retainer
+from .retention import Retainer, Snapshots
 from .room import Room
 from .store import Applied, Entry, Outcome, Retention, Store, StreamKey, Unit
 
@@ -75,6 +75,8 @@ def _size(unit: Unit) -> int:
             size += len(event.body)
     for answer in unit.answers:
         size += len(answer.result or b"")
+    for snapshot in unit.snapshots:
+        size += sum(len(context.body) for context in snapshot.changed.values() if context is not None)
     return size
 
 
@@ -89,7 +91,8 @@ class Journal:
     """Commits what is queued, batch by batch, and extends those of `streams` that are open.
 
     `max_units` and `max_bytes` (of bodies) bound what is queued or under way; who comes then waits.
-    `retention` says how much of a stream is kept, `clock` gives unix seconds, `sweep_interval` is in seconds.
+    `retention` says how much of a stream is kept, `clock` gives unix seconds, `sweep_interval` is in seconds;
+    for these and `snapshot_events` see `Retainer`.
     """
 
     def __init__(
@@ -102,13 +105,19 @@ class Journal:
         retention: Callable[[StreamKey], Retention],
         clock: Callable[[], float],
         sweep_interval: float = 60.0,
+        snapshot_events: int = 1_000,
     ) -> None:
         self._store = store
         self._streams = streams
         self._room = Room(max_units, max_bytes)
         self._send, self._receive = trio.open_memory_channel[_Item](max_units)
         self._retainer = Retainer(
-            store, streams, retention=retention, clock=clock, sweep_interval=sweep_interval
+            store,
+            streams,
+            retention=retention,
+            clock=clock,
+            sweep_interval=sweep_interval,
+            snapshot_events=snapshot_events,
         )
         self._ended = trio.Event()
         self._batches = 0
@@ -129,6 +138,10 @@ class Journal:
                 nursery.cancel_scope.cancel()
         finally:
             self._stop()
+
+    def make_snapshots_with(self, snapshots: Snapshots) -> None:
+        """From now on ask `snapshots` for those that retention needs; see `Retainer`."""
+        self._retainer.snapshots = snapshots
 
     def _drain(self, first: _Item) -> list[_Item]:
         items = [first]

@@ -23,10 +23,14 @@ from .store import (
     Conflict,
     Duplicate,
     Entry,
+    NewSnapshot,
     Outcome,
+    Retained,
     Retention,
     RunRecord,
     Store,
+    StoredContext,
+    StoredSnapshot,
     StoreStatistics,
     StreamKey,
     StreamState,
@@ -54,6 +58,8 @@ class _Log:
     written: bool = False
     entries: deque[Entry] = attrs.field(factory=deque)
     stamps: deque[float] = attrs.field(factory=deque)
+    snapshot: int = 0
+    contexts: dict[str, StoredContext] = attrs.field(factory=dict)
 
     def forget_oldest(self) -> None:
         self.size -= len(self.entries.popleft().body)
@@ -108,16 +114,28 @@ class MemoryStore(Store):
             page.append(entry)
         return page
 
-    async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> dict[StreamKey, int]:
+    async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> Retained:
         """See `Store.retain`."""
         await self._ready()
-        trimmed = {}
+        trimmed = Retained({})
+        held = []
         for key, limit in limits.items():
             log = self._logs.get(key)
-            if log is not None and _trim(log, limit, now - limit.age):
-                trimmed[key] = log.oldest
+            if log is None:
+                continue
+            oldest = log.oldest
+            if not _trim(log, limit, now - limit.age, log.snapshot if key.scope == "user" else log.head):
+                held.append(key)
+            if log.oldest > oldest:
+                trimmed.oldest[key] = log.oldest
         self._forget_old(now - ANSWER_WINDOW)
-        return trimmed
+        return attrs.evolve(trimmed, held=tuple(held))
+
+    async def snapshot(self, key: StreamKey) -> StoredSnapshot:
+        """See `Store.snapshot`."""
+        await self._ready()
+        log = self._log(key)
+        return StoredSnapshot(log.snapshot, dict(log.contexts))
 
     async def keys(self, *, after: StreamKey | None = None, limit: int = 1000) -> list[StreamKey]:
         """See `Store.keys`."""
@@ -174,11 +192,20 @@ class MemoryStore(Store):
         for answer in unit.answers:
             self._answers.pop(answer.key, None)
             self._answers[answer.key] = (answer, applied.positions)
-        for run in unit.runs_started:
-            self._runs[run.run] = run
+        self._runs.update({run.run: run for run in unit.runs_started})
         for ended in unit.runs_ended:
             self._runs.pop(ended, None)
+        if unit.snapshots:
+            self._keep(unit.snapshots)
         return applied
+
+    def _keep(self, snapshots: Sequence[NewSnapshot]) -> None:
+        for snapshot in snapshots:
+            log = self._log(snapshot.key)
+            if snapshot.seq > log.snapshot:
+                log.snapshot = snapshot.seq
+                changed = {**log.contexts, **snapshot.changed}
+                log.contexts = {thread: stored for thread, stored in changed.items() if stored is not None}
 
     def _append(self, unit: Unit) -> Applied:
         changes = []
@@ -246,10 +273,15 @@ class MemoryStore(Store):
             del self._answers[key]
 
 
-def _trim(log: _Log, limit: Retention, before: float) -> bool:
-    oldest = log.oldest
-    while len(log.entries) > 1 and (len(log.entries) > limit.events or log.size > limit.bytes):
+def _trim(log: _Log, limit: Retention, before: float, upto: int) -> bool:
+    """Forget what is over the limit, but nothing after `upto`; False where that held some back."""
+    while log.entries and _is_over(log, limit, before):
+        if log.oldest > upto:
+            return False
         log.forget_oldest()
-    while log.entries and log.stamps[0] < before:
-        log.forget_oldest()
-    return log.oldest > oldest
+    return True
+
+
+def _is_over(log: _Log, limit: Retention, before: float) -> bool:
+    kept = len(log.entries)
+    return log.stamps[0] < before or (kept > 1 and (kept > limit.events or log.size > limit.bytes))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final, TypeAlias
 
 import attrs
 import structlog
@@ -14,9 +14,12 @@ from wsrecover.errors import StoreError
 from .registry import Streams
 from .store import Entry, Retention, Store, StreamKey
 
-__all__ = ["Retainer"]
+__all__ = ["Retainer", "Snapshots"]
 
 _log = structlog.get_logger(__name__)
+
+Snapshots: TypeAlias = Callable[[Sequence[StreamKey]], Awaitable[None]]
+"""Stores a snapshot of each of these users' streams. What it raises but `StoreError` ends the journal."""
 
 _SHARE: Final = 16
 """A stream is looked at when it grew by this fraction of what it may hold: that much more it may hold."""
@@ -39,6 +42,9 @@ class Retainer:
 
     `sweep_interval` (seconds) is how often a page of all the streams that the store knows is looked at, grown
     or not: that is how events go by age.
+
+    Whoever sets `snapshots` is asked for one of each user's stream that is looked at because it grew, after
+    `snapshot_events` at the latest, and of those that cannot be trimmed without.
     """
 
     def __init__(
@@ -49,13 +55,17 @@ class Retainer:
         retention: Callable[[StreamKey], Retention],
         clock: Callable[[], float],
         sweep_interval: float,
+        snapshot_events: int,
     ) -> None:
+        self.snapshots: Snapshots | None = None
         self._store = store
         self._streams = streams
         self._retention = retention
         self._clock = clock
         self._interval = sweep_interval
+        self._snapshot_events = snapshot_events
         self._growth: dict[StreamKey, _Growth] = {}
+        self._grown: set[StreamKey] = set()
         self._due: set[StreamKey] = set()
         self._wake = trio.Event()
 
@@ -72,16 +82,19 @@ class Retainer:
             grown.share = share
             if share >= 1:
                 del growth[key]
-                self._due.add(key)
+                self._grown.add(key)
         if len(growth) > _MAX_TRACKED:
             self._due.update(growth)
             growth.clear()
-        if self._due:
+        if self._grown or self._due:
             self._wake.set()
 
     def _new(self, key: StreamKey) -> _Growth:
         limit = self._retention(key)
-        return _Growth(_SHARE / max(limit.events, 1), _SHARE / max(limit.bytes, 1))
+        per_event = _SHARE / max(limit.events, 1)
+        if key.scope == "user":
+            per_event = max(per_event, 1 / self._snapshot_events)
+        return _Growth(per_event, _SHARE / max(limit.bytes, 1))
 
     async def run(self) -> None:
         """Trim until cancelled. A failing store is asked again at the next look."""
@@ -91,9 +104,11 @@ class Retainer:
             with trio.move_on_at(next_sweep):
                 await self._wake.wait()
             self._wake = trio.Event()
-            if self._due:
-                due, self._due = self._due, set()
-                await self._apply(due)
+            if self._grown or self._due:
+                grown, due = self._grown, self._due
+                self._grown, self._due = set(), set()
+                await self._snapshot([key for key in grown if key.scope == "user"])
+                await self._apply(grown | due)
             if trio.current_time() >= next_sweep:
                 last = await self._sweep(last)
                 next_sweep = trio.current_time() + self._interval
@@ -108,8 +123,26 @@ class Retainer:
         return page[-1] if len(page) == _PAGE else None
 
     async def _apply(self, keys: Iterable[StreamKey]) -> None:
+        held = await self._trim(keys)
+        if held:
+            await self._snapshot(held)
+            await self._trim(held)
+
+    async def _snapshot(self, keys: Sequence[StreamKey]) -> None:
+        if not keys or self.snapshots is None:
+            return
+        try:
+            await self.snapshots(keys)
+        except StoreError as error:
+            _log.warning("snapshots failed", error=str(error), streams=len(keys))
+
+    async def _trim(self, keys: Iterable[StreamKey]) -> Sequence[StreamKey]:
+        """Trim these; those that a snapshot held back."""
         limits = {key: self._retention(key) for key in keys}
         try:
-            self._streams.trim(await self._store.retain(limits, now=self._clock()))
+            retained = await self._store.retain(limits, now=self._clock())
         except StoreError as error:
             _log.warning("trim failed", error=str(error), streams=len(limits))
+            return ()
+        self._streams.trim(retained.oldest)
+        return retained.held

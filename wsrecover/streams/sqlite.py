@@ -14,6 +14,7 @@ import trio
 from wsrecover.errors import StoreFailed
 from wsrecover.protocol.cursor import Position
 
+from .sqlite_contexts import find_snapshot
 from .sqlite_heads import Head
 from .sqlite_known import find_answer, find_runs
 from .sqlite_log import SQLiteLog
@@ -24,9 +25,11 @@ from .store import (
     AnswerKey,
     Entry,
     Outcome,
+    Retained,
     Retention,
     RunRecord,
     Store,
+    StoredSnapshot,
     StoreStatistics,
     StreamKey,
     StreamState,
@@ -133,7 +136,7 @@ class SQLiteStore(Store):
         """See `Store.commit`."""
         return await self._write(partial(self._log.commit, units))
 
-    async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> dict[StreamKey, int]:
+    async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> Retained:
         """See `Store.retain`."""
         return await self._write(partial(self._log.retain, limits, now))
 
@@ -161,6 +164,11 @@ class SQLiteStore(Store):
                 max_bytes=max_bytes,
             )
         )
+
+    async def snapshot(self, key: StreamKey) -> StoredSnapshot:
+        """See `Store.snapshot`. Raises `StoreCorrupt` where a context is not what was written."""
+        head = await self._head(key)
+        return await self._reads.call(partial(find_snapshot, self._reader, head.id, key))
 
     async def keys(self, *, after: StreamKey | None = None, limit: int = 1000) -> list[StreamKey]:
         """See `Store.keys`."""

@@ -25,8 +25,8 @@ class Head:
     """Where a stream ends and begins, as committed: the writer's thread sets it, any thread reads it.
 
     `tip` is (seq, row, total) of the newest event, in one attribute so that nobody sees half of it. `base`
-    and `since` are at most the total before `oldest` and its ts; `marked` tells whether this generation wrote
-    to it.
+    and `since` are at most the total before `oldest` and its ts; `snapshot` is the seq of the newest one;
+    `marked` tells whether this generation wrote to it.
     """
 
     id: int
@@ -37,6 +37,7 @@ class Head:
     oldest: int
     base: int
     since: float
+    snapshot: int
     marks: tuple[tuple[str, int], ...]
     marked: bool
 
@@ -48,13 +49,13 @@ class Head:
 def find_head(db: apsw.Connection, key: StreamKey, generation: str) -> Head | None:
     """The stream as the table has it: right where nothing was appended since the heads were written."""
     found = db.execute(
-        "SELECT id, incarnation, head, last_row, total, oldest, base, since FROM stream"
+        "SELECT id, incarnation, head, last_row, total, oldest, base, since, snapshot FROM stream"
         " WHERE scope = ? AND tenant = ? AND name = ?",
         key,
     ).fetchone()
     if found is None:
         return None
-    stream, incarnation, seq, row, total, oldest, base, since = found
+    stream, incarnation, seq, row, total, oldest, base, since, snapshot = found
     marks = tuple(
         db.execute(
             "SELECT generation.id, mark.first FROM mark JOIN generation ON generation.n = mark.generation"
@@ -71,6 +72,7 @@ def find_head(db: apsw.Connection, key: StreamKey, generation: str) -> Head | No
         oldest=oldest,
         base=base,
         since=since,
+        snapshot=snapshot,
         marks=marks,
         marked=any(writer == generation for writer, _ in marks),
     )
@@ -93,6 +95,7 @@ def create_head(db: apsw.Connection, key: StreamKey, generation: str) -> Head:
         oldest=1,
         base=0,
         since=0.0,
+        snapshot=0,
         marks=(),
         marked=False,
     )

@@ -21,10 +21,11 @@ import structlog
 from wsrecover.errors import StoreCorrupt, StoreError, StoreFailed, StoreUnavailable
 from wsrecover.protocol.cursor import Position
 
+from .sqlite_contexts import keep_snapshot
 from .sqlite_heads import Head, Tip, create_head, find_head, replay, write_heads
 from .sqlite_known import Known
 from .sqlite_schema import translate
-from .sqlite_trim import Trim, plan, sweep_step, unsynced
+from .sqlite_trim import Trim, hold_back, plan, sweep_step, unsynced
 from .store import (
     Append,
     Applied,
@@ -32,6 +33,7 @@ from .store import (
     Entry,
     NewEvent,
     Outcome,
+    Retained,
     Retention,
     StreamKey,
     Unit,
@@ -82,6 +84,7 @@ class SQLiteLog:
     def _clear_stage(self) -> None:
         self._tips: dict[Head, Tip] = {}
         self._trims: dict[Head, Trim] = {}
+        self._snapshots: dict[Head, int] = {}
         self._created: dict[StreamKey, Head] = {}
         self._marks: dict[Head, int] = {}
         self._rows: list[_Row] = []
@@ -161,6 +164,8 @@ class SQLiteLog:
         for head, (oldest, base, since) in self._trims.items():
             self._alive -= oldest - head.oldest
             head.oldest, head.base, head.since = oldest, base, since
+        for head, seq in self._snapshots.items():
+            head.snapshot = seq
         self.heads.update(self._created)
         added = self._row - self._committed_row
         self._committed_row = self._row
@@ -231,6 +236,11 @@ class SQLiteLog:
             applied = self._append(unit.appends)
         if unit.answers or unit.runs_started or unit.runs_ended:
             self._known.keep(unit, applied.positions)
+        for snapshot in unit.snapshots:
+            head = self.head(snapshot.key)
+            if snapshot.seq > self._snapshots.get(head, head.snapshot):
+                keep_snapshot(self._db, head.id, snapshot)
+                self._snapshots[head] = snapshot.seq
         return applied
 
     def _append(self, appends: Iterable[Append]) -> Applied:
@@ -299,16 +309,21 @@ class SQLiteLog:
             changes.append((append.key, tuple(appended)))
         return Applied(tuple(changes), given=tuple(positions))
 
-    def retain(self, limits: Mapping[StreamKey, Retention], now: float) -> dict[StreamKey, int]:
+    def retain(self, limits: Mapping[StreamKey, Retention], now: float) -> Retained:
         """See `Store.retain`."""
         self._flush()
         trimmed = {}
+        held = []
         for key, limit in limits.items():
             head = self._existing(key)
             if head is None:
                 continue
             old = self._trims.get(head) or Trim(head.oldest, head.base, head.since)
-            new = plan(self._db, head.id, self._tips.get(head) or head.tip, old, limit, now=now)
+            wanted = new = plan(self._db, head.id, self._tips.get(head) or head.tip, old, limit, now=now)
+            if key.scope == "user":
+                new = hold_back(old, wanted, self._snapshots.get(head, head.snapshot))
+            if new.oldest < wanted.oldest:
+                held.append(key)
             if new == old:
                 continue
             self._db.execute(
@@ -318,7 +333,7 @@ class SQLiteLog:
             if new.oldest > old.oldest:
                 trimmed[key] = new.oldest
         self._known.forget(now=now)
-        return trimmed
+        return Retained(trimmed, tuple(held))
 
     def sweep(self) -> bool:
         """Delete some of the rows that were trimmed, in a transaction of its own; whether there is more to

@@ -23,7 +23,14 @@ __all__ = ["Synchronous", "connect", "lock", "translate", "unlock"]
 Synchronous: TypeAlias = Literal["FULL", "NORMAL", "OFF"]
 
 _APPLICATION: Final = 0x77735276
-_VERSION: Final = 2
+_VERSION: Final = 3
+
+_CONTEXT: Final = """
+CREATE TABLE context(
+    stream INTEGER NOT NULL, thread TEXT NOT NULL, at REAL NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL,
+    UNIQUE (stream, thread)
+) STRICT;
+"""
 
 _TABLES: Final = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -33,6 +40,7 @@ CREATE TABLE stream(
     id INTEGER PRIMARY KEY, scope TEXT NOT NULL, tenant TEXT NOT NULL, name TEXT NOT NULL,
     incarnation TEXT NOT NULL, head INTEGER NOT NULL, oldest INTEGER NOT NULL,
     last_row INTEGER NOT NULL, total INTEGER NOT NULL, base INTEGER NOT NULL, since REAL NOT NULL,
+    snapshot INTEGER NOT NULL DEFAULT 0,
     UNIQUE (scope, tenant, name)
 ) STRICT;
 CREATE TABLE mark(
@@ -62,9 +70,13 @@ CREATE TABLE run(
 # stream.head, last_row and total are those of the last checkpoint (meta.as_of); what came later is in event.
 # Every 64th event of a stream is in the index; the others are reached by walking back from it.
 # event.prev is the row of the stream's previous event, event.total the bytes of its bodies up to this one.
+# stream.snapshot is the seq that all of its rows in context stand for.
 # stream.base is the total before `oldest`, stream.since the ts of `oldest`; both may be lower than that.
 
-_UPGRADES: Final = {1: "ALTER TABLE answer ADD COLUMN status TEXT NOT NULL DEFAULT 'ok'"}
+_UPGRADES: Final = {
+    1: "ALTER TABLE answer ADD COLUMN status TEXT NOT NULL DEFAULT 'ok'",
+    2: f"ALTER TABLE stream ADD COLUMN snapshot INTEGER NOT NULL DEFAULT 0; {_CONTEXT}",
+}
 """What makes the next schema of an older one, by the older one's version."""
 
 _UNKNOWN: Final = (apsw.IOError, apsw.InternalError, apsw.MisuseError)
@@ -149,7 +161,7 @@ def _prepare(writer: apsw.Connection, path: Path, synchronous: Synchronous) -> N
     )
     with writer:
         if empty:
-            writer.execute(_TABLES)
+            writer.execute(_TABLES + _CONTEXT)
             writer.pragma("application_id", _APPLICATION)
         for older in range(_VERSION if empty else version, _VERSION):
             writer.execute(_UPGRADES[older])

@@ -11,7 +11,7 @@ import apsw
 from .sqlite_heads import Tip
 from .store import Retention
 
-__all__ = ["SWEEP_ROWS", "Trim", "plan", "sweep_step", "unsynced"]
+__all__ = ["SWEEP_ROWS", "Trim", "hold_back", "plan", "sweep_step", "unsynced"]
 
 SWEEP_ROWS: Final = 512
 """Rows that one step of the sweep looks at: about a millisecond, for which a commit may have to wait."""
@@ -76,6 +76,13 @@ def plan(
         if at >= oldest and (before >= least or at == seq) and ts >= young:
             return Trim(at, before, ts)
     return Trim(seq + 1, total, 0.0)
+
+
+def hold_back(begin: Trim, wanted: Trim, upto: int) -> Trim:
+    """`wanted`, or as far towards it from `begin` as nothing after `upto` is trimmed."""
+    if wanted.oldest <= upto + 1:
+        return wanted
+    return begin._replace(oldest=max(begin.oldest, upto + 1))
 
 
 def sweep_step(writer: apsw.Connection, after: int, as_of: int) -> tuple[int, int]:

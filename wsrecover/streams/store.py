@@ -32,11 +32,15 @@ __all__ = [
     "Duplicate",
     "Entry",
     "NewEvent",
+    "NewSnapshot",
     "Outcome",
+    "Retained",
     "Retention",
     "RunRecord",
     "Store",
     "StoreStatistics",
+    "StoredContext",
+    "StoredSnapshot",
     "StreamKey",
     "StreamState",
     "Unit",
@@ -134,6 +138,31 @@ class RunRecord:
     thread: str | None = None
 
 
+@attrs.frozen
+class StoredContext:
+    """A thread's context, encoded, and the ts of the last event that changed it."""
+
+    body: bytes = attrs.field(repr=False)
+    at: float
+
+
+@attrs.frozen
+class StoredSnapshot:
+    """The contexts of a stream's threads as of `seq`; 0 where there is no snapshot yet."""
+
+    seq: int
+    contexts: Mapping[str, StoredContext]
+
+
+@attrs.frozen
+class NewSnapshot:
+    """A stream's contexts as of `seq`: those that may have `changed` since its last snapshot (None: gone)."""
+
+    key: StreamKey
+    seq: int
+    changed: Mapping[str, StoredContext | None]
+
+
 @attrs.define
 class Unit:
     """What takes effect together. At most one answer is conditional: see `Store.commit`."""
@@ -142,6 +171,7 @@ class Unit:
     answers: tuple[Answer, ...] = ()
     runs_started: tuple[RunRecord, ...] = ()
     runs_ended: tuple[str, ...] = ()
+    snapshots: tuple[NewSnapshot, ...] = ()
 
     def has_ids(self) -> bool:
         """Whether any of its events has an id, and so may have been appended before."""
@@ -209,6 +239,14 @@ class StreamState:
 
 
 @attrs.frozen
+class Retained:
+    """The new `oldest` of each stream that was trimmed, and those of which the snapshot held some back."""
+
+    oldest: dict[StreamKey, int]
+    held: tuple[StreamKey, ...] = ()
+
+
+@attrs.frozen
 class StoreStatistics:
     """Counts since the store was opened; `healthy` is False while the last commit failed."""
 
@@ -250,6 +288,8 @@ class Store(abc.ABC):
         an event id that was used with another digest is not applied either (`Conflict`). Answers that are
         applied are kept with the positions of the unit's events. Only the first answer of a unit is checked
         in this way; the others are kept as they are.
+
+        A snapshot that is not newer than the stream's last one changes nothing.
         """
 
     @abc.abstractmethod
@@ -263,12 +303,16 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> dict[StreamKey, int]:
-        """Forget what is over the limits, oldest first, and old answers; the new `oldest` of each stream that
-        was trimmed.
+    async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> Retained:
+        """Forget what is over the limits, oldest first, and old answers.
 
-        The newest event may go by age but never by count or bytes.
+        The newest event may go by age but never by count or bytes. What a user's newest snapshot does not
+        cover is held back: it is nowhere else.
         """
+
+    @abc.abstractmethod
+    async def snapshot(self, key: StreamKey) -> StoredSnapshot:
+        """The stream's newest snapshot."""
 
     @abc.abstractmethod
     async def keys(self, *, after: StreamKey | None = None, limit: int = 1000) -> list[StreamKey]:

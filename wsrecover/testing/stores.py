@@ -18,13 +18,29 @@ from wsrecover.streams.store import (
     Conflict,
     Duplicate,
     NewEvent,
+    NewSnapshot,
     Retention,
     RunRecord,
     StreamKey,
     Unit,
 )
 
-from .subject import ALL, ANN, BEN, START, OpenStore, Subject, applied, confirm, events, expect, logged, unit
+from .snapshots import SNAPSHOT_CHECKS, SNAPSHOT_CHECKS_DURABLE
+from .subject import (
+    ALL,
+    ANN,
+    BEN,
+    START,
+    TEAM,
+    OpenStore,
+    Subject,
+    applied,
+    confirm,
+    events,
+    expect,
+    logged,
+    unit,
+)
 
 __all__ = ["OpenStore", "check_store"]
 
@@ -216,28 +232,28 @@ async def _streams_are_trimmed_from_the_front(subject: Subject) -> None:
         bodies = [f"{number:04}" for number in range(1, 301)]
         for index in range(0, 300, 30):
             await store.commit(
-                [unit(ANN, *bodies[index : index + 30], ts=START + index), unit(BEN, "x" * 99)]
+                [unit(TEAM, *bodies[index : index + 30], ts=START + index), unit(BEN, "x" * 99)]
             )
-        expect(await store.retain({ANN: wide, ALL: wide}, now=START), {}, "a trim under the limits")
+        expect((await store.retain({TEAM: wide, ALL: wide}, now=START)).oldest, {}, "a trim under the limits")
         tight = Retention(events=290, bytes=1 << 30, age=1e9)
-        expect(await store.retain({ANN: tight}, now=START), {ANN: 11}, "by count")
+        expect((await store.retain({TEAM: tight}, now=START)).oldest, {TEAM: 11}, "by count")
         tight = Retention(events=1000, bytes=4 * 257, age=1e9)
-        expect(await store.retain({ANN: tight}, now=START), {ANN: 44}, "by bytes")
+        expect((await store.retain({TEAM: tight}, now=START)).oldest, {TEAM: 44}, "by bytes")
         tight = Retention(events=1000, bytes=1 << 30, age=10.0)
-        expect(await store.retain({ANN: tight}, now=START + 190), {ANN: 181}, "by age")
-        expect(await logged(store, ANN), bodies[180:], "what is left")
-        page = await store.read(ANN, 3, upto=300, max_events=2, max_bytes=1 << 20)
+        expect((await store.retain({TEAM: tight}, now=START + 190)).oldest, {TEAM: 181}, "by age")
+        expect(await logged(store, TEAM), bodies[180:], "what is left")
+        page = await store.read(TEAM, 3, upto=300, max_events=2, max_bytes=1 << 20)
         expect([entry.seq for entry in page], [181, 182], "a read that begins before the oldest")
         least = Retention(events=1, bytes=1024, age=1e9)
         big = "x" * 2000
-        await store.commit([unit(ANN, big, ts=START + 300)])
-        expect(await store.retain({ANN: least}, now=START), {ANN: 301}, "down to the newest")
-        expect(await logged(store, ANN), [big], "the newest, which only goes by age")
-        expect(await store.retain({ANN: tight}, now=START + 1e6), {ANN: 302}, "all of it by age")
-        expect(await store.read(ANN, 0, upto=301, max_events=9, max_bytes=99), [], "a read of nothing")
-        await store.commit([unit(ANN, "new", ts=START + 1e6)])
-        expect(await logged(store, ANN), ["new"], "what comes after")
-        expect((await store.load(ANN)).head, 302, "the head after it")
+        await store.commit([unit(TEAM, big, ts=START + 300)])
+        expect((await store.retain({TEAM: least}, now=START)).oldest, {TEAM: 301}, "down to the newest")
+        expect(await logged(store, TEAM), [big], "the newest, which only goes by age")
+        expect((await store.retain({TEAM: tight}, now=START + 1e6)).oldest, {TEAM: 302}, "all of it by age")
+        expect(await store.read(TEAM, 0, upto=301, max_events=9, max_bytes=99), [], "a read of nothing")
+        await store.commit([unit(TEAM, "new", ts=START + 1e6)])
+        expect(await logged(store, TEAM), ["new"], "what comes after")
+        expect((await store.load(TEAM)).head, 302, "the head after it")
         expect(len(await logged(store, BEN)), 10, "another stream")
 
 
@@ -319,6 +335,7 @@ async def _what_was_committed_is_there_after_a_restart(subject: Subject) -> None
     accepted = Answer(AnswerKey("tenant", "ann", "c2"), b"d", START, status="accepted")
     async with subject.opened() as store:
         first, *_ = await store.commit([ask, Unit(runs_started=(run,)), Unit(answers=(accepted,))])
+        await store.commit([Unit(snapshots=(NewSnapshot(ANN, 3, {}),))])
         await store.retain({ANN: Retention(events=2)}, now=START)
         before = await store.load(ANN)
         empty = await store.load(BEN)
@@ -355,5 +372,6 @@ _CHECKS: Final = (
     _a_cancelled_commit_is_whole_or_absent,
     _commits_and_reads_do_not_disturb_each_other,
     _a_closed_store_says_so,
+    *SNAPSHOT_CHECKS,
 )
-_DURABLE: Final = (_what_was_committed_is_there_after_a_restart,)
+_DURABLE: Final = (_what_was_committed_is_there_after_a_restart, *SNAPSHOT_CHECKS_DURABLE)

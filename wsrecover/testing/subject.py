@@ -23,6 +23,7 @@ __all__ = [
     "ANN",
     "BEN",
     "START",
+    "TEAM",
     "OpenStore",
     "Subject",
     "applied",
@@ -35,6 +36,7 @@ __all__ = [
 
 ANN: Final = StreamKey("user", "tenant", "ann")
 BEN: Final = StreamKey("user", "tenant", "ben")
+TEAM: Final = StreamKey("tenant", "tenant")
 ALL: Final = StreamKey("all")
 START: Final = 1_700_000_000.0
 

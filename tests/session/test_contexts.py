@@ -1,0 +1,230 @@
+"""One user's contexts: reduced when somebody asks, stored in between, forgotten by the settings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from wsrecover.config import Config, Contexts, Retention
+from wsrecover.errors import StoreUnavailable
+from wsrecover.session.contexts import UserContexts, store_each
+from wsrecover.session.services import Services
+from wsrecover.streams.store import StoredSnapshot, StreamKey
+from wsrecover.testing import LocalServer, local_server
+
+ADA = StreamKey("user", "acme", "ada")
+
+
+class Log:
+    """A server's log of ada, written and read as a service and an embedder would."""
+
+    def __init__(self, local: LocalServer) -> None:
+        self.local = local
+        self.services: Services = local.server._services
+
+    async def add(
+        self, kind: str, data: dict[str, Any], thread: str | None = "t", run: str | None = None
+    ) -> None:
+        await self.local.server.publish("acme", "ada", kind, data, thread=thread)
+
+    async def say(self, *texts: str, thread: str | None = "t") -> None:
+        for text in texts:
+            await self.add("user_message", {"text": text}, thread)
+
+    def contexts(self) -> UserContexts:
+        return UserContexts(self.services, ADA)
+
+    async def stored(self) -> StoredSnapshot:
+        return await self.services.store.snapshot(ADA)
+
+
+@asynccontextmanager
+async def log_of(store: str = "memory", **settings: Any) -> AsyncIterator[Log]:
+    async with local_server(store=store, **settings) as local:
+        yield Log(local)
+
+
+async def said(contexts: UserContexts, thread: str | None = "t") -> list[str]:
+    return [str(message.text) for message in (await contexts.thread(thread)).conversation]
+
+
+async def test_a_context_is_what_the_log_says_by_the_time_that_somebody_asks() -> None:
+    async with log_of() as log:
+        contexts = log.contexts()
+        assert await said(contexts) == []
+        await log.say("one", "two")
+        await log.say("elsewhere", thread="u")
+        await log.say("nowhere", thread=None)
+        await log.add("app.own", {"text": "x"})
+        assert await said(contexts) == ["one", "two"]
+        assert await said(contexts, "u") == ["elsewhere"]
+        assert await said(contexts, None) == ["nowhere"]
+        snapshot = await contexts.snapshot()
+        assert snapshot.seq == 5
+        assert sorted(snapshot.contexts) == ["", "t", "u"]
+
+
+async def test_what_was_taken_stays_as_it_was() -> None:
+    async with log_of() as log:
+        contexts = log.contexts()
+        await log.say("one")
+        snapshot = await contexts.snapshot()
+        await log.say("two")
+        assert await said(contexts) == ["one", "two"]
+        assert len(snapshot.contexts["t"].messages) == 1
+
+
+async def test_after_a_restart_only_what_follows_the_snapshot_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"sqlite:{tmp_path / 'log.db'}"
+    async with log_of(store) as log:
+        await log.say(*map(str, range(20)))
+        contexts = log.contexts()
+        await contexts.store()
+        await log.say("last")
+        whole = await contexts.thread("t")
+    async with log_of(store) as log:
+        read: list[int] = []
+        original = log.services.store.read
+
+        async def noting(key: StreamKey, after: int, **bounds: Any) -> Any:
+            read.append(after)
+            return await original(key, after, **bounds)
+
+        monkeypatch.setattr(log.services.store, "read", noting)
+        assert await log.contexts().thread("t") == whole
+        assert read == [20]
+
+
+async def test_only_what_changed_is_stored_again() -> None:
+    async with log_of() as log:
+        contexts = log.contexts()
+        await log.say("one")
+        await log.say("two", thread="u")
+        await contexts.store()
+        first = await log.stored()
+        await log.say("three", thread="u")
+        await contexts.store()
+        second = await log.stored()
+        assert (first.seq, second.seq) == (2, 3)
+        assert second.contexts["t"] is first.contexts["t"]
+        assert second.contexts["u"] != first.contexts["u"]
+        units = log.services.journal.statistics().committed
+        await contexts.store()
+        assert log.services.journal.statistics().committed == units
+
+
+class TestForgetting:
+    async def test_threads_that_were_used_last_are_kept(self) -> None:
+        async with log_of(contexts=Contexts(threads=2)) as log:
+            contexts = log.contexts()
+            for thread in ("a", "b", "c", "a"):
+                await log.say("hi", thread=thread)
+            await contexts.store()
+            assert sorted((await log.stored()).contexts) == ["a", "c"]
+            assert await said(contexts, "b") == []
+            await log.say("again", thread="b")
+            await contexts.store()
+            assert sorted((await log.stored()).contexts) == ["a", "b"]
+            assert await said(contexts, "b") == ["again"]
+
+    async def test_by_age_but_not_while_a_run_is_under_way(self) -> None:
+        now = 1000.0
+        async with local_server(wall_clock=lambda: now, contexts=Contexts(age=60.0)) as local:
+            log = Log(local)
+            await log.say("old", thread="old")
+            await log.add("input_requested", {"request_id": "q", "prompt": "?"}, "asked")
+            now += 30
+            await log.say("young", thread="young")
+            now += 31
+            contexts = log.contexts()
+            await contexts.store()
+            assert sorted((await log.stored()).contexts) == ["asked", "young"]
+
+
+async def test_what_is_too_large_for_memory_is_read_again() -> None:
+    async with log_of(contexts=Contexts(memory_bytes=0)) as log:
+        contexts = log.contexts()
+        await log.say("one")
+        await contexts.store()
+        assert contexts._state is None
+        await log.say("two")
+        assert await said(contexts) == ["one", "two"]
+        await contexts.store()
+        assert (await log.stored()).seq == 2
+
+
+async def test_two_who_ask_at_once_and_one_who_gives_up_disturb_nobody() -> None:
+    async with log_of() as log:
+        contexts = log.contexts()
+        await log.say(*map(str, range(10)))
+        found: list[list[str]] = []
+
+        async def ask() -> None:
+            found.append(await said(contexts))
+
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await ask()
+            nursery.start_soon(ask)
+            nursery.start_soon(ask)
+        assert found == [list(map(str, range(10)))] * 2
+
+
+async def test_a_log_that_is_trimmed_keeps_its_contexts_also_of_users_who_are_away() -> None:
+    settings = {"retention": Retention(events=50), "contexts": Contexts(every=20)}
+    async with log_of(**settings) as log:
+        await log.say(*map(str, range(300)))
+        with trio.fail_after(10):
+            while (await log.services.store.load(ADA)).oldest < 200:
+                await trio.lowlevel.checkpoint()
+        assert await said(log.contexts()) == list(map(str, range(300)))
+        assert not log.local.server.registry.sessions
+
+
+async def test_what_cannot_be_stored_is_logged_and_tried_again() -> None:
+    async with log_of() as log:
+        good, bad = log.contexts(), log.contexts()
+        await log.say("one")
+
+        async def fail() -> None:
+            raise StoreUnavailable("gone")
+
+        async def break_down() -> None:
+            raise RuntimeError("a bug")
+
+        bad._advanced = fail  # type: ignore[method-assign,assignment]
+        broken = log.contexts()
+        broken._advanced = break_down  # type: ignore[method-assign,assignment]
+        with capture_logs() as logs:
+            await store_each([bad, broken, good])
+        assert [entry["event"] for entry in logs] == ["snapshot_not_stored", "snapshot_failed"]
+        assert (await log.stored()).seq == 1
+
+
+async def test_a_log_that_was_cut_without_a_snapshot_is_flagged() -> None:
+    async with log_of() as log:
+        stream = await log.services.streams.open(ADA)
+        await log.say("one")
+        contexts = log.contexts()
+        await contexts.thread("t")
+        await log.say("two", "three")
+        stream.trim(3)
+        with capture_logs() as logs:
+            context = await contexts.thread("t")
+        assert context.truncated
+        assert [str(message.text) for message in context.conversation] == ["one", "three"]
+        assert logs[0]["event"] == "context_incomplete"
+        log.services.streams.release(stream)
+
+
+def test_the_settings_are_part_of_the_config() -> None:
+    assert Config(store="memory").contexts.every == 1_000

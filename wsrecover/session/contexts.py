@@ -1,0 +1,192 @@
+"""The contexts of one user's threads: reduced from the log when somebody asks, and stored in between.
+
+::
+
+    store ── newest snapshot ─▶ contexts as of seq ── the log after seq ─▶ contexts as of the head
+                  ▲                                                                │
+                  └───────────────── what changed, now and then ◀──────────────────┘
+
+Events that are emitted cost nothing here until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import attrs
+import orjson
+import structlog
+import trio
+
+from wsrecover.errors import WsrecoverError
+from wsrecover.protocol.codec import decode_body
+from wsrecover.protocol.context import EMPTY, Context, concerns, parse, reduce
+from wsrecover.streams.store import NewSnapshot, StoredContext, StreamKey, Unit
+from wsrecover.streams.stream import Page, Stream
+
+from .services import Services
+
+__all__ = ["NO_THREAD", "Snapshot", "UserContexts", "store_each"]
+
+log = structlog.get_logger(__name__)
+
+NO_THREAD: Final = ""
+"""The name of the context of events without a thread; no thread can have it."""
+
+PAGE_EVENTS: Final = 2_000
+PAGE_BYTES: Final = 1024 * 1024
+
+SLICE: Final = 0.002
+"""Seconds of reducing after which other tasks get their turn."""
+
+
+@attrs.frozen
+class Snapshot:
+    """The contexts of a user's threads as of `seq`."""
+
+    seq: int
+    contexts: Mapping[str, Context]
+
+
+@attrs.define
+class _State:
+    """What is reduced so far: up to `seq`, with the ts of the last event that changed each thread.
+
+    `stored` is the seq of the newest snapshot, `changed` the threads that may differ from it.
+    """
+
+    seq: int
+    stored: int
+    contexts: dict[str, Context]
+    used: dict[str, float]
+    changed: set[str] = attrs.field(factory=set)
+    blank: Context = EMPTY
+
+    def take(self, page: Page, head: int) -> None:
+        """Reduce a page of the log, or what is left of it."""
+        if page.gap is not None:  # Only of a log that an older version trimmed: now a snapshot goes before.
+            log.warning("context_incomplete", first=page.gap[0], last=page.gap[1])
+            self.blank = attrs.evolve(EMPTY, truncated=True)
+            self.contexts = {
+                name: attrs.evolve(context, truncated=True) for name, context in self.contexts.items()
+            }
+            self.changed.update(self.contexts)
+        for entry in page.entries:
+            if concerns(entry.body):
+                event = decode_body("user", entry.seq, entry.body)
+                name = event.thread or NO_THREAD
+                before = self.contexts.get(name, self.blank)
+                after = reduce(before, event)
+                if after is not before:
+                    self.contexts[name] = after
+                    self.used[name] = event.ts
+                    self.changed.add(name)
+        self.seq = page.entries[-1].seq if page.entries else head
+
+    def forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            del self.contexts[name], self.used[name]
+            self.changed.add(name)
+
+    def expired(self, *, before: float, most: int) -> list[str]:
+        """Threads that were not used since `before` or are beyond the `most` that were used last."""
+        idle = [name for name, context in self.contexts.items() if not _is_busy(context)]
+        idle.sort(key=self.used.__getitem__)
+        surplus = max(0, len(self.contexts) - most)
+        return [name for place, name in enumerate(idle) if place < surplus or self.used[name] < before]
+
+
+def _is_busy(context: Context) -> bool:
+    return bool(context.requests) or any(run.ended is None for run in context.runs.values())
+
+
+class UserContexts:
+    """One user's contexts. Whoever asks first reduces for all who wait with him."""
+
+    def __init__(self, services: Services, key: StreamKey) -> None:
+        self._services = services
+        self._settings = services.config.contexts
+        self._key = key
+        self._lock = trio.Lock()
+        self._state: _State | None = None
+
+    async def snapshot(self) -> Snapshot:
+        """The contexts as of the head, or later. Raises `StoreError`; may be abandoned at any time."""
+        async with self._lock:
+            state = await self._advanced()
+            taken = Snapshot(state.seq, dict(state.contexts))
+            self._let_go(state)
+            return taken
+
+    async def thread(self, name: str | None) -> Context:
+        """One thread's context (None: of events without a thread). As `snapshot`."""
+        return (await self.snapshot()).contexts.get(name or NO_THREAD, EMPTY)
+
+    async def store(self) -> None:
+        """Put a snapshot of the head on stable storage, without threads that are too old or too many.
+
+        Raises `StoreError`. Cancelled, it may be stored.
+        """
+        async with self._lock:
+            state = await self._advanced()
+            if state.seq == state.stored:
+                return
+            before = self._services.clock() - self._settings.age
+            state.forget(state.expired(before=before, most=self._settings.threads))
+            changed = {name: _stored(state, name) for name in state.changed}
+            unit = Unit(snapshots=(NewSnapshot(self._key, state.seq, changed),))
+            await self._services.journal.commit(unit)
+            state.stored = state.seq
+            state.changed.clear()
+            self._let_go(state)
+
+    async def _advanced(self) -> _State:
+        streams = self._services.streams
+        stream = await streams.open(self._key)
+        try:
+            if self._state is None:
+                self._state = await self._load()
+            await self._advance(self._state, stream)
+        finally:
+            streams.release(stream)
+        return self._state
+
+    async def _load(self) -> _State:
+        stored = await self._services.store.snapshot(self._key)
+        contexts = {}
+        for name, context in stored.contexts.items():
+            contexts[name] = parse(orjson.loads(context.body))
+            await trio.lowlevel.checkpoint()
+        used = {name: context.at for name, context in stored.contexts.items()}
+        return _State(stored.seq, stored.seq, contexts, used)
+
+    async def _advance(self, state: _State, stream: Stream) -> None:
+        upto = stream.head
+        pause_at = trio.current_time() + SLICE
+        while state.seq < upto:
+            page = await stream.page(state.seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
+            state.take(page, upto)
+            if trio.current_time() >= pause_at:
+                await trio.lowlevel.checkpoint()
+                pause_at = trio.current_time() + SLICE
+
+    def _let_go(self, state: _State) -> None:
+        if sum(context.size for context in state.contexts.values()) > self._settings.memory_bytes:
+            self._state = None
+
+
+def _stored(state: _State, name: str) -> StoredContext | None:
+    context = state.contexts.get(name)
+    return None if context is None else StoredContext(orjson.dumps(context.json()), state.used[name])
+
+
+async def store_each(all_contexts: Sequence[UserContexts]) -> None:
+    """Store a snapshot of each. Where that fails it is logged, and tried again when it is due again."""
+    for contexts in all_contexts:
+        try:
+            await contexts.store()
+        except WsrecoverError as error:
+            log.warning("snapshot_not_stored", error=repr(error))
+        except Exception:
+            log.exception("snapshot_failed")
