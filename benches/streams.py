@@ -22,7 +22,7 @@ from wsrecover.streams.journal import Journal, Writer
 from wsrecover.streams.memory import open_memory
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.sqlite import open_sqlite
-from wsrecover.streams.store import Append, NewEvent, Retention, Store, StreamKey, Unit
+from wsrecover.streams.store import Entry, Retention, Store, StreamKey, Unit
 from wsrecover.streams.stream import Batch, Stream
 
 STREAMS = 1000
@@ -47,17 +47,15 @@ class Follower:
 
 async def fill(store: Store, per_stream: int) -> None:
     """Put `per_stream` events into each stream, growing in step."""
-    event = NewEvent(BODY, time.time())
-    round_ = [Unit((Append(key, (event,) * 5),)) for key in KEYS]
     for _ in range(per_stream // 5):
-        await store.commit(round_)
+        await store.commit([Unit(tuple([Entry(key, BODY, time.time()) for _ in range(5)])) for key in KEYS])
 
 
 async def rounds(writers: Sequence[Writer], count: int) -> tuple[float, float]:
     """CPU and wall µs per event of the best of `count` rounds, and of their median."""
     costs = []
     for _ in range(count):
-        units = [Unit((Append(key, (NewEvent(BODY, time.time()),)),)) for key in KEYS]
+        units = [Unit((Entry(key, BODY, time.time()),)) for key in KEYS]
         cpu, wall = time.process_time(), time.perf_counter()
         for writer, unit in zip(writers, units, strict=True):
             writer.write_nowait(unit)

@@ -42,7 +42,7 @@ from .streams.journal import Journal, JournalStatistics
 from .streams.memory import open_memory
 from .streams.registry import Streams
 from .streams.sqlite import open_sqlite
-from .streams.store import Append, Applied, NewEvent, Store, StoreStatistics, StreamKey, Unit
+from .streams.store import Applied, Entry, Store, StoreStatistics, StreamKey, Unit
 from .transport.listener import Acceptance, Refusal, Request, open_listeners, serve_sockets
 
 __all__ = ["Server", "ServerStatistics", "serve"]
@@ -117,12 +117,12 @@ class Server:
             thread=thread,
             max_bytes=self._services.config.limits.event_bytes,
         )
-        event = NewEvent(body, now, thread, id, codec.digest(type, thread, fit) if id else b"")
-        append = Append(StreamKey("user", principal.tenant, principal.user), (event,))
-        outcome = await self._services.journal.commit(Unit(appends=(append,)))
+        key = StreamKey("user", principal.tenant, principal.user)
+        entry = Entry(key, body, now, thread, id, codec.digest(type, thread, fit) if id else b"")
+        outcome = await self._services.journal.commit(Unit((entry,)))
         if not isinstance(outcome, Applied):
             raise CommandError("id_conflict", f"the id {id!r} was used with another body", field="id")
-        return outcome.positions[0]
+        return entry.position
 
     async def start_agent(
         self, tenant: str, user: str, agent: str, given: Mapping[str, Any], *, thread: str | None = None

@@ -8,7 +8,7 @@ import pytest
 
 from wsrecover.demo.judging import Verdict, judge, recited
 from wsrecover.protocol.events import Event
-from wsrecover.streams.store import Entry
+from wsrecover.streams.store import Entry, StreamKey
 
 TEXTS = ["Zwölf ", "Boxkämpfer ", "jagen ", "😀 ", "Viktor"]
 
@@ -21,7 +21,8 @@ def event(seq: int) -> Event:
 
 def entry(seq: int) -> Entry:
     one = event(seq)
-    return Entry(seq, orjson.dumps({"ts": one.ts, "type": one.type, "run": one.run, "data": one.data}))
+    body = orjson.dumps({"ts": one.ts, "type": one.type, "run": one.run, "data": one.data})
+    return Entry(StreamKey("user", "demo", "ada"), body, one.ts, seq=seq)
 
 
 LOG = [entry(seq) for seq in range(1, 6)]

@@ -21,7 +21,7 @@ from wsrecover.client import Changed, Event, Gap, Item, connect
 from wsrecover.config import Config, Retention
 from wsrecover.protocol.codec import encode_event
 from wsrecover.protocol.events import AGENT_EVENTS
-from wsrecover.streams.store import Append, Applied, NewEvent, StreamKey, Unit
+from wsrecover.streams.store import Applied, Entry, StreamKey, Unit
 from wsrecover.testing import LocalServer, LossyLink, cuts, local_server
 
 FIVE = list(AGENT_EVENTS)
@@ -140,10 +140,10 @@ async def publish_in_bulk(local: LocalServer, *, after: int = 0, upto: int = BUL
     now = local.wall_clock()
     for start in range(after, upto, BATCH):
         fresh = tuple(
-            NewEvent(encode_event(ts=now, type="noted", data={"n": seq}, max_bytes=1000), now)
+            Entry(KEY, encode_event(ts=now, type="noted", data={"n": seq}, max_bytes=1000), now)
             for seq in range(start + 1, start + BATCH + 1)
         )
-        assert isinstance(await journal.commit(Unit(appends=(Append(KEY, fresh),))), Applied)
+        assert isinstance(await journal.commit(Unit(fresh)), Applied)
 
 
 def numbers(items: list[Item]) -> list[int]:

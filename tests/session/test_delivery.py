@@ -18,7 +18,7 @@ from wsrecover.session.delivery import Delivery
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.memory import open_memory
 from wsrecover.streams.registry import Streams
-from wsrecover.streams.store import Append, NewEvent, NewSnapshot, Store, StreamKey, Unit
+from wsrecover.streams.store import Entry, NewSnapshot, Store, StreamKey, Unit
 from wsrecover.streams.stream import Stream
 from wsrecover.testing import MemoryPipe, memory_pipe_pair
 from wsrecover.transport.outbox import Outbox
@@ -71,7 +71,7 @@ class Bench:
             now = trio.current_time()
             data = {"n": self.published, "pad": "x" * size}
             body = encode_event(ts=now, type="noted", data=data, thread=thread, max_bytes=1 << 20)
-            await self.journal.commit(Unit(appends=(Append(KEY, (NewEvent(body, now, thread),)),)))
+            await self.journal.commit(Unit((Entry(KEY, body, now, thread),)))
 
     def begin(self, after: int = 0) -> None:
         self.delivery.begin({"user": self.stream}, {"user": after}, {}, b'{"op":"welcome"}')

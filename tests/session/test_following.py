@@ -10,7 +10,7 @@ import trio
 
 from wsrecover.config import Timeouts
 from wsrecover.protocol.codec import encode_event
-from wsrecover.streams.store import Append, NewEvent, StreamKey, Unit
+from wsrecover.streams.store import Entry, StreamKey, Unit
 from wsrecover.testing import LocalServer, Peer, local_server
 
 ALL = StreamKey("all")
@@ -27,7 +27,7 @@ async def local() -> AsyncIterator[LocalServer]:
 async def say(local: LocalServer, key: StreamKey, *texts: str) -> None:
     for text in texts:
         body = encode_event(ts=1.0, type="notice", data={"text": text}, max_bytes=1000)
-        await local.server._services.journal.commit(Unit(appends=(Append(key, (NewEvent(body, 1.0),)),)))
+        await local.server._services.journal.commit(Unit((Entry(key, body, 1.0),)))
 
 
 async def welcomed(peer: Peer) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from wsrecover.streams.memory import MemoryStore
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.sqlite import open_sqlite
 from wsrecover.streams.store import (
-    Append,
     Applied,
     Conflict,
-    NewEvent,
+    Entry,
     NewSnapshot,
     Outcome,
     Retention,
@@ -79,7 +78,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 def unit(key: StreamKey, *bodies: str) -> Unit:
-    return Unit((Append(key, tuple(NewEvent(body.encode(), 1000.0) for body in bodies)),))
+    return Unit(tuple(Entry(key, body.encode(), 1000.0) for body in bodies))
 
 
 @contextlib.asynccontextmanager
@@ -142,13 +141,25 @@ class TestCommitting:
 
     async def test_commit_gives_the_outcome(self, bench: Bench) -> None:
         journal = bench.journal()
-        named = NewEvent(b"a", 1000.0, id="e1", digest=b"1")
-        clash = NewEvent(b"b", 1000.0, id="e1", digest=b"2")
+        named = Entry(ANN, b"a", 1000.0, id="e1", digest=b"1")
+        clash = Entry(ANN, b"b", 1000.0, id="e1", digest=b"2")
         async with running(journal):
-            outcome = await journal.commit(Unit((Append(ANN, (named,)),)))
-            assert isinstance(outcome, Applied)
-            assert outcome.positions[0].seq == 1
-            assert await journal.writer().commit(Unit((Append(ANN, (clash,)),))) == Conflict("e1")
+            assert await journal.commit(Unit((named,))) == Applied()
+            assert named.seq == 1
+            assert await journal.writer().commit(Unit((clash,))) == Conflict("e1")
+
+    async def test_a_repeated_event_is_delivered_once(self, bench: Bench) -> None:
+        journal = bench.journal()
+        stream = await bench.streams.open(ANN)
+        follower = Recorder()
+        stream.join(follower, 0)
+        async with running(journal):
+            first, again = (Entry(ANN, b"a", 1000.0, id="e1") for _ in range(2))
+            await journal.commit(Unit((first,)))
+            outcome = await journal.commit(Unit((Entry(ANN, b"b", 1000.0), again, Entry(ANN, b"c", 1000.0))))
+        assert outcome == Applied(repeats=(1,))
+        assert again.position == first.position
+        assert follower.batches == [[b"a"], [b"b", b"c"]]
 
     async def test_closing_commits_what_was_accepted_and_takes_no_more(self, bench: Bench) -> None:
         journal = bench.journal()
@@ -162,18 +173,20 @@ class TestCommitting:
         with pytest.raises(StoreFailed):
             await journal.commit(unit(ANN, "late"))
 
-    async def test_a_writer_says_when_nothing_of_it_is_uncommitted(self, bench: Bench) -> None:
+    async def test_a_writer_says_once_when_what_it_wrote_is_settled(self, bench: Bench) -> None:
         journal = bench.journal()
         writer = journal.writer()
-        settled: list[int] = []
-        writer.on_settled = lambda: settled.append(writer.uncommitted)
+        assert writer.settled
+        heard: list[bool] = []
         async with running(journal):
             for _ in range(3):
                 writer.write_nowait(unit(ANN, "a"))
+            assert not writer.settled
+            writer.when_settled(lambda: heard.append(writer.settled))
             await writer.flush()
-            assert settled == [0]
+            assert heard == [True]
             await writer.commit(unit(ANN, "b"))
-            assert settled == [0, 0]
+            assert heard == [True]
 
 
 class TestFailures:

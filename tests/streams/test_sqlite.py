@@ -25,9 +25,8 @@ from wsrecover.streams.sqlite_read import PAGE
 from wsrecover.streams.store import (
     Answer,
     AnswerKey,
-    Append,
     Applied,
-    NewEvent,
+    Entry,
     NewSnapshot,
     Outcome,
     Retention,
@@ -42,7 +41,7 @@ BEN = StreamKey("user", "tenant", "ben")
 
 
 def unit(key: StreamKey, *bodies: str) -> Unit:
-    return Unit((Append(key, tuple(NewEvent(body.encode(), 1000.0) for body in bodies)),))
+    return Unit(tuple(Entry(key, body.encode(), 1000.0) for body in bodies))
 
 
 async def logged(store: Store, key: StreamKey) -> list[str]:
@@ -155,15 +154,15 @@ class TestOpening:
 WRITER = """
 import sys, trio
 from wsrecover.streams.sqlite import open_sqlite
-from wsrecover.streams.store import Append, NewEvent, StreamKey, Unit
+from wsrecover.streams.store import Entry, StreamKey, Unit
 
 async def main():
     store = await open_sqlite(sys.argv[1])
     keys = [StreamKey("user", "tenant", name) for name in ("ann", "ben")]
     head = (await store.load(keys[0])).head
     while True:
-        events = tuple(NewEvent(b"%d" % (head + n), 1000.0) for n in (1, 2, 3))
-        await store.commit([Unit(tuple(Append(key, events) for key in keys))])
+        bodies = [b"%d" % (head + n) for n in (1, 2, 3)]
+        await store.commit([Unit(tuple(Entry(key, body, 1000.0) for key in keys for body in bodies))])
         head += 3
         print(head, flush=True)
 
@@ -192,14 +191,14 @@ class TestCrashes:
         script = """
             import os, sys, trio
             from wsrecover.streams.sqlite import open_sqlite
-            from wsrecover.streams.store import Append, NewEvent, NewSnapshot, Retention, StreamKey, Unit
+            from wsrecover.streams.store import Entry, NewSnapshot, Retention, StreamKey, Unit
 
             async def main():
                 store = await open_sqlite(sys.argv[1])
                 ann = StreamKey("user", "tenant", "ann")
-                event = NewEvent(b"x", 1000.0)
                 covered = Unit(snapshots=(NewSnapshot(ann, 3000, {}),))
-                await store.commit([Unit((Append(ann, (event,) * 3000),)), covered])
+                entries = tuple(Entry(ann, b"x", 1000.0) for _ in range(3000))
+                await store.commit([Unit(entries), covered])
                 await store.retain({ann: Retention(age=1.0)}, now=5000.0)
                 await store.load(StreamKey("user", "tenant", "another"))
                 await trio.sleep(0.05)
@@ -220,18 +219,18 @@ class TestCrashes:
             import resource, signal, sys, trio
             from wsrecover.errors import StoreFailed
             from wsrecover.streams.sqlite import open_sqlite
-            from wsrecover.streams.store import Append, NewEvent, StreamKey, Unit
+            from wsrecover.streams.store import Entry, StreamKey, Unit
 
             async def main():
                 store = await open_sqlite(sys.argv[1])
                 ann = StreamKey("user", "tenant", "ann")
-                await store.commit([Unit((Append(ann, (NewEvent(b"first", 1.0),)),))])
+                await store.commit([Unit((Entry(ann, b"first", 1.0),))])
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (256 * 1024, hard))
                 for limit in (256 * 1024, soft):
                     try:
-                        await store.commit([Unit((Append(ann, (NewEvent(b"x" * 1_000_000, 1.0),)),))])
+                        await store.commit([Unit((Entry(ann, b"x" * 1_000_000, 1.0),))])
                     except StoreFailed:
                         print("failed", store.statistics().healthy, flush=True)
                     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -322,9 +321,9 @@ class TestTroubleThatHeals:
         self, tmp_path: Path, thread: str
     ) -> None:
         store = await open_sqlite(tmp_path / "store.db")
-        event = NewEvent(b"{}", 1000.0, thread, digest="not bytes", id="e1")  # type: ignore[arg-type]
+        event = Entry(ANN, b"{}", 1000.0, thread, digest="not bytes", id="e1")  # type: ignore[arg-type]
         with pytest.raises(StoreUnavailable):
-            await store.commit([unit(ANN, "a"), Unit((Append(ANN, (event,)),))])
+            await store.commit([unit(ANN, "a"), Unit((event,))])
         await store.commit([unit(ANN, "b")])
         assert await logged(store, ANN) == ["b"]
         await store.aclose()
@@ -383,8 +382,9 @@ async def test_positions_of_a_lost_future_are_refused_at_once_and_for_ever(tmp_p
     stream = await Streams(store).open(ANN)
     assert stream.judge(Position(lost_epoch, 3), "start").resumed
     assert not stream.judge(Position(lost, 5), "start").resumed
-    (outcome,) = await store.commit([unit(ANN, *"uvwxyz")])
-    stream.extend(dict(outcome.entries)[ANN])  # type: ignore[union-attr]  # The unit cannot be refused.
+    other = unit(ANN, *"uvwxyz")
+    await store.commit([other])
+    stream.extend(other.entries)
     assert stream.head == 9
     assert stream.judge(Position(lost, 5), "start").reason == "epoch_changed"
     assert stream.judge(Position(lost_epoch, 3), "start").resumed

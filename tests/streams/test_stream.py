@@ -8,23 +8,14 @@ from wsrecover.errors import StoreUnavailable
 from wsrecover.protocol.cursor import Position
 from wsrecover.streams.memory import MemoryStore, open_memory
 from wsrecover.streams.registry import Streams
-from wsrecover.streams.store import (
-    Append,
-    Entry,
-    NewEvent,
-    NewSnapshot,
-    Retention,
-    StreamKey,
-    StreamState,
-    Unit,
-)
+from wsrecover.streams.store import Entry, NewSnapshot, Retention, StreamKey, StreamState, Unit
 from wsrecover.streams.stream import Batch, Stream, wire_name
 
 ANN = StreamKey("user", "tenant", "ann")
 
 
 def entries(first: int, last: int, size: int = 1) -> list[Entry]:
-    return [Entry(seq, b'{"n":%d}' % seq + b" " * size) for seq in range(first, last + 1)]
+    return [Entry(ANN, b'{"n":%d}' % seq + b" " * size, 1.0, seq=seq) for seq in range(first, last + 1)]
 
 
 def seqs(page: Sequence[Entry]) -> list[int]:
@@ -49,12 +40,7 @@ class Recorder:
 
 
 async def filled(store: MemoryStore, count: int) -> None:
-    await store.commit(
-        [
-            Unit((Append(ANN, tuple(NewEvent(entry.body, 1.0) for entry in entries(1, count))),)),
-            Unit(snapshots=(NewSnapshot(ANN, count, {}),)),
-        ]
-    )
+    await store.commit([Unit(tuple(entries(1, count))), Unit(snapshots=(NewSnapshot(ANN, count, {}),))])
 
 
 def test_wire_names_are_relative_to_the_principal() -> None:
@@ -62,13 +48,13 @@ def test_wire_names_are_relative_to_the_principal() -> None:
     assert names == ["user", "tenant", "tier", "role:x", "all"]
 
 
-def test_a_batch_makes_its_bytes_once() -> None:
-    batch = Batch("user", [Entry(3, b'{"ts":1.0,"type":"x"}'), Entry(4, b'{"ts":2.0,"type":"y"}')])
-    assert batch.message == (
+def test_a_batch_is_one_message() -> None:
+    bodies = {3: b'{"ts":1.0,"type":"x"}', 4: b'{"ts":2.0,"type":"y"}'}
+    batch = Batch("user", [Entry(ANN, body, 1.0, seq=seq) for seq, body in bodies.items()])
+    assert batch.message() == (
         b'[{"op":"event","stream":"user","seq":3,"ts":1.0,"type":"x"},'
         b'{"op":"event","stream":"user","seq":4,"ts":2.0,"type":"y"}]'
     )
-    assert batch.message is batch.message
 
 
 class TestExtend:
@@ -248,8 +234,9 @@ class TestOpen:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(streams.open, ANN)
             await trio.testing.wait_all_tasks_blocked()
-            (outcome,) = await store.commit([Unit((Append(ANN, (NewEvent(b"{}", 1.0),)),))])
-            streams.extend(dict(outcome.entries))  # type: ignore[union-attr]  # The unit cannot be refused.
+            late = Entry(ANN, b"{}", 1.0)
+            await store.commit([Unit((late,))])
+            streams.extend({ANN: [late]})
             store.gate.set()
         stream = streams.get(ANN)
         assert stream is not None

@@ -28,9 +28,8 @@ from wsrecover.protocol.events import TERMINAL
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.store import (
     Answer,
-    Append,
     Applied,
-    NewEvent,
+    Entry,
     Outcome,
     RunRecord,
     Store,
@@ -98,7 +97,7 @@ class Execution:
         self._cause: Ending | None = None
         self._answers: list[Answer] = []
         self._ending = False
-        self._terminal: tuple[NewEvent, Status] | None = None
+        self._terminal: tuple[Entry, Status] | None = None
         self._recorded = False
         self._ended = trio.Event()
         self._began = 0.0
@@ -115,7 +114,7 @@ class Execution:
         event = self._log.encode("agent_started", {"agent": run.agent, "input": run.input})
         record = RunRecord(run.id, run.tenant, run.user, run.agent, run.started, run.thread)
         answers = () if answer is None else (answer,)
-        unit = self._log.unit((event,), answers=answers, runs_started=(record,))
+        unit = Unit((event,), answers=answers, runs_started=(record,))
         with trio.move_on_after(START_SECONDS, shield=True):
             return await self._place.journal.commit(unit)
         raise StoreFailed(f"no word from the store within {START_SECONDS:g} s")
@@ -244,11 +243,11 @@ class Execution:
             self.run.status = status
             self._recorded = True
 
-    async def _commit_terminal(self, event: NewEvent, status: Status) -> None:
+    async def _commit_terminal(self, event: Entry, status: Status) -> None:
         result = encode_json({"run": self.run.id, "status": status}, field="result", max_bytes=1024)
         answers = [attrs.evolve(answer, result=result) for answer in self._answers]
         while True:
-            unit = self._log.unit((event,), answers=tuple(answers), runs_ended=(self.run.id,))
+            unit = Unit((event,), answers=tuple(answers), runs_ended=(self.run.id,))
             outcome = await self._log.writer.finish(unit, retry=self._place.retry)
             if isinstance(outcome, Applied):
                 return
@@ -258,7 +257,7 @@ class Execution:
             # conditional.
             del answers[0]
 
-    def _encode_terminal(self, ending: Ending) -> tuple[NewEvent, Status]:
+    def _encode_terminal(self, ending: Ending) -> tuple[Entry, Status]:
         duration = round(trio.current_time() - self._began, 6)
         usage = {} if self.run.usage is None else {"usage": self.run.usage}
         identity = _terminal_id(self.run.id)
@@ -315,15 +314,15 @@ async def close_lost_runs(
 
 async def _end_lost(records: Sequence[RunRecord], journal: Journal, now: float, event_bytes: int) -> bool:
     """End these runs in one commit; False where an id of a terminal event stands for something else."""
-    appends = tuple(_lost(record, now, event_bytes) for record in records)
-    unit = Unit(appends=appends, runs_ended=tuple(record.run for record in records))
+    entries = tuple(_lost(record, now, event_bytes) for record in records)
+    unit = Unit(entries, runs_ended=tuple(record.run for record in records))
     return isinstance(await journal.commit(unit), Applied)
 
 
-def _lost(record: RunRecord, now: float, event_bytes: int) -> Append:
+def _lost(record: RunRecord, now: float, event_bytes: int) -> Entry:
     data = {**PRODUCER_LOST.data(), "duration": round(max(0.0, now - record.started), 6)}
     body = encode_event(
         ts=now, type=TERMINAL, data=data, thread=record.thread, run=record.run, max_bytes=event_bytes
     )
-    event = NewEvent(body, now, record.thread, _terminal_id(record.run))
-    return Append(StreamKey("user", record.tenant, record.user), (event,))
+    key = StreamKey("user", record.tenant, record.user)
+    return Entry(key, body, now, record.thread, _terminal_id(record.run))

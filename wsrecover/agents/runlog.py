@@ -13,14 +13,14 @@ from wsrecover.errors import RunBroken, RunEnded
 from wsrecover.protocol.codec import encode_event
 from wsrecover.protocol.schema import Schema
 from wsrecover.streams.journal import Journal
-from wsrecover.streams.store import Append, NewEvent, StreamKey, Unit
+from wsrecover.streams.store import Entry, StreamKey, Unit
 
 from .ending import is_cancelled
 
 __all__ = ["RunLog", "RunPlace"]
 
 BURST: Final = 32
-"""Uncommitted units after which each further one lets other tasks run first."""
+"""Units in one commit after which each further one lets other tasks run first."""
 
 TEXT_BYTES: Final = 4096
 """Text that may wait for the commit under way; with more the author waits for room."""
@@ -69,6 +69,7 @@ class RunLog:
         "_deltas",
         "_ended",
         "_last_words_until",
+        "_listens",
         "_lock",
         "_taken",
         "nursery",
@@ -88,18 +89,19 @@ class RunLog:
         self._ended = False
         self._lock = trio.Lock()
         self._taken = 0
+        self._listens = False
         self._last_words_until: float | None = None
 
-    def encode(self, type: str, data: Mapping[str, Any], *, id: str | None = None) -> NewEvent:  # noqa: A002  # The words of the wire.
+    def encode(self, type: str, data: Mapping[str, Any], *, id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
         """The event, encoded once. Raises `InvalidEvent`."""
         place, thread = self.place, self.thread
         ts = place.clock()
         body = encode_event(
             ts=ts, type=type, data=data, thread=thread, run=self.run, max_bytes=place.event_bytes
         )
-        return NewEvent(body, ts, thread, id)
+        return Entry(place.key, body, ts, thread, id)
 
-    async def write(self, event: NewEvent) -> None:
+    async def write(self, event: Entry) -> None:
         """Queue the event behind all that the run wrote before. Raises `RunBroken` or `RunEnded`.
 
         Cancelled: the event was not queued.
@@ -108,18 +110,18 @@ class RunLog:
         if not self.write_nowait(event):
             await self._write((event,))
 
-    def write_nowait(self, event: NewEvent) -> bool:
+    def write_nowait(self, event: Entry) -> bool:
         """Queue the event if nothing goes before it and nothing stands in its way. Raises `RunBroken`."""
         writer = self.writer
-        if self._deltas or self._ended or self._lock.locked() or writer.uncommitted >= BURST:
+        if self._deltas or self._ended or writer.queued >= BURST:
             return False
-        try:
-            writer.write_nowait(Unit((Append(self.place.key, (event,)),)))
+        try:  # While another task of the run waits for room, there is none here.
+            writer.write_nowait(Unit((event,)))
         except trio.WouldBlock:
             return False
         return True
 
-    async def write_last(self, event: NewEvent, exc: BaseException | None) -> None:
+    async def write_last(self, event: Entry, exc: BaseException | None) -> None:
         """Queue the event that closes a scope which `exc` ends (None: a regular end).
 
         Where the task is cancelled it still has `grace` seconds for that, one deadline for all scopes of the
@@ -138,7 +140,7 @@ class RunLog:
         else:
             await self._write_shielded(event)
 
-    async def _write_shielded(self, event: NewEvent) -> None:
+    async def _write_shielded(self, event: Entry) -> None:
         if self._last_words_until is None:
             self._last_words_until = trio.current_time() + self.place.grace
         with (
@@ -157,9 +159,10 @@ class RunLog:
             last.size += size
         else:
             self._deltas.append(_Delta(message_id, offset, [text], size))
-        self.writer.on_settled = self._on_settled
-        if not self.writer.uncommitted:
+        if self.writer.settled:
             self._send_text()
+        else:
+            self._listen()
         if sum(delta.size for delta in self._deltas) > TEXT_BYTES:
             await self._write(())
 
@@ -178,7 +181,7 @@ class RunLog:
             # Who waits for room holds the lock, so nothing can come behind the terminal event.
             self._ended = True
             if self._deltas:
-                await self.writer.write(self.unit(self._encode_deltas()))
+                await self.writer.write(Unit(self._encode_deltas()))
                 self._deltas.clear()
         await self.writer.flush()
 
@@ -186,19 +189,14 @@ class RunLog:
         """Take no more events, and forget what was not written."""
         self._ended = True
         self._deltas.clear()
-        self.writer.on_settled = None
-
-    def unit(self, events: tuple[NewEvent, ...], **more: Any) -> Unit:
-        """The events, for the user's stream, with what must take effect together with them."""
-        return Unit(appends=(Append(self.place.key, events),), **more)
 
     def _check(self) -> None:
         if self._ended:
             raise RunEnded(f"run {self.run} has ended")
 
-    async def _write(self, events: tuple[NewEvent, ...]) -> None:
+    async def _write(self, events: tuple[Entry, ...]) -> None:
         self._check()
-        if self.writer.uncommitted >= BURST:
+        if self.writer.queued >= BURST:
             await trio.lowlevel.checkpoint()
         try:
             self._lock.acquire_nowait()
@@ -210,13 +208,13 @@ class RunLog:
             self._taken = len(self._deltas)
             events = (*self._encode_deltas(), *events)
             if events:
-                await self.writer.write(self.unit(events))
+                await self.writer.write(Unit(events))
                 del self._deltas[: self._taken]
         finally:
             self._taken = 0
             self._lock.release()
 
-    def _encode_deltas(self) -> tuple[NewEvent, ...]:
+    def _encode_deltas(self) -> tuple[Entry, ...]:
         return tuple(
             self.encode(
                 "message_delta",
@@ -225,21 +223,27 @@ class RunLog:
             for delta in self._deltas
         )
 
+    def _listen(self) -> None:
+        if not self._listens:
+            self._listens = True
+            self.writer.when_settled(self._on_settled)
+
     def _on_settled(self) -> None:
-        # Called in the journal's task, which a broken run must not disturb: its author learns of it with the
-        # next call.
+        # A broken run must not disturb the journal: its author learns of it with the next call.
+        self._listens = False
         if self._deltas:
-            with contextlib.suppress(RunBroken):
-                self._send_text()
-        else:
-            self.writer.on_settled = None
+            if self.writer.settled:
+                with contextlib.suppress(RunBroken):
+                    self._send_text()
+            else:
+                self._listen()
 
     def _send_text(self) -> None:
         """Queue the buffered text, as soon as there is room."""
         if not self._deltas or self._lock.locked():
             return
         try:
-            self.writer.write_nowait(self.unit(self._encode_deltas()))
+            self.writer.write_nowait(Unit(self._encode_deltas()))
         except trio.WouldBlock:
             if self.nursery is not None:
                 self.nursery.start_soon(self._send_late)

@@ -24,17 +24,16 @@ from wsrecover.protocol.frames import Reply, Send
 from wsrecover.protocol.schema import fitted
 from wsrecover.streams.store import (
     AnswerKey,
-    Append,
     Applied,
     Conflict,
     Duplicate,
-    NewEvent,
+    Entry,
     StreamKey,
     Unit,
 )
 
 from .calls import Call, Result, Status, conflict, refusal, settled
-from .fields import event_of, object_field, text_field, user_field
+from .fields import entry_of, object_field, text_field, user_field
 from .own import answer_own
 from .runs import Runs
 from .services import Services
@@ -154,13 +153,13 @@ class Commands:
             raise CommandError("expired", f"answers are kept for {REPEAT_WINDOW:g} s only", field="age")
 
     async def _commit(
-        self, call: Call, appends: tuple[Append, ...], render: Callable[[Sequence[Position]], Result]
+        self, call: Call, entries: tuple[Entry, ...], render: Callable[[Sequence[Position]], Result]
     ) -> tuple[Status, Result]:
-        unit = Unit(appends=appends, answers=(call.answer(),))
+        unit = Unit(entries, (call.answer(),))
         outcome = await self._services.journal.commit(unit)
         match outcome:
-            case Applied(positions=positions):
-                return "ok", render(positions)
+            case Applied():
+                return "ok", render(unit.positions)
             case Duplicate(positions=positions):
                 return "duplicate", render(positions)
             case Conflict():
@@ -177,8 +176,8 @@ class Commands:
             thread=send.thread,
             max_bytes=self._services.config.limits.event_bytes,
         )
-        append = Append(self._key, (NewEvent(body, call.now, send.thread),))
-        return await self._commit(call, (append,), lambda positions: {"seq": positions[0].seq})
+        entry = Entry(self._key, body, call.now, send.thread)
+        return await self._commit(call, (entry,), lambda positions: {"seq": positions[0].seq})
 
     async def _publish(self, call: Call) -> tuple[Status, Result]:
         if "service" not in call.principal.roles:
@@ -190,14 +189,14 @@ class Commands:
             raise CommandError(
                 "invalid", f"must be a list of 1 to {PUBLISH_EVENTS} events", field="data.events"
             )
+        key = StreamKey("user", call.principal.tenant, user)
         most, schemas = self._services.config.limits.event_bytes, self._services.app.events
-        fresh = tuple(
-            event_of(event, path=f"data.events[{place}]", now=call.now, max_bytes=most, schemas=schemas)
+        entries = tuple(
+            entry_of(event, key, path=f"data.events[{place}]", now=call.now, max_bytes=most, schemas=schemas)
             for place, event in enumerate(events)
         )
-        append = Append(StreamKey("user", call.principal.tenant, user), fresh)
         return await self._commit(
-            call, (append,), lambda positions: {"positions": [[at.epoch, at.seq] for at in positions]}
+            call, entries, lambda positions: {"positions": [[at.epoch, at.seq] for at in positions]}
         )
 
     async def _own(self, handler: Handler, call: Call) -> tuple[Status, Result]:

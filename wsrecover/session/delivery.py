@@ -164,7 +164,7 @@ class Delivery:
             if not frame:
                 return True
         elif frame is None:
-            frame = batch.framed = text_frame(batch.message)
+            frame = batch.framed = text_frame(batch.message())
         outbox = self._outbox
         if len(frame) <= self._part_bytes and outbox.offer(frame):
             if self._unsaid:

@@ -10,9 +10,9 @@ from wsrecover.errors import CommandError, InvalidEvent, TokenError
 from wsrecover.protocol import codec
 from wsrecover.protocol.fields import MAX_ID, is_id
 from wsrecover.protocol.schema import Schema, fitted
-from wsrecover.streams.store import NewEvent
+from wsrecover.streams.store import Entry, StreamKey
 
-__all__ = ["event_of", "object_field", "text_field", "user_field"]
+__all__ = ["entry_of", "object_field", "text_field", "user_field"]
 
 
 def text_field(data: Mapping[str, Any], name: str, *, path: str, required: bool = True) -> str:
@@ -42,10 +42,17 @@ def user_field(data: Mapping[str, Any], name: str, *, tenant: str, path: str) ->
         raise CommandError("invalid", str(error), field=f"{path}.{name}") from error
 
 
-def event_of(
-    event: object, *, path: str, now: float, max_bytes: int, schemas: Mapping[str, Schema[Any]]
-) -> NewEvent:
-    """An event of `publish`: {type, data, thread?, run?, id?}, held to what is registered for it, encoded."""
+def entry_of(
+    event: object,
+    key: StreamKey,
+    *,
+    path: str,
+    now: float,
+    max_bytes: int,
+    schemas: Mapping[str, Schema[Any]],
+) -> Entry:
+    """An event of `publish`, {type, data, thread?, run?, id?}, held to what is registered for it, encoded for
+    the stream `key`."""
     if not isinstance(event, dict):
         raise CommandError("invalid", "must be an object", field=path)
     optional = {
@@ -65,4 +72,4 @@ def event_of(
     except InvalidEvent as error:
         raise CommandError("invalid", error.problem, field=f"{path}.{error.field}") from error
     digest = codec.digest(kind, optional["thread"], data)
-    return NewEvent(body, now, optional["thread"], optional["id"], digest)
+    return Entry(key, body, now, optional["thread"], optional["id"], digest)

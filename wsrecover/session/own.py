@@ -22,7 +22,7 @@ from wsrecover.agents.ending import leaves, must_pass_at_once, readable
 from wsrecover.errors import CommandError, InvalidEvent, Misfit, ScopeEnded, StoreError
 from wsrecover.protocol import codec
 from wsrecover.protocol.schema import fitted, plain
-from wsrecover.streams.store import Answer, AnswerStatus, Append, Applied, NewEvent, StreamKey, Unit
+from wsrecover.streams.store import Answer, AnswerStatus, Applied, Entry, StreamKey, Unit
 
 from .calls import Call, Result, Status, outcome_unknown, settled, told
 from .runs import Runs
@@ -49,13 +49,13 @@ class _Effects:
     services: Services
     key: StreamKey
     runs: Runs
-    events: list[NewEvent] = attrs.field(factory=list)
+    entries: list[Entry] = attrs.field(factory=list)
     done: bool = False
 
     def emit(self, type: str, data: object, thread: str | None) -> None:  # noqa: A002  # The word of the wire.
         if self.done:
             raise ScopeEnded("the command has been answered")
-        if len(self.events) >= EVENTS:
+        if len(self.entries) >= EVENTS:
             raise InvalidEvent("type", f"a command may emit {EVENTS} events, the limit")
         services, now = self.services, self.services.clock()
         body = codec.encode_event(
@@ -65,7 +65,7 @@ class _Effects:
             thread=thread,
             max_bytes=services.config.limits.event_bytes,
         )
-        self.events.append(NewEvent(body, now, thread))
+        self.entries.append(Entry(self.key, body, now, thread))
 
     async def start_agent(self, agent: str, given: dict[str, Any], thread: str | None) -> str:
         execution = self.runs.prepare(agent, given, thread=thread)
@@ -97,11 +97,11 @@ async def answer_own(
         answer = await _run(call, handler, data, effects)
     finally:
         effects.done = True
-    appends = (Append(key, tuple(effects.events)),) if answer.status == "ok" and effects.events else ()
+    entries = tuple(effects.entries) if answer.status == "ok" else ()
     # The handler ran, and nobody but this task can say what it came to: so it tries for as long as it may.
     try:
         with trio.fail_after(services.config.timeouts.store):
-            outcome = await services.journal.writer().finish(Unit(appends, (answer,)), retry=RETRY)
+            outcome = await services.journal.writer().finish(Unit(entries, (answer,)), retry=RETRY)
     except (StoreError, trio.TooSlowError) as problem:
         log.exception("command_answer_not_kept", **_names(call))
         raise outcome_unknown("the command's handler ran, but its answer could not be kept") from problem

@@ -2,25 +2,28 @@
 
 ::
 
-    Writer.write ─▶ Room (count, bytes) ─▶ memory channel ─▶ Journal.run: drain ─▶ Store.commit
-                                                                                    ├─▶ Stream.extend
-                                                                                    └─▶ waiters
+    Writer.write ─▶ Room (count, bytes) ─▶ the open Group ─▶ memory channel ─▶ Journal.run ─▶ Store.commit
+                                                                                  ├─▶ Stream.extend
+                                                                                  └─▶ waiters
+
+A group is what gathers until the journal takes it: the first unit puts it into the channel, and those that
+come before the journal's turn join it, so a unit costs no passage of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
 
 import attrs
 import trio
 
 from wsrecover.errors import RunBroken, StoreError, StoreFailed, StoreUnavailable
 
+from .group import Group, Waiter
 from .registry import Streams
 from .retention import Retainer, Snapshots
 from .room import Room
-from .store import Applied, Entry, Outcome, Retention, Store, StreamKey, Unit
+from .store import APPLIED, Applied, Entry, Outcome, Retention, Store, StreamKey, Unit
 
 __all__ = ["Journal", "JournalStatistics", "Writer"]
 
@@ -39,52 +42,15 @@ class JournalStatistics:
     committed: int
 
 
-class _Waiter:
-    """One who waits for a unit's outcome. A `final` unit is committed even if its writer is broken."""
-
-    __slots__ = ("_done", "_error", "_outcome", "final")
-
-    def __init__(self, *, final: bool = False) -> None:
-        self.final = final
-        self._done = trio.Event()
-        self._outcome: Outcome | None = None
-        self._error: Exception | None = None
-
-    def settle(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-        self._done.set()
-
-    def fail(self, error: Exception) -> None:
-        self._error = error
-        self._done.set()
-
-    async def wait(self) -> Outcome:
-        await self._done.wait()
-        if self._outcome is None:
-            raise self._error or StoreFailed(_CLOSED)
-        return self._outcome
-
-
-_Item: TypeAlias = "tuple[Unit, int, Writer | None, _Waiter | None]"
-
-
 def _size(unit: Unit) -> int:
     size = 0
-    for append in unit.appends:
-        for event in append.events:
-            size += len(event.body)
+    for entry in unit.entries:
+        size += len(entry.body)
     for answer in unit.answers:
         size += len(answer.result or b"")
     for snapshot in unit.snapshots:
         size += sum(len(context.body) for context in snapshot.changed.values() if context is not None)
     return size
-
-
-def _copy(error: StoreError) -> StoreError:
-    """The same error for another task: one instance raised in many would gather all their tracebacks."""
-    copy = type(error)(*error.args)
-    copy.__cause__ = error
-    return copy
 
 
 class Journal:
@@ -110,7 +76,7 @@ class Journal:
         self._store = store
         self._streams = streams
         self._room = Room(max_units, max_bytes)
-        self._send, self._receive = trio.open_memory_channel[_Item](max_units)
+        self._send, self._receive = trio.open_memory_channel[Group](1)
         self._retainer = Retainer(
             store,
             streams,
@@ -119,6 +85,7 @@ class Journal:
             sweep_interval=sweep_interval,
             snapshot_events=snapshot_events,
         )
+        self._open: Group | None = None
         self._ended = trio.Event()
         self._batches = 0
         self._failed = 0
@@ -133,8 +100,9 @@ class Journal:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._retainer.run)
                 task_status.started()
-                async for first in self._receive:
-                    await self._commit_batch(self._drain(first))
+                async for group in self._receive:
+                    self._open = None
+                    await self._commit_group(group)
                 nursery.cancel_scope.cancel()
         finally:
             self._stop()
@@ -143,76 +111,49 @@ class Journal:
         """From now on ask `snapshots` for those that retention needs; see `Retainer`."""
         self._retainer.snapshots = snapshots
 
-    def _drain(self, first: _Item) -> list[_Item]:
-        items = [first]
-        receive = self._receive.receive_nowait
+    async def _commit_group(self, group: Group) -> None:
+        taken = len(group.units)
         try:
-            while True:
-                items.append(receive())
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return items
+            if self._failed:
+                group.refuse()
+            if group.units:
+                await self._commit_units(group)
+        finally:
+            self._room.give(taken, group.size)
+            group.settle()
 
-    async def _commit_batch(self, items: list[_Item]) -> None:
-        accepted = [item for item in items if not self._refused(item)]
-        if not accepted:
-            return
+    async def _commit_units(self, group: Group) -> None:
         try:
-            outcomes = await self._store.commit([item[0] for item in accepted])
+            outcomes = await self._store.commit(group.units)
         except StoreError as error:
-            self._fail_batch(accepted, error)
+            self._failed += 1
+            group.fail(error)
             return
         except BaseException:  # Cancelled, or a bug: this task ends, and nobody may wait for it for ever.
-            self._fail_batch(accepted, StoreFailed(_CLOSED))
+            self._failed += 1
+            group.fail(StoreFailed(_CLOSED))
             raise
         self._batches += 1
-        self._committed += len(accepted)
+        self._committed += len(outcomes)
         try:
-            self._hand_on(outcomes)
+            self._hand_on(group.units, outcomes)
         finally:  # It is committed, whatever becomes of those who follow.
-            self._settle(accepted, outcomes)
+            for place, waiter in group.waiters.items():
+                waiter.settle(outcomes[place])
 
-    def _refused(self, item: _Item) -> bool:
-        _, _, author, waiter = item
-        if author is None or author.broken is None or (waiter is not None and waiter.final):
-            return False
-        self._fail(item, author.broken)
-        return True
-
-    def _hand_on(self, outcomes: Sequence[Outcome]) -> None:
-        changes: dict[StreamKey, Sequence[Entry]] = {}
-        for outcome in outcomes:
-            if type(outcome) is not Applied:
+    def _hand_on(self, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> None:
+        changes: dict[StreamKey, list[Entry]] = {}
+        for unit, outcome in zip(units, outcomes, strict=True):
+            if outcome is not APPLIED and not isinstance(outcome, Applied):
                 continue
-            for key, entries in outcome.entries:
-                if entries:
-                    known = changes.setdefault(key, entries)
-                    if known is not entries:
-                        changes[key] = [*known, *entries]
+            for entry in unit.entries if outcome is APPLIED else _appended(unit, outcome):
+                known = changes.get(entry.key)
+                if known is None:
+                    changes[entry.key] = [entry]
+                else:
+                    known.append(entry)
         self._streams.extend(changes)
         self._retainer.grew(changes)
-
-    def _settle(self, items: Sequence[_Item], outcomes: Sequence[Outcome]) -> None:
-        self._room.give(len(items), sum([size for _, size, _, _ in items]))
-        for (_, _, author, waiter), outcome in zip(items, outcomes, strict=True):
-            if waiter is not None:
-                waiter.settle(outcome)
-            if author is not None:
-                author.settle()
-
-    def _fail_batch(self, items: Sequence[_Item], error: StoreError) -> None:
-        self._failed += 1
-        for item in items:
-            self._fail(item, error)
-
-    def _fail(self, item: _Item, error: StoreError) -> None:
-        _, size, author, waiter = item
-        self._room.give(1, size)
-        if author is not None and author.broken is None:
-            author.broken = error
-        if waiter is not None:
-            waiter.fail(_copy(error))
-        if author is not None:
-            author.settle()
 
     def _stop(self) -> None:
         """Whatever ended `run`: nobody may wait for it any more."""
@@ -220,26 +161,46 @@ class Journal:
         self._room.close(error)
         self._send.close()
         try:
-            while True:
-                self._fail(self._receive.receive_nowait(), error)
+            group = self._receive.receive_nowait()
         except (trio.EndOfChannel, trio.WouldBlock):
-            self._receive.close()
+            pass
+        else:
+            self._open = None
+            group.fail(error)
+            self._room.give(len(group.units), group.size)
+            group.settle()
+        self._receive.close()
         self._ended.set()
 
-    def submit_nowait(self, unit: Unit, author: Writer | None, waiter: _Waiter | None) -> None:
-        """Queue `unit`. Raises `trio.WouldBlock` where there is no room, `StoreFailed` once closed."""
+    def submit_nowait(self, unit: Unit, author: Writer | None) -> Group:
+        """Queue `unit`: the group that it is in. Raises `trio.WouldBlock` where there is no room,
+        `StoreFailed` once closed."""
         size = _size(unit)
         self._room.take_nowait(size)
-        self._send.send_nowait((unit, size, author, waiter))
+        return self._queue(unit, size, author)
 
-    async def submit(self, unit: Unit, author: Writer | None, waiter: _Waiter | None) -> None:
+    async def submit(self, unit: Unit, author: Writer | None, waiter: Waiter | None) -> Group:
         """Wait for room, then queue `unit`. Cancelled while it waits: nothing happens."""
         size = _size(unit)
         await self._room.take(size)
         try:
-            self._send.send_nowait((unit, size, author, waiter))
+            group = self._queue(unit, size, author)
         except trio.ClosedResourceError:  # The journal ended between the admission and this task's turn.
             raise StoreFailed(_CLOSED) from None
+        if waiter is not None:
+            group.waiters[len(group.units) - 1] = waiter
+        return group
+
+    def _queue(self, unit: Unit, size: int, author: Writer | None) -> Group:
+        group = self._open
+        if group is None:
+            group = Group()
+            self._send.send_nowait(group)
+            self._open = group
+        group.units.append(unit)
+        group.authors.append(author)
+        group.size += size
+        return group
 
     async def commit(self, unit: Unit) -> Outcome:
         """Queue `unit` and wait until it is durable.
@@ -247,7 +208,7 @@ class Journal:
         Raises `StoreUnavailable` (nothing of it took effect) or `StoreFailed`. Cancelled while it waits for
         room: nothing happens; cancelled later: it may take effect.
         """
-        waiter = _Waiter()
+        waiter = Waiter()
         await self.submit(unit, None, waiter)
         return await waiter.wait()
 
@@ -277,20 +238,30 @@ class Writer:
     """One author's ordered units. Once one of them failed, all that were queued after it are refused: no
     hole.
 
-    `broken` is the store's error that did it, `uncommitted` how many units are queued or being committed.
-    `on_settled`, if set, is called (synchronously, in the journal's task; it must not raise) whenever nothing
-    of this writer is uncommitted any more.
+    `broken` is the store's error that did it; `queued` counts the units in the group that it wrote to last.
     """
 
-    __slots__ = ("_flushes", "_journal", "_settled", "broken", "on_settled", "uncommitted")
+    __slots__ = ("_group", "_journal", "broken", "queued")
 
     def __init__(self, journal: Journal) -> None:
         self.broken: StoreError | None = None
-        self.on_settled: Callable[[], None] | None = None
+        self.queued = 0
         self._journal = journal
-        self.uncommitted = 0
-        self._settled = 0
-        self._flushes: list[tuple[int, trio.Event]] = []
+        self._group: Group | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the fate of all that was written is known."""
+        return self._group is None or self._group.settled
+
+    def when_settled(self, listener: Callable[[], None]) -> None:
+        """Call `listener` once, when the fate of all that was written so far is known.
+
+        In the journal's task, which it must not disturb: it does not wait, and does not raise. Only where
+        not `settled`.
+        """
+        if self._group is not None:
+            self._group.listen(listener)
 
     def _check(self) -> None:
         if self.broken is not None:
@@ -301,10 +272,10 @@ class Writer:
         if self.broken is not None:
             self._check()
         try:
-            self._journal.submit_nowait(unit, self, None)
+            group = self._journal.submit_nowait(unit, self)
         except StoreError as error:
-            self._break(error)
-        self.uncommitted += 1
+            raise self._break(error) from error
+        self._wrote_to(group)
 
     async def write(self, unit: Unit) -> None:
         """Queue `unit`; waits (and yields) only where there is no room. Raises `RunBroken` once broken.
@@ -316,15 +287,14 @@ class Writer:
     async def flush(self) -> None:
         """Wait until all that was written so far is committed, or raise `RunBroken`. May be abandoned."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self.uncommitted:
-            done = trio.Event()
-            self._flushes.append((self._settled + self.uncommitted, done))
-            await done.wait()
+        group = self._group
+        if group is not None and not group.settled:
+            await group.wait()
         self._check()
 
     async def commit(self, unit: Unit) -> Outcome:
         """Write `unit` and wait for its outcome. Raises `RunBroken`; cancelled: see `Journal.commit`."""
-        waiter = _Waiter()
+        waiter = Waiter()
         await self._submit(unit, waiter)
         try:
             return await waiter.wait()
@@ -341,34 +311,31 @@ class Writer:
         delays = iter(retry)
         delay = 1.0
         while True:
-            waiter = _Waiter(final=True)
-            await self._journal.submit(unit, self, waiter)
-            self.uncommitted += 1
+            waiter = Waiter(final=True)
+            self._wrote_to(await self._journal.submit(unit, self, waiter))
             try:
                 return await waiter.wait()
             except StoreUnavailable:
                 delay = next(delays, delay)
                 await trio.sleep(delay)
 
-    async def _submit(self, unit: Unit, waiter: _Waiter | None) -> None:
+    async def _submit(self, unit: Unit, waiter: Waiter | None) -> None:
         self._check()
         try:
-            await self._journal.submit(unit, self, waiter)
+            group = await self._journal.submit(unit, self, waiter)
         except StoreError as error:
-            self._break(error)
-        self.uncommitted += 1
+            raise self._break(error) from error
+        self._wrote_to(group)
 
-    def _break(self, error: StoreError) -> None:
+    def _wrote_to(self, group: Group) -> None:
+        self.queued = self.queued + 1 if group is self._group else 1
+        self._group = group
+
+    def _break(self, error: StoreError) -> RunBroken:
         if self.broken is None:
             self.broken = error
-        self._check()
+        return RunBroken(f"an earlier event was not committed: {self.broken}")
 
-    def settle(self) -> None:
-        """The journal's: the oldest uncommitted unit was committed or refused."""
-        self._settled += 1
-        self.uncommitted -= 1
-        if self._flushes:
-            while self._flushes and self._flushes[0][0] <= self._settled:
-                self._flushes.pop(0)[1].set()
-        if self.on_settled is not None and not self.uncommitted:
-            self.on_settled()
+
+def _appended(unit: Unit, applied: Applied) -> list[Entry]:
+    return [entry for place, entry in enumerate(unit.entries) if place not in applied.repeats]

@@ -17,13 +17,13 @@ from wsrecover.protocol.resume import make_epoch
 
 from .store import (
     ANSWER_WINDOW,
+    APPLIED,
     Answer,
     AnswerKey,
     Applied,
     Conflict,
     Duplicate,
     Entry,
-    NewSnapshot,
     Outcome,
     Retained,
     Retention,
@@ -57,13 +57,11 @@ class _Log:
     size: int = 0
     written: bool = False
     entries: deque[Entry] = attrs.field(factory=deque)
-    stamps: deque[float] = attrs.field(factory=deque)
     snapshot: int = 0
     contexts: dict[str, StoredContext] = attrs.field(factory=dict)
 
     def forget_oldest(self) -> None:
         self.size -= len(self.entries.popleft().body)
-        self.stamps.popleft()
         self.oldest += 1
 
 
@@ -183,84 +181,63 @@ class MemoryStore(Store):
                     return Conflict(first.key.id)
                 if not first.finishes(answer):
                     return Duplicate(answer.result, positions, answer.status)
-        if unit.has_ids():
-            applied = self._append_with_ids(unit)
-            if isinstance(applied, Conflict):
-                return applied
-        else:
-            applied = self._append(unit)
+        outcome = self._append_all(unit.entries)
+        if isinstance(outcome, Applied):
+            self._keep(unit)
+        return outcome
+
+    def _keep(self, unit: Unit) -> None:
         for answer in unit.answers:
             self._answers.pop(answer.key, None)
-            self._answers[answer.key] = (answer, applied.positions)
+            self._answers[answer.key] = (answer, unit.positions)
         self._runs.update({run.run: run for run in unit.runs_started})
         for ended in unit.runs_ended:
             self._runs.pop(ended, None)
-        if unit.snapshots:
-            self._keep(unit.snapshots)
-        return applied
-
-    def _keep(self, snapshots: Sequence[NewSnapshot]) -> None:
-        for snapshot in snapshots:
+        for snapshot in unit.snapshots:
             log = self._log(snapshot.key)
             if snapshot.seq > log.snapshot:
                 log.snapshot = snapshot.seq
                 changed = {**log.contexts, **snapshot.changed}
                 log.contexts = {thread: stored for thread, stored in changed.items() if stored is not None}
 
-    def _append(self, unit: Unit) -> Applied:
-        changes = []
-        epochs = []
-        for append in unit.appends:
-            key = append.key
-            log = self._logs.get(key) or self._log(key)
-            seq = log.head
-            entries = []
-            for event in append.events:
-                seq += 1
-                body = event.body
-                entries.append(Entry(seq, body, event.thread))
-                log.stamps.append(event.ts)
-                log.size += len(body)
-            if entries:
-                log.head = seq
-                log.written = True
-                log.entries += entries
-                self._events += len(entries)
-            changes.append((key, tuple(entries)))
-            epochs.append(log.epoch)
-        return Applied(tuple(changes), tuple(epochs))
+    def _append(self, entry: Entry) -> None:
+        log = self._logs.get(entry.key) or self._log(entry.key)
+        log.head = entry.seq = log.head + 1
+        entry.epoch = log.epoch
+        log.written = True
+        log.size += len(entry.body)
+        log.entries.append(entry)
+        self._events += 1
 
-    def _append_with_ids(self, unit: Unit) -> Applied | Conflict:
+    def _append_all(self, entries: Sequence[Entry]) -> Applied | Conflict:
         now = self._clock()
         digests: dict[tuple[StreamKey, str], bytes] = {}
-        for append in unit.appends:
-            for event in append.events:
-                if event.id is None:
-                    continue
-                name = (append.key, event.id)
-                known = self._ids.get(name)
-                if known is not None and now - known[2] < ANSWER_WINDOW:
-                    digests.setdefault(name, known[0])
-                if digests.setdefault(name, event.digest) != event.digest:
-                    return Conflict(event.id)
-        changes = []
-        positions = []
-        for append in unit.appends:
-            appended: list[Entry] = []
-            for event in append.events:
-                name = (append.key, event.id or "")
-                known = self._ids.get(name) if event.id is not None else None
-                if known is not None and now - known[2] < ANSWER_WINDOW:
-                    positions.append(known[1])
-                    continue
-                single = self._append(Unit((attrs.evolve(append, events=(event,)),)))
-                appended += single.entries[0][1]
-                positions += single.positions
-                if event.id is not None:
-                    self._ids.pop(name, None)
-                    self._ids[name] = (event.digest, positions[-1], now)
-            changes.append((append.key, tuple(appended)))
-        return Applied(tuple(changes), given=tuple(positions))
+        for entry in entries:
+            if entry.id is None:
+                continue
+            name = (entry.key, entry.id)
+            known = self._first(name, now)
+            if digests.setdefault(name, entry.digest if known is None else known[0]) != entry.digest:
+                return Conflict(entry.id)
+        repeats = []
+        for place, entry in enumerate(entries):
+            if entry.id is None:
+                self._append(entry)
+                continue
+            name = (entry.key, entry.id)
+            known = self._first(name, now)
+            if known is None:
+                self._append(entry)
+                self._ids.pop(name, None)
+                self._ids[name] = (entry.digest, entry.position, now)
+            else:
+                entry.epoch, entry.seq = known[1].epoch, known[1].seq
+                repeats.append(place)
+        return Applied(tuple(repeats)) if repeats else APPLIED
+
+    def _first(self, name: tuple[StreamKey, str], now: float) -> tuple[bytes, Position, float] | None:
+        known = self._ids.get(name)
+        return known if known is not None and now - known[2] < ANSWER_WINDOW else None
 
     def _answered(self, key: AnswerKey) -> tuple[Answer, tuple[Position, ...]] | None:
         known = self._answers.get(key)
@@ -284,4 +261,4 @@ def _trim(log: _Log, limit: Retention, before: float, upto: int) -> bool:
 
 def _is_over(log: _Log, limit: Retention, before: float) -> bool:
     kept = len(log.entries)
-    return log.stamps[0] < before or (kept > 1 and (kept > limit.events or log.size > limit.bytes))
+    return log.entries[0].ts < before or (kept > 1 and (kept > limit.events or log.size > limit.bytes))

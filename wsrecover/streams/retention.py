@@ -76,11 +76,9 @@ class Retainer:
             grown = growth.get(key)
             if grown is None:
                 grown = growth[key] = self._new(key)
-            share = grown.share
             for entry in entries:
-                share += grown.per_event + len(entry.body) * grown.per_byte
-            grown.share = share
-            if share >= 1:
+                grown.share += grown.per_event + len(entry.body) * grown.per_byte
+            if grown.share >= 1:
                 del growth[key]
                 self._grown.add(key)
         if len(growth) > _MAX_TRACKED:

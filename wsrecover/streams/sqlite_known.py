@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 import apsw
@@ -10,7 +9,7 @@ import orjson
 
 from wsrecover.protocol.cursor import Position
 
-from .store import ANSWER_WINDOW, Answer, AnswerKey, Conflict, Duplicate, NewEvent, RunRecord, Unit
+from .store import ANSWER_WINDOW, Answer, AnswerKey, Conflict, Duplicate, Entry, RunRecord, Unit
 
 __all__ = ["Known", "find_answer", "find_runs"]
 
@@ -58,10 +57,10 @@ class Known:
             return Conflict(answer.key.id)
         return None if answer.finishes(first) else Duplicate(first.result, positions, first.status)
 
-    def keep(self, unit: Unit, positions: Iterable[Position]) -> None:
+    def keep(self, unit: Unit) -> None:
         """The answers and runs of a unit that is applied."""
         if unit.answers:
-            encoded = orjson.dumps([(position.epoch, position.seq) for position in positions])
+            encoded = orjson.dumps([(entry.epoch, entry.seq) for entry in unit.entries])
             self._db.executemany(
                 "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
@@ -80,7 +79,7 @@ class Known:
         if unit.runs_ended:
             self._db.executemany("DELETE FROM run WHERE run = ?", [(run,) for run in unit.runs_ended])
 
-    def event(self, stream: int, name: str, *, now: float) -> tuple[bytes, Position | None] | None:
+    def position(self, stream: int, name: str, *, now: float) -> tuple[bytes, Position] | None:
         """The digest and position of the event that was appended to `stream` with the id `name`."""
         found = self._db.execute(
             "SELECT digest, epoch, seq FROM event_id WHERE stream = ? AND id = ? AND at > ?",
@@ -88,11 +87,11 @@ class Known:
         ).fetchone()
         return None if found is None else (found[0], Position(found[1], found[2]))
 
-    def keep_event(self, stream: int, event: NewEvent, position: Position, *, now: float) -> None:
-        """That `event`, which has an id, is at `position`."""
+    def keep_entry(self, stream: int, entry: Entry, *, now: float) -> None:
+        """That `entry`, which has an id, is where it says."""
         self._db.execute(
             "INSERT OR REPLACE INTO event_id VALUES (?, ?, ?, ?, ?, ?)",
-            (stream, event.id, event.digest, position.epoch, position.seq, now),
+            (stream, entry.id, entry.digest, entry.epoch, entry.seq, now),
         )
 
     def forget(self, *, now: float) -> None:

@@ -26,18 +26,7 @@ from .sqlite_heads import Head, Tip, create_head, find_head, replay, write_heads
 from .sqlite_known import Known
 from .sqlite_schema import translate
 from .sqlite_trim import Trim, hold_back, plan, sweep_step, unsynced
-from .store import (
-    Append,
-    Applied,
-    Conflict,
-    Entry,
-    NewEvent,
-    Outcome,
-    Retained,
-    Retention,
-    StreamKey,
-    Unit,
-)
+from .store import APPLIED, Applied, Conflict, Entry, Outcome, Retained, Retention, StreamKey, Unit
 from .worker import Job
 
 __all__ = ["SQLiteLog"]
@@ -220,94 +209,83 @@ class SQLiteLog:
     def commit(self, units: Sequence[Unit]) -> list[Outcome]:
         """See `Store.commit`."""
         self._units += 1
-        return [self._apply(unit) for unit in units]
+        outcomes: list[Outcome] = []
+        plain: list[Entry] = []
+        for unit in units:
+            if unit.is_plain():
+                plain += unit.entries
+                outcomes.append(APPLIED)
+            else:
+                self._append(plain)
+                plain.clear()
+                outcomes.append(self._apply(unit))
+        self._append(plain)
+        return outcomes
 
     def _apply(self, unit: Unit) -> Outcome:
         if unit.answers:
             known = self._known.answered(unit.answers[0], now=self._clock())
             if known is not None:
                 return known
-        applied: Applied | Conflict
-        if unit.has_ids():
-            applied = self._append_with_ids(unit.appends)
-            if isinstance(applied, Conflict):
-                return applied
-        else:
-            applied = self._append(unit.appends)
-        if unit.answers or unit.runs_started or unit.runs_ended:
-            self._known.keep(unit, applied.positions)
-        for snapshot in unit.snapshots:
-            head = self.head(snapshot.key)
-            if snapshot.seq > self._snapshots.get(head, head.snapshot):
-                keep_snapshot(self._db, head.id, snapshot)
-                self._snapshots[head] = snapshot.seq
-        return applied
+        outcome = self._append_with_ids(unit.entries)
+        if isinstance(outcome, Applied):
+            self._known.keep(unit)
+            for snapshot in unit.snapshots:
+                head = self.head(snapshot.key)
+                if snapshot.seq > self._snapshots.get(head, head.snapshot):
+                    keep_snapshot(self._db, head.id, snapshot)
+                    self._snapshots[head] = snapshot.seq
+        return outcome
 
-    def _append(self, appends: Iterable[Append]) -> Applied:
-        changes = []
-        epochs = []
-        for append in appends:
-            key = append.key
-            head = self.heads.get(key) or self.head(key)
-            changes.append((key, self._append_to(head, append.events)))
-            epochs.append(head.epoch)
-        return Applied(tuple(changes), tuple(epochs))
-
-    def _append_to(self, head: Head, events: Sequence[NewEvent]) -> tuple[Entry, ...]:
-        seq, prev, total = self._tips.get(head) or head.tip
-        if not head.marked and events and head not in self._marks:
-            self._mark(head, seq + 1)
+    def _append(self, entries: Iterable[Entry]) -> None:
+        heads, tips, rows = self.heads, self._tips, self._rows
         row = self._row
-        stream, rows = head.id, self._rows
-        entries = []
-        for event in events:
-            body, thread = event.body, event.thread
+        for entry in entries:
+            head = heads.get(entry.key) or self.head(entry.key)
+            seq, prev, total = tips.get(head) or head.tip
             seq += 1
             row += 1
+            if not head.marked and head not in self._marks:
+                self._mark(head, seq)
+            body = entry.body
             total += len(body)
-            rows.append((row, stream, seq, prev, total, event.ts, zlib.crc32(body, seq), thread, body))
-            prev = row
-            entries.append(Entry(seq, body, thread))
+            check = zlib.crc32(body, seq)
+            rows.append((row, head.id, seq, prev, total, entry.ts, check, entry.thread, body))
+            tips[head] = (seq, row, total)
+            entry.seq = seq
+            entry.epoch = head.epoch
         self._row = row
-        self._tips[head] = (seq, prev, total)
-        return tuple(entries)
 
     def _mark(self, head: Head, first: int) -> None:
         self._db.execute("INSERT INTO mark VALUES (?, ?, ?)", (head.id, self._generation_number, first))
         self._marks[head] = first
 
-    def _append_with_ids(self, appends: Sequence[Append]) -> Applied | Conflict:
+    def _append_with_ids(self, entries: Sequence[Entry]) -> Applied | Conflict:
         now = self._clock()
         first: dict[tuple[Head, str], tuple[bytes, Position | None]] = {}
-        for append in appends:
-            head = self.head(append.key)
-            for event in append.events:
-                if event.id is not None:
-                    name = (head, event.id)
-                    known = (
-                        first.get(name)
-                        or self._known.event(head.id, event.id, now=now)
-                        or (event.digest, None)
-                    )
-                    if known[0] != event.digest:
-                        return Conflict(event.id)
-                    first[name] = known
-        changes = []
-        positions = []
-        for append in appends:
-            head = self.head(append.key)
-            appended: list[Entry] = []
-            for event in append.events:
-                position = first[head, event.id][1] if event.id is not None else None
-                if position is None:
-                    appended += self._append_to(head, (event,))
-                    position = Position(head.epoch, appended[-1].seq)
-                    if event.id is not None:
-                        first[head, event.id] = (event.digest, position)
-                        self._known.keep_event(head.id, event, position, now=now)
-                positions.append(position)
-            changes.append((append.key, tuple(appended)))
-        return Applied(tuple(changes), given=tuple(positions))
+        for entry in entries:
+            if entry.id is not None:
+                head = self.head(entry.key)
+                name = (head, entry.id)
+                known = first.get(name) or self._known.position(head.id, entry.id, now=now)
+                first[name] = known = known or (entry.digest, None)
+                if known[0] != entry.digest:
+                    return Conflict(entry.id)
+        repeats = []
+        for place, entry in enumerate(entries):
+            if entry.id is None:
+                self._append((entry,))
+                continue
+            head = self.head(entry.key)
+            position = first[head, entry.id][1]
+            if position is None:
+                self._append((entry,))
+                first[head, entry.id] = (entry.digest, entry.position)
+                self._known.keep_entry(head.id, entry, now=now)
+            else:
+                entry.epoch, entry.seq = position.epoch, position.seq
+                repeats.append(place)
+        return Applied(tuple(repeats)) if repeats else APPLIED
 
     def retain(self, limits: Mapping[StreamKey, Retention], now: float) -> Retained:
         """See `Store.retain`."""

@@ -31,7 +31,7 @@ WITH RECURSIVE walk(row, seq, prev, size) AS (
     LIMIT 320
 ),
 sized AS (SELECT row, seq, sum(size) OVER (ORDER BY seq) AS total FROM walk WHERE seq <= :last)
-SELECT event.stream, event.seq, event.crc, event.thread, event.body
+SELECT event.stream, event.seq, event.crc, event.ts, event.thread, event.body
 FROM sized CROSS JOIN event ON event.row = sized.row
 WHERE sized.total <= :max_bytes OR sized.seq = :always ORDER BY sized.seq
 """
@@ -90,13 +90,13 @@ def _segment(
     ).fetchall()
     entries: list[Entry] = []
     expected = first
-    for stream, seq, crc, thread, body in found:
+    for stream, seq, crc, ts, thread, body in found:
         if not entries:
             expected = seq
         if stream != head.id or seq != expected or zlib.crc32(body, seq) != crc:
             raise StoreCorrupt(f"stream {tuple(head.key)}: seq {seq} is not what was written")
         expected += 1
-        entries.append(Entry(seq, body, thread))
+        entries.append(Entry(head.key, body, ts, thread, seq=seq))
     return entries
 
 

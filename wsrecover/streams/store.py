@@ -23,15 +23,14 @@ from wsrecover.protocol.cursor import Position
 
 __all__ = [
     "ANSWER_WINDOW",
+    "APPLIED",
     "Answer",
     "AnswerKey",
     "AnswerStatus",
-    "Append",
     "Applied",
     "Conflict",
     "Duplicate",
     "Entry",
-    "NewEvent",
     "NewSnapshot",
     "Outcome",
     "Retained",
@@ -62,36 +61,28 @@ class StreamKey(NamedTuple):
 
 
 @attrs.define
-class NewEvent:
-    """An event on its way into the log.
+class Entry:
+    """An event on its way into the log of the stream `key`, and then in it: one object all the way.
 
-    `body` is its JSON object without `op`, `stream` and `seq`, encoded once. With an `id` the event is
-    appended at most once per stream within `ANSWER_WINDOW`: the same id and digest gives the first one's
-    position.
+    `body` is its JSON object without `op`, `stream` and `seq`, encoded once; `ts` is in unix seconds. With an
+    `id` the event is appended at most once per stream within `ANSWER_WINDOW`: the same id and digest gives
+    the first one's position. `seq` and `epoch` are the store's to set when it commits; a page that was read
+    has no epochs. What was committed is not handed to a store again, unless it has an `id`.
     """
 
+    key: StreamKey
     body: bytes
     ts: float
     thread: str | None = None
     id: str | None = None
     digest: bytes = b""
+    seq: int = 0
+    epoch: str = ""
 
-
-@attrs.define
-class Entry:
-    """A logged event: its seq and the encoded body (see `NewEvent`)."""
-
-    seq: int
-    body: bytes
-    thread: str | None = None
-
-
-@attrs.define
-class Append:
-    """Events for one stream, in order."""
-
-    key: StreamKey
-    events: tuple[NewEvent, ...]
+    @property
+    def position(self) -> Position:
+        """Where it was committed."""
+        return Position(self.epoch, self.seq)
 
 
 @attrs.frozen
@@ -167,43 +158,40 @@ class NewSnapshot:
 class Unit:
     """What takes effect together. At most one answer is conditional: see `Store.commit`."""
 
-    appends: tuple[Append, ...] = ()
+    entries: tuple[Entry, ...] = ()
     answers: tuple[Answer, ...] = ()
     runs_started: tuple[RunRecord, ...] = ()
     runs_ended: tuple[str, ...] = ()
     snapshots: tuple[NewSnapshot, ...] = ()
 
-    def has_ids(self) -> bool:
-        """Whether any of its events has an id, and so may have been appended before."""
-        for append in self.appends:
-            for event in append.events:
-                if event.id is not None:
-                    return True
-        return False
-
-
-@attrs.define
-class Applied:
-    """The unit took effect. `entries` are what was appended, per append, and `epochs` the epochs it went to.
-
-    An event whose id was known already is not in `entries`; its position is the first one's. Only a unit that
-    holds such an event has its positions `given`: most are never asked for theirs.
-    """
-
-    entries: tuple[tuple[StreamKey, tuple[Entry, ...]], ...]
-    epochs: tuple[str, ...] = ()
-    given: tuple[Position, ...] | None = None
-
     @property
     def positions(self) -> tuple[Position, ...]:
-        """Where each of the unit's events is, in order."""
-        if self.given is not None:
-            return self.given
-        return tuple(
-            Position(epoch, entry.seq)
-            for epoch, (_, entries) in zip(self.epochs, self.entries, strict=True)
-            for entry in entries
-        )
+        """Where its entries are, in order, once it took effect."""
+        return tuple([entry.position for entry in self.entries])
+
+    def is_plain(self) -> bool:
+        """Whether it does no more than append entries, of which none can be there already."""
+        if self.answers or self.runs_started or self.runs_ended or self.snapshots:
+            return False
+        for entry in self.entries:  # noqa: SIM110  # A generator costs more than the rest of this.
+            if entry.id is not None:
+                return False
+        return True
+
+
+@attrs.frozen
+class Applied:
+    """The unit took effect, and its entries have their seqs and epochs.
+
+    `repeats` are the places of those whose id was known already: they were not appended again, and have the
+    first one's position.
+    """
+
+    repeats: tuple[int, ...] = ()
+
+
+APPLIED: Final = Applied()
+"""What nearly every unit comes to."""
 
 
 @attrs.frozen
@@ -286,7 +274,7 @@ class Store(abc.ABC):
         A unit with an answer whose key was answered within `ANSWER_WINDOW` is not applied (`Duplicate` or,
         with another digest, `Conflict`), save that what was "accepted" is replaced by its answer. A unit with
         an event id that was used with another digest is not applied either (`Conflict`). Answers that are
-        applied are kept with the positions of the unit's events. Only the first answer of a unit is checked
+        applied are kept with the positions of the unit's entries. Only the first answer of a unit is checked
         in this way; the others are kept as they are.
 
         A snapshot that is not newer than the stream's last one changes nothing.

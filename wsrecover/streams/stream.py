@@ -25,29 +25,32 @@ _log = structlog.get_logger(__name__)
 class Batch:
     """What one commit appended to one stream: `entries`, seqs `first` to `last`.
 
-    Its wire bytes are made when the first follower asks and shared by all. `framed` is the transport's: the
-    message as it goes into the socket, built once for all followers.
+    `framed` is the message as it goes into the sockets: the first follower builds it, for all of them.
     """
 
-    __slots__ = ("_message", "_name", "entries", "first", "framed", "last")
+    __slots__ = ("_name", "entries", "framed")
 
     def __init__(self, name: str, entries: Sequence[Entry]) -> None:
         self._name = name
-        self._message: bytes | None = None
         self.entries = entries
-        self.first = entries[0].seq
-        self.last = entries[-1].seq
         self.framed: bytes | None = None
 
     @property
+    def first(self) -> int:
+        """The seq of the first of them."""
+        return self.entries[0].seq
+
+    @property
+    def last(self) -> int:
+        """The seq of the last of them."""
+        return self.entries[-1].seq
+
     def message(self) -> bytes:
         """The `event` frames of all of them as one WebSocket message."""
-        message = self._message
-        if message is None:
-            name = self._name
-            frames = [event_frame(name, entry.seq, entry.body) for entry in self.entries]
-            message = self._message = frames[0] if len(frames) == 1 else join(frames)
-        return message
+        entries = self.entries
+        if len(entries) == 1:
+            return event_frame(self._name, entries[0].seq, entries[0].body)
+        return join([event_frame(self._name, entry.seq, entry.body) for entry in entries])
 
 
 class Follower(Protocol):
@@ -162,9 +165,9 @@ class Stream:
         size = 0
         for entry in entries:
             size += len(entry.body)
-        self.tail_bytes += size
         self._budget.used += size
-        if self.tail_bytes > self._max_bytes or len(self._tail) > self._max_events:
+        size = self.tail_bytes = self.tail_bytes + size
+        if size > self._max_bytes or len(self._tail) > self._max_events:
             self._shorten_tail()
         if self.live:
             self._offer(Batch(self.name, entries))

@@ -12,12 +12,13 @@ from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.resume import make_epoch
 from wsrecover.streams.store import (
     ANSWER_WINDOW,
+    APPLIED,
     Answer,
     AnswerKey,
-    Append,
+    Applied,
     Conflict,
     Duplicate,
-    NewEvent,
+    Entry,
     NewSnapshot,
     Retention,
     RunRecord,
@@ -34,11 +35,12 @@ from .subject import (
     TEAM,
     OpenStore,
     Subject,
-    applied,
     confirm,
-    events,
+    entries,
     expect,
     logged,
+    named,
+    seqs,
     unit,
 )
 
@@ -58,17 +60,17 @@ async def check_store(open_store: OpenStore, *, durable: bool) -> None:
 
 async def _appends_are_contiguous_and_kept_in_order(subject: Subject) -> None:
     async with subject.opened() as store:
-        first, second, third = await store.commit([unit(ANN, "a", "b"), unit(BEN, "x"), unit(ANN, "c")])
-        seqs = [entry.seq for outcome in (first, second, third) for entry in applied(outcome).entries[0][1]]
-        expect(seqs, [1, 2, 1, 3], "the seqs that were given")
+        units = [unit(ANN, "a", "b"), unit(BEN, "x"), unit(ANN, "c")]
+        expect(await store.commit(units), [APPLIED] * 3, "the outcomes")
+        expect(seqs(*units), [1, 2, 1, 3], "the seqs that were given")
         epoch = make_epoch((await store.load(ANN)).incarnation, store.generation)
-        expect(applied(third).positions, (Position(epoch, 3),), "the position of the third")
+        expect(units[2].positions, (Position(epoch, 3),), "the position of the third")
         expect(await logged(store, ANN), ["a", "b", "c"], "what ann's stream holds")
         expect(await logged(store, BEN), ["x"], "what ben's stream holds")
-        threaded = Unit((Append(ANN, (NewEvent(b"d", START, thread="t1"),)),))
-        await store.commit([threaded])
+        await store.commit([Unit((Entry(ANN, b"d", START, thread="t1"),))])
         found = await store.read(ANN, 3, upto=4, max_events=9, max_bytes=99)
-        expect([(entry.body, entry.thread) for entry in found], [(b"d", "t1")], "an event of a thread")
+        (entry,) = found
+        expect((entry.key, entry.ts, entry.thread), (ANN, START, "t1"), "an event of a thread")
         expect(await store.commit([]), [], "the outcomes of no units")
 
 
@@ -105,14 +107,12 @@ async def _reads_come_in_pages(subject: Subject) -> None:
 
 async def _a_unit_takes_effect_whole_or_not_at_all(subject: Subject) -> None:
     async with subject.opened() as store:
-        named = NewEvent(b"first", START, id="e1", digest=b"1")
-        both = Unit((Append(ANN, events("a")), Append(BEN, (named,)), Append(ALL, events("z"))))
-        outcome = applied((await store.commit([both]))[0])
-        expect([key for key, _ in outcome.entries], [ANN, BEN, ALL], "what was appended to")
-        clash = NewEvent(b"other", START, id="e1", digest=b"2")
+        several = Unit((*entries(ANN, "a"), named(BEN, "e1", "first"), *entries(ALL, "z")))
+        expect(await store.commit([several]), [APPLIED], "the outcome")
+        expect(await logged(store, ALL), ["z"], "the last of three streams")
         answer = Answer(AnswerKey("tenant", "ann", "c1"), b"d", subject.now)
         run = RunRecord("r1", "tenant", "ann", "agent", START)
-        refused = Unit((Append(ANN, events("b")), Append(BEN, (clash,))), (answer,), (run,))
+        refused = Unit((*entries(ANN, "b"), named(BEN, "e1", "other")), (answer,), (run,))
         outcomes = await store.commit([unit(ANN, "c"), refused, unit(ANN, "d")])
         expect(outcomes[1], Conflict("e1"), "a unit with a used event id")
         expect(await logged(store, ANN), ["a", "c", "d"], "what is left of it")
@@ -124,21 +124,26 @@ async def _a_unit_takes_effect_whole_or_not_at_all(subject: Subject) -> None:
 async def _answers_are_given_once(subject: Subject) -> None:
     async with subject.opened() as store:
         key = AnswerKey("tenant", "ann", "c1")
-        ask = Unit((Append(ANN, events("a", "b")),), (Answer(key, b"d", subject.now, b"{}"),))
-        other = Unit((Append(ANN, events("x")),), (Answer(key, b"e", subject.now),))
-        first, again, clash = await store.commit([ask, ask, other])
-        positions = applied(first).positions
-        expect(len(positions), 2, "positions of the first")
+
+        def ask() -> Unit:
+            return Unit(entries(ANN, "a", "b"), (Answer(key, b"d", subject.now, b"{}"),))
+
+        first = ask()
+        other = Unit(entries(ANN, "x"), (Answer(key, b"e", subject.now),))
+        outcome, again, clash = await store.commit([first, ask(), other])
+        expect(outcome, APPLIED, "the first's outcome")
+        positions = first.positions
+        expect([position.seq for position in positions], [1, 2], "positions of the first")
         expect(again, Duplicate(b"{}", positions), "the same in one batch")
         expect(clash, Conflict("c1"), "another body in one batch")
-        expect(await store.commit([ask, other]), [again, clash], "both in another batch")
-        expect(await store.answer(key), (ask.answers[0], positions), "the answer that is kept")
+        expect(await store.commit([ask(), other]), [again, clash], "both in another batch")
+        expect(await store.answer(key), (first.answers[0], positions), "the answer that is kept")
         stranger = AnswerKey("other tenant", "ann", "c1")
         expect(await store.answer(stranger), None, "the same id of another tenant")
         expect(await logged(store, ANN), ["a", "b"], "what was logged")
         replaced = Answer(key, b"d", subject.now, b'{"done":true}')
         guard = Answer(AnswerKey("tenant", "ann", "c2"), b"g", subject.now)
-        applied((await store.commit([Unit(answers=(guard, replaced))]))[0])
+        await store.commit([Unit(answers=(guard, replaced))])
         expect(await store.answer(key), (replaced, ()), "an answer that is not the unit's first")
 
 
@@ -147,26 +152,25 @@ async def _what_was_accepted_is_answered_once(subject: Subject) -> None:
     accepted = Answer(key, b"d", START, status="accepted")
     done, failed = Answer(key, b"d", START + 1, b"{}"), Answer(key, b"d", START + 1, b"{}", "error")
     async with subject.opened() as store:
-        applied((await store.commit([Unit(answers=(accepted,))]))[0])
+        await store.commit([Unit(answers=(accepted,))])
         expect(await store.answer(key), (accepted, ()), "what was accepted")
-        again = Unit((Append(ANN, events("x")),), (accepted,))
-        other = Unit((Append(ANN, events("x")),), (Answer(key, b"e", START, b"{}"),))
+        again = Unit(entries(ANN, "x"), (accepted,))
+        other = Unit(entries(ANN, "x"), (Answer(key, b"e", START, b"{}"),))
         outcomes = await store.commit([again, other])
         expect(
             outcomes, [Duplicate(None, (), "accepted"), Conflict("c1")], "what comes again, and another body"
         )
-        answer = Unit((Append(ANN, events("a")),), (done,))
-        first, second, late = await store.commit([answer, answer, Unit(answers=(failed,))])
-        expect(
-            [second, late], [Duplicate(b"{}", applied(first).positions)] * 2, "what comes after its answer"
-        )
+        answer = Unit(entries(ANN, "a"), (done,))
+        first, second, late = await store.commit([answer, Unit(answers=(done,)), Unit(answers=(failed,))])
+        expect(first, APPLIED, "its answer")
+        expect([second, late], [Duplicate(b"{}", answer.positions)] * 2, "what comes after its answer")
         expect(await store.commit([again]), [second], "what comes again after its answer")
-        expect(await store.answer(key), (done, applied(first).positions), "the answer that is kept")
+        expect(await store.answer(key), (done, answer.positions), "the answer that is kept")
         expect(await logged(store, ANN), ["a"], "what was logged")
         refused = AnswerKey("tenant", "ann", "c2")
         both = attrs.evolve(accepted, key=refused), attrs.evolve(failed, key=refused)
         for answer_ in both:
-            applied((await store.commit([Unit(answers=(answer_,))]))[0])
+            expect(await store.commit([Unit(answers=(answer_,))]), [APPLIED], "what ends it")
         expect(await store.commit([Unit(answers=both[:1])]), [Duplicate(b"{}", (), "error")], "an error")
 
 
@@ -175,22 +179,24 @@ async def _answers_and_event_ids_last_for_the_window(subject: Subject) -> None:
         key = AnswerKey("tenant", "ann", "c1")
 
         def ask() -> Unit:
-            return Unit((Append(ANN, events("a")),), (Answer(key, b"d", subject.now),))
+            return Unit(entries(ANN, "a"), (Answer(key, b"d", subject.now),))
 
-        named = Unit((Append(BEN, (NewEvent(b"x", START, id="e1", digest=b"1"),)),))
-        await store.commit([ask(), named])
+        def name() -> Unit:
+            return Unit((named(BEN, "e1", "x"),))
+
+        await store.commit([ask(), name()])
         subject.now += ANSWER_WINDOW - 1
-        repeated, known = await store.commit([ask(), named])
+        repeated, known = await store.commit([ask(), name()])
         confirm(isinstance(repeated, Duplicate), "a repeat within the window is a duplicate")
-        expect(applied(known).entries, ((BEN, ()),), "what a known event appends")
+        expect(known, Applied(repeats=(0,)), "the outcome of a known entry")
         await store.retain({}, now=subject.now)
         confirm(await store.answer(key), "an answer is kept throughout the window")
         subject.now += 1
         expect(await store.answer(key), None, "an answer beyond the window")
-        late, unknown = await store.commit([ask(), named])
-        expect(len(applied(late).positions), 1, "positions of a repeat beyond the window")
-        expect(await logged(store, BEN), ["x", "x"], "an event id beyond the window")
-        expect(applied(unknown).positions[0].seq, 2, "its new position")
+        unknown = name()
+        expect(await store.commit([ask(), unknown]), [APPLIED] * 2, "repeats beyond the window")
+        expect(await logged(store, BEN), ["x", "x"], "an entry's id beyond the window")
+        expect(seqs(unknown), [2], "its new seq")
         await store.retain({}, now=subject.now + ANSWER_WINDOW)
         subject.now = START
         expect(await store.answer(key), None, "an answer that was cleared away")
@@ -198,21 +204,17 @@ async def _answers_and_event_ids_last_for_the_window(subject: Subject) -> None:
 
 async def _events_with_an_id_are_appended_once(subject: Subject) -> None:
     async with subject.opened() as store:
-        one, two = (NewEvent(name.encode(), START, id=name, digest=name.encode()) for name in ("e1", "e2"))
-        (first,) = await store.commit([Unit((Append(ANN, (one, *events("plain"), one)),))])
-        positions = applied(first).positions
-        expect([position.seq for position in positions], [1, 2, 1], "positions within one unit")
-        again, elsewhere = await store.commit(
-            [Unit((Append(ANN, (two, one)),)), Unit((Append(BEN, (one,)),))]
-        )
-        expect([position.seq for position in applied(again).positions], [3, 1], "positions of a repeat")
-        expect(applied(again).positions[1], positions[0], "the first one's position")
-        expect([entry.seq for _, added in applied(again).entries for entry in added], [3], "what it added")
-        expect(applied(elsewhere).positions[0].seq, 1, "the same id in another stream")
+        first = Unit((named(ANN, "e1"), *entries(ANN, "plain"), named(ANN, "e1")))
+        expect(await store.commit([first]), [Applied(repeats=(2,))], "a repeat within one unit")
+        expect(seqs(first), [1, 2, 1], "seqs within one unit")
+        again, elsewhere = Unit((named(ANN, "e2"), named(ANN, "e1"))), Unit((named(BEN, "e1"),))
+        outcomes = await store.commit([again, elsewhere])
+        expect(outcomes, [Applied(repeats=(1,)), APPLIED], "a repeat, and the same id in another stream")
+        expect(seqs(again, elsewhere), [3, 1, 1], "their seqs")
+        expect(again.positions[1], first.positions[0], "the first one's position")
         expect(await logged(store, ANN), ["e1", "plain", "e2"], "what was logged")
-        clash = NewEvent(b"x", START, id="e3", digest=b"x")
-        other = NewEvent(b"y", START, id="e3", digest=b"y")
-        expect(await store.commit([Unit((Append(ANN, (clash, other)),))]), [Conflict("e3")], "in one unit")
+        clash = Unit((named(ANN, "e3", "x"), named(ANN, "e3", "y")))
+        expect(await store.commit([clash]), [Conflict("e3")], "in one unit")
         expect(await logged(store, ANN), ["e1", "plain", "e2"], "after a conflict with itself")
 
 
@@ -273,7 +275,7 @@ async def _a_cancelled_commit_is_whole_or_absent(subject: Subject) -> None:
     async with subject.opened() as store:
         for ticks in range(6):
             key = StreamKey("user", "tenant", f"cancelled after {ticks}")
-            both = Unit((Append(key, events("a", "b")), Append(ALL, events(key.name))))
+            both = Unit((*entries(key, "a", "b"), *entries(ALL, key.name)))
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(store.commit, [both])
@@ -329,12 +331,11 @@ async def _a_closed_store_says_so(subject: Subject) -> None:
 
 async def _what_was_committed_is_there_after_a_restart(subject: Subject) -> None:
     key = AnswerKey("tenant", "ann", "c1")
-    named = NewEvent(b"named", START, id="e1", digest=b"1")
-    ask = Unit((Append(ANN, (named, *events("b", "c"))),), (Answer(key, b"d", START, b"{}"),))
+    ask = Unit((named(ANN, "e1"), *entries(ANN, "b", "c")), (Answer(key, b"d", START, b"{}"),))
     run = RunRecord("r1", "tenant", "ann", "agent", START)
     accepted = Answer(AnswerKey("tenant", "ann", "c2"), b"d", START, status="accepted")
     async with subject.opened() as store:
-        first, *_ = await store.commit([ask, Unit(runs_started=(run,)), Unit(answers=(accepted,))])
+        await store.commit([ask, Unit(runs_started=(run,)), Unit(answers=(accepted,))])
         await store.commit([Unit(snapshots=(NewSnapshot(ANN, 3, {}),))])
         await store.retain({ANN: Retention(events=2)}, now=START)
         before = await store.load(ANN)
@@ -346,12 +347,11 @@ async def _what_was_committed_is_there_after_a_restart(subject: Subject) -> None
         expect((await store.load(BEN)).incarnation, empty.incarnation, "a stream without events")
         expect(await logged(store, ANN), ["b", "c"], "its events")
         expect(await store.runs(), [run], "the runs")
-        positions = applied(first).positions
-        (again,) = await store.commit([ask])
-        expect(again, Duplicate(b"{}", positions), "a repeated command")
+        repeated = Unit((named(ANN, "e1"),))
+        outcomes = await store.commit([Unit(answers=ask.answers), repeated])
+        expect(outcomes[0], Duplicate(b"{}", ask.positions), "a repeated command")
         expect(await store.answer(accepted.key), (accepted, ()), "a command that was accepted")
-        (known,) = await store.commit([Unit((Append(ANN, (named,)),))])
-        expect(applied(known).positions, positions[:1], "a repeated event")
+        expect(repeated.positions, ask.positions[:1], "a repeated entry")
         await store.commit([unit(ANN, "d")])
         marks = (await store.load(ANN)).marks
         expect(marks, ((lineage[-1], 1), (store.generation, 4)), "who wrote which seqs first")

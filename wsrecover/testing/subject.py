@@ -9,10 +9,7 @@ from typing import Final, Protocol
 import trio
 
 from wsrecover.streams.store import (
-    Append,
-    Applied,
-    NewEvent,
-    Outcome,
+    Entry,
     Store,
     StreamKey,
     Unit,
@@ -26,11 +23,12 @@ __all__ = [
     "TEAM",
     "OpenStore",
     "Subject",
-    "applied",
     "confirm",
-    "events",
+    "entries",
     "expect",
     "logged",
+    "named",
+    "seqs",
     "unit",
 ]
 
@@ -73,14 +71,19 @@ def expect(found: object, wanted: object, what: str) -> None:
         raise AssertionError(f"{what}: found {found!r}, wanted {wanted!r}")
 
 
-def events(*bodies: str, ts: float = START) -> tuple[NewEvent, ...]:
-    """Events with these bodies."""
-    return tuple(NewEvent(body.encode(), ts) for body in bodies)
+def entries(key: StreamKey, *bodies: str, ts: float = START) -> tuple[Entry, ...]:
+    """Entries of one stream with these bodies."""
+    return tuple(Entry(key, body.encode(), ts) for body in bodies)
+
+
+def named(key: StreamKey, name: str, body: str = "") -> Entry:
+    """An entry with the id `name`."""
+    return Entry(key, (body or name).encode(), START, id=name, digest=body.encode())
 
 
 def unit(key: StreamKey, *bodies: str, ts: float = START) -> Unit:
     """A unit that appends events to one stream."""
-    return Unit((Append(key, events(*bodies, ts=ts)),))
+    return Unit(entries(key, *bodies, ts=ts))
 
 
 async def logged(store: Store, key: StreamKey) -> list[str]:
@@ -97,8 +100,6 @@ def confirm(found: object, what: str) -> None:
         raise AssertionError(f"not so: {what}")
 
 
-def applied(outcome: Outcome) -> Applied:
-    """`outcome`, which must be that the unit took effect."""
-    if not isinstance(outcome, Applied):
-        raise AssertionError(f"not applied: {outcome!r}")  # noqa: TRY004  # What checks raise.
-    return outcome
+def seqs(*units: Unit) -> list[int]:
+    """The seqs of all their entries."""
+    return [entry.seq for unit in units for entry in unit.entries]
