@@ -306,6 +306,9 @@ class Connection:
             if before is not None and not before.is_set():
                 await before.wait()
             await handle(frame, begun)
+        except Exception:  # The session's members log it; this connection cannot tell what it left undone.
+            self.close(CloseCode.INTERNAL_ERROR, "internal error")
+            raise
         finally:
             begun.set()
 
