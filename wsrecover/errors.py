@@ -21,7 +21,8 @@
     ├── RunError
     │   ├── RunBroken         a commit with events of this run failed; it can emit no more
     │   ├── RunEnded          the run has its terminal event already
-    │   └── ScopeEnded        the tool call or message was completed already
+    │   ├── NoAnswer          nobody answered what the agent asked in time
+    │   └── ScopeEnded        the tool call, message or command was completed already
     └── TransportError
         ├── ConnectionClosed  the WebSocket ended: code, reason
         └── HandshakeRefused  the peer answered the upgrade with an HTTP status
@@ -40,6 +41,7 @@ __all__ = [
     "HandshakeRefused",
     "InvalidEvent",
     "Misfit",
+    "NoAnswer",
     "RunBroken",
     "RunEnded",
     "RunError",
@@ -188,8 +190,12 @@ class RunEnded(RunError):
     """The run has its terminal event already."""
 
 
+class NoAnswer(RunError):
+    """Nobody answered what the agent asked before its time was up. The run goes on."""
+
+
 class ScopeEnded(RunError):
-    """The tool call or message was completed already; nothing was logged."""
+    """The tool call, message or command was completed already; nothing was logged."""
 
 
 class TransportError(WsrecoverError):

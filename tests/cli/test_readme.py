@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 README = readme().read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-AGENT, EMBEDDED, CLIENT = (text for language, text in BLOCKS if language == "python")
+AGENT, EMBEDDED, CLIENT, SHOP, BUYER = (text for language, text in BLOCKS if language == "python")
 SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 CHECKOUT = Path(__file__).parents[2]
 
@@ -72,6 +72,15 @@ def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: 
             folder.shell(f"{said('wsrecover send')} --url {url}")
             follower.wait_for("agent_completed", stream="stdout")
             follower.wait_for("agent_completed", stream="stdout")
+
+
+def test_a_command_of_the_apps_own_starts_an_agent_that_asks(folder: Cli) -> None:
+    (folder.home / "shop.py").write_text(SHOP)
+    serve = shlex.split(said("wsrecover serve").replace("triage:app", "shop:app"))[1:]
+    with folder.start(*serve, "--port", "0", "--store", "memory", "--log-format", "json") as process:
+        assert URL in BUYER
+        (folder.home / "buyer.py").write_text(BUYER.replace(URL, process.ready()["url"]))
+        assert folder.shell(f"{shlex.quote(sys.executable)} buyer.py").stdout == "{'shipped': True}\n"
 
 
 @pytest.mark.parametrize("name", sorted({text.split()[1] for text in mentioned()}))

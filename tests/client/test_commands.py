@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import trio
 from scripted import Peer, Server, event, live, welcome
@@ -11,6 +12,12 @@ from trio.testing import MockClock
 from wsrecover.errors import (
     CommandError,
 )
+
+
+@attrs.frozen
+class Note:
+    name: str
+    raw: bytes = b""
 
 
 class TestCommands:
@@ -29,6 +36,30 @@ class TestCommands:
         async with opened(Server(script)) as session:
             assert await session.start_agent("triage", {"q": 1}, thread="t1") == "r9"
             assert await session.cancel("r9") == {"run": "r9", "status": "cancelled"}
+
+    async def test_what_is_said_and_answered_goes_out_as_its_command(self, autojump_clock: MockClock) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            for type_, data, result in (
+                ("user_message", {"text": "hello"}, {"seq": 7}),
+                ("chat", {"name": "a", "raw": "aGk="}, {"seq": 8}),
+                ("respond", {"request": "r1", "answer": [None]}, {}),
+                ("note", {"name": "b", "raw": ""}, {"kept": True}),
+            ):
+                heard = await peer.answer(**result)
+                assert (heard["type"], heard["data"]) == (type_, data)
+                assert heard.get("thread") == (None if type_ == "respond" else "t1")
+            await peer.until_bye()
+
+        async with opened(Server(script)) as session:
+            assert await session.user_message("hello", thread="t1") == 7
+            assert await session.chat(Note("a", b"hi"), thread="t1") == 8
+            await session.respond("r1", [None])
+            assert await session.send("note", Note("b"), thread="t1") == {"kept": True}
+            for wrong in ("text", [1], None):
+                with pytest.raises(CommandError, match="must be an object") as caught:
+                    await session.send("note", wrong)
+                assert (caught.value.code, caught.value.field) == ("invalid", "data")
 
     async def test_an_unanswered_one_is_repeated_with_its_id_and_its_age(
         self, autojump_clock: MockClock

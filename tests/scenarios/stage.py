@@ -22,12 +22,14 @@ class Stage:
     """Runs of the agent `worker` that do what the test tells them, one step at a time.
 
     A step is the name of an event to emit, or `finish`, `fail`; a run takes the next one that the test puts.
-    Its own command `note` emits `note_taken` with what it was sent, and returns the text's length.
+    Runs of `asker` ask once and return what they heard. The app's own command `note` emits `note_taken` with
+    what it was sent, and returns the text's length.
     """
 
     def __init__(self) -> None:
         self.app = App()
         self.app.agent("worker")(self._work)
+        self.app.agent("asker")(self._ask)
         self.app.command("note")(self._note)
         self._steps, self._taken = trio.open_memory_channel[str](1000)
 
@@ -48,6 +50,9 @@ class Stage:
                     await run.emit(step, {"n": count})
             count += 1
         return {"steps": count}
+
+    async def _ask(self, run: Run) -> dict[str, Any]:
+        return {"heard": await run.ask("And now?")}
 
     async def _note(self, command: Command, note: Note) -> dict[str, Any]:
         await trio.lowlevel.checkpoint()

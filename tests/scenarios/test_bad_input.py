@@ -98,7 +98,7 @@ SURVIVED: list[tuple[bytes, str, str | None]] = [
 
 REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"type": "sing"}, "unknown_type", "type"),
-    ({"type": "respond", "data": {}}, "unknown_type", "type"),
+    ({"type": "respond", "data": {}}, "invalid", "data.request"),
     ({"type": "start_agent", "data": {}}, "invalid", "data.agent"),
     ({"type": "start_agent", "data": {"agent": 7}}, "invalid", "data.agent"),
     ({"type": "start_agent", "data": {"agent": "worker", "input": []}}, "invalid", "data.input"),

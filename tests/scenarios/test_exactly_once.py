@@ -51,6 +51,8 @@ class Case:
                 return {"run": event["run"], "status": "cancelled"}
             case "publish":
                 return {"positions": [[epoch, event["seq"]]]}
+            case "respond":
+                return {}
             case "note":
                 return {"length": len(event["data"]["text"])}
         return {"seq": event["seq"]}
@@ -69,6 +71,12 @@ async def a_text(_: Peer) -> Frame:
     return {"text": "hello"}
 
 
+async def an_answer(peer: Peer) -> Frame:
+    started = await peer.command("start_agent", {"agent": "asker", "input": {}})
+    asked = (await peer.until("event", type="input_requested", run=started["result"]["run"]))[-1]
+    return {"request": asked["data"]["request_id"], "answer": "go on"}
+
+
 async def a_publish(_: Peer) -> Frame:
     return {"user": "ada", "events": [{"type": "noted", "data": {"n": 1}}]}
 
@@ -78,6 +86,7 @@ CASES: Final = (
     Case("cancel_run", a_cancel, {"run": "another"}, "agent_completed"),
     Case("user_message", a_text, {"text": "something else"}, "user_message"),
     Case("chat", a_text, {"text": "something else"}, "chat"),
+    Case("respond", an_answer, {"request": "another", "answer": "go on"}, "input_resolved"),
     Case("note", a_text, {"text": "something else"}, "note_taken"),
     Case("publish", a_publish, {"user": "ada", "events": [{"type": "noted", "data": {}}]}, "noted"),
 )

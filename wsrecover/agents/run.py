@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar, overload
 
 import trio
 
 from wsrecover.errors import InvalidEvent
 from wsrecover.protocol.events import TERMINAL
-from wsrecover.protocol.schema import fitted
+from wsrecover.protocol.schema import Schema, fitted
 
+from .asking import Request
 from .ending import Status
 from .parts import MessageScope, ToolScope
 from .runlog import RunLog
 
 __all__ = ["Run"]
+
+T = TypeVar("T")
 
 RESERVED: Final = frozenset({"agent_started", TERMINAL})
 """Types that only the run's own lifecycle may emit."""
@@ -83,6 +86,26 @@ class Run:
     def message(self, role: str = "assistant") -> MessageScope:
         """A message that is written piece by piece, as an async context manager; see `MessageScope`."""
         return MessageScope(self._log, self._part_id("message"), role)
+
+    @overload
+    async def ask(self, prompt: str, *, timeout: float | None = None) -> Any: ...
+
+    @overload
+    async def ask(self, prompt: str, schema: type[T], *, timeout: float | None = None) -> T: ...
+
+    async def ask(self, prompt: str, schema: type[Any] | None = None, *, timeout: float | None = None) -> Any:
+        """Ask a person, and wait for the answer over all drops and restarts of clients (not of the server).
+
+        Emits `input_requested`, and returns what the first `respond` said: any JSON, or with a `schema`, such
+        as an attrs class, `bool` or `Literal`, what fits it (an answer that does not is refused, and this
+        waits on). With a `timeout`, in seconds, raises `NoAnswer`. Raises `ConfigError` for a schema that has
+        no place in JSON, else as `emit`. However it ends, `input_resolved` says so to the clients. Cancelled,
+        the request is withdrawn.
+        """
+        if not isinstance(prompt, str):
+            raise InvalidEvent("prompt", f"must be a string, not {type(prompt).__name__}")
+        described = None if schema is None else Schema(schema, name="schema")
+        return await Request(self._part_id("request"), prompt, described, timeout, self._log).ask()
 
     async def flush(self) -> None:
         """Wait until everything emitted so far is on stable storage.

@@ -16,6 +16,7 @@ from wsrecover.streams.journal import Journal
 from wsrecover.streams.store import Entry, StreamKey, Unit
 
 from .ending import is_cancelled
+from .requests import Requests
 
 __all__ = ["RunLog", "RunPlace"]
 
@@ -30,11 +31,11 @@ TEXT_BYTES: Final = 4096
 class RunPlace:
     """Where runs write, and under which limits.
 
-    `key` is the user's stream. `schemas` are what is registered for types of events. `clock` gives unix
-    seconds. `event_bytes` bounds one encoded event. `timeout` bounds a run whose agent has no time-out of its
-    own, in seconds. `grace` is the time in seconds that a cancelled run has for its last words, and again for
-    its terminal event. `retry` are the delays in seconds between tries to write the terminal event while the
-    store is down; the last one is repeated.
+    `key` is the user's stream. `schemas` are what is registered for types of events, `requests` those of the
+    user's runs. `clock` gives unix seconds. `event_bytes` bounds one encoded event. `timeout` bounds a run
+    whose agent has no time-out of its own, in seconds. `grace` is the time in seconds that a cancelled run
+    has for its last words, and again for its terminal event. `retry` are the delays in seconds between tries
+    to write the terminal event while the store is down; the last one is repeated.
     """
 
     journal: Journal
@@ -45,6 +46,7 @@ class RunPlace:
     grace: float = 5.0
     retry: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0, 5.0)
     schemas: Mapping[str, Schema[Any]] = attrs.field(factory=dict)
+    requests: Requests = attrs.field(factory=Requests)
 
 
 @attrs.define(eq=False)

@@ -15,7 +15,10 @@ __all__ = ["send"]
 def send(
     kind: Annotated[
         str,
-        Parameter(name="type", help="start_agent, cancel_run, user_message, chat or publish."),
+        Parameter(
+            name="type",
+            help="start_agent, cancel_run, respond, user_message, chat, publish, or one of the app's own.",
+        ),
     ],
     data: Annotated[str, Parameter(help='A JSON object, such as {"text": "hello"}.')] = "{}",
     /,

@@ -8,9 +8,10 @@ from typing import Any
 
 import trio
 
-from wsrecover.errors import CommandError, WsrecoverError
+from wsrecover.errors import CommandError, Misfit, WsrecoverError
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import PrincipalInfo, RunInfo, Welcome
+from wsrecover.protocol.schema import plain
 
 from .inbox import Inbox, Item
 from .keeper import Keeper
@@ -63,12 +64,14 @@ class ClientSession:
     async def send(
         self,
         type: str,  # noqa: A002 - the word of the wire
-        data: Mapping[str, Any],
+        data: object,
         *,
         thread: str | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """Send a command and return its result. It takes effect once, over however many connections it takes.
+
+        `data` is a JSON object, or an instance of an attrs class that becomes one.
 
         Raises:
             CommandError: it was refused, or is not sendable (`invalid`, `too_large`).
@@ -78,7 +81,7 @@ class ClientSession:
         Cancelled, the command is not repeated any more, but may have taken effect.
         """
         with trio.fail_after(math.inf if timeout is None else timeout):
-            return await self._shared.outbox.call(type, data, thread)
+            return await self._shared.outbox.call(type, _object(data), thread)
 
     async def start_agent(
         self,
@@ -95,6 +98,31 @@ class ClientSession:
         if not isinstance(run, str):
             raise CommandError("internal", "the server's answer names no run")
         return run
+
+    async def user_message(
+        self, text: str, *, thread: str | None = None, timeout: float | None = None
+    ) -> int:
+        """Say something as the user; the seq of its event. Raises like `send`."""
+        return await self._say("user_message", {"text": text}, thread, timeout)
+
+    async def chat(self, data: object, *, thread: str | None = None, timeout: float | None = None) -> int:
+        """Log a `chat` event with `data`, which every tab sees; its seq. Raises like `send`."""
+        return await self._say("chat", data, thread, timeout)
+
+    async def _say(self, type: str, data: object, thread: str | None, timeout: float | None) -> int:  # noqa: A002 - the word of the wire
+        result = await self.send(type, data, thread=thread, timeout=timeout)
+        seq = result.get("seq")
+        if not isinstance(seq, int):
+            raise CommandError("internal", "the server's answer names no seq")
+        return seq
+
+    async def respond(self, request: str, answer: Any, *, timeout: float | None = None) -> None:
+        """Answer what an agent asked: `request` is the `request_id` of its `input_requested`.
+
+        Raises like `send`: `CommandError` `invalid` where the answer does not fit (ask again),
+        `already_resolved` where another came first or nobody waits for it any more.
+        """
+        await self.send("respond", {"request": request, "answer": answer}, timeout=timeout)
 
     async def cancel(self, run: str, *, timeout: float | None = None) -> dict[str, Any]:
         """Cancel a run; returns its `run` and `status`. Raises like `send`."""
@@ -171,6 +199,16 @@ class ClientSession:
         if self._shared.welcome is None:
             raise WsrecoverError("the session has not been connected yet")
         return self._shared.welcome
+
+
+def _object(data: object) -> Mapping[str, Any]:
+    try:
+        encodable = plain(data, "data")
+    except Misfit as error:
+        raise CommandError("invalid", error.problem, field=error.field) from error
+    if not isinstance(encodable, dict):
+        raise CommandError("invalid", f"must be an object, not {type(data).__name__}", field="data")
+    return encodable
 
 
 class _Batches(AsyncIterator[list[Item]]):

@@ -55,7 +55,7 @@ __all__ = [
 VERSION: Final = 1
 SUBPROTOCOL: Final = "wsrecover.v1"
 
-COMMANDS: Final = frozenset({"start_agent", "cancel_run", "user_message", "chat", "publish"})
+COMMANDS: Final = frozenset({"start_agent", "cancel_run", "respond", "user_message", "chat", "publish"})
 """The types of `send` that the protocol itself defines; others are the app's own."""
 
 ERROR_CODES: Final = frozenset(

@@ -78,6 +78,7 @@ class Commands:
             "cancel_run": self._cancel_run,
             "user_message": self._say,
             "chat": self._say,
+            "respond": self._respond,
             "publish": self._publish,
         }
 
@@ -215,6 +216,19 @@ class Commands:
                 return known
             raise
         return settled(outcome, result)
+
+    async def _respond(self, call: Call) -> tuple[Status, Result]:
+        name = text_field(call.send.data, "request", path="data")
+        if "answer" not in call.send.data:
+            raise CommandError("invalid", "is missing", field="data.answer")
+        try:
+            request = self._runs.requests.find(name)
+            outcome = await request.respond(call.send.data["answer"], call.answer({}))
+        except CommandError:
+            if (known := await call.known(self._services.store)) is not None:
+                return known
+            raise
+        return settled(outcome, {})
 
     async def _cancel_run(self, call: Call) -> tuple[Status, Result]:
         run = text_field(call.send.data, "run", path="data")

@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from wsrecover.agents.lifecycle import Execution
+from wsrecover.agents.requests import Requests
 from wsrecover.agents.runlog import RunPlace
 from wsrecover.errors import CommandError, StoreFailed, WsrecoverError
 from wsrecover.protocol.frames import RunInfo
@@ -40,6 +41,7 @@ class Runs:
         self._members = members
         self._starting = 0
         self._executions: dict[str, Execution] = {}
+        self.requests = Requests()
 
     def __len__(self) -> int:
         return len(self._executions)
@@ -66,6 +68,7 @@ class Runs:
             config.limits.event_bytes,
             timeout=config.timeouts.run,
             schemas=self._services.app.events,
+            requests=self.requests,
         )
         return Execution(place, agent, run=secrets.token_hex(16), input=given, thread=thread)
 
