@@ -88,6 +88,13 @@ class Fleet:
         if count < 0:
             raise RuntimeError(f"{-count} more than there should be")
 
+    def drop(self, fd: int) -> None:
+        """Close one."""
+        sock = self.sockets.pop(fd)
+        self._epoll.unregister(sock)
+        sock.close()
+        del self.received[fd]
+
     def close(self) -> None:
         """Close all at once, by a reset where something is unread."""
         for sock in self.sockets.values():

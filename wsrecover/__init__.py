@@ -23,6 +23,7 @@ from .errors import (
     WsrecoverError,
 )
 from .server import Server, serve
+from .session.receipts import Receipt, ReceiptCounts
 
 __all__ = [
     "AgentError",
@@ -46,6 +47,8 @@ __all__ = [
     "Origins",
     "Position",
     "Principal",
+    "Receipt",
+    "ReceiptCounts",
     "Retention",
     "Run",
     "RunBroken",

@@ -94,6 +94,8 @@ class Timeouts:
     """The random part on top: 5,000 clients come back at 1,000 a second, a quarter of a core."""
     token_leeway: float = attrs.field(default=30.0, validator=seconds(zero=True))
     """A token counts until `exp` plus this: clocks differ, and a refresh takes a moment."""
+    receipt: float = attrs.field(default=600.0, validator=seconds())
+    """A broadcast's receipt waits for acknowledgements: who is away for longer was not there to hear it."""
     store: float = attrs.field(default=30.0, validator=seconds())
     """One call to the store: a busy disk's worst fsync takes seconds, more is a store that is gone."""
 

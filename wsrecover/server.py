@@ -34,8 +34,10 @@ from .protocol.cursor import Position
 from .protocol.fields import MAX_ID, is_id
 from .protocol.schema import fitted
 from .session.admission import Admission
+from .session.broadcast import Broadcast, audience
 from .session.drain import drain
 from .session.heartbeat import sweep
+from .session.receipts import Receipt
 from .session.registry import Registry, RegistryStatistics
 from .session.services import Services
 from .streams.journal import Journal, JournalStatistics
@@ -123,6 +125,28 @@ class Server:
         if not isinstance(outcome, Applied):
             raise CommandError("id_conflict", f"the id {id!r} was used with another body", field="id")
         return entry.position
+
+    async def broadcast(
+        self,
+        to: str,
+        type: str,  # noqa: A002  # The word of the wire.
+        data: Mapping[str, Any],
+        *,
+        tenant: str | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """Log one event for many: `to` is "all", or of a `tenant` "tenant", "tier:<name>", "role:<name>".
+
+        Who is away finds it on return. The receipt, given once the event is on stable storage, counts those
+        who are entitled and connected in that moment and acknowledge it within `timeout` seconds (None:
+        `timeouts.receipt`), over however many connections of theirs.
+
+        Raises `InvalidEvent` (of `to` and `tenant` too), `StoreUnavailable` or `StoreFailed` (nothing was
+        logged). Cancelled, it may have taken effect.
+        """
+        broadcast = Broadcast.of(self._services, audience(to, tenant), type, data, timeout=timeout)
+        await broadcast.commit()
+        return broadcast.receipt
 
     async def start_agent(
         self, tenant: str, user: str, agent: str, given: Mapping[str, Any], *, thread: str | None = None
@@ -219,7 +243,10 @@ async def _serve(
             store=config.store,
         )
         task_status.started(server)
-        await trio.sleep_forever()
+        try:
+            await trio.sleep_forever()
+        finally:
+            services.receipts.close()
     raise AssertionError("unreachable: only cancellation ends serving")
 
 

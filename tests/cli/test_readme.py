@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 README = readme().read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-AGENT, EMBEDDED, CLIENT, SHOP, BUYER = (text for language, text in BLOCKS if language == "python")
+AGENT, EMBEDDED, BROADCAST, CLIENT, SHOP, BUYER = (text for language, text in BLOCKS if language == "python")
 SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 CHECKOUT = Path(__file__).parents[2]
 
@@ -56,6 +56,12 @@ def test_the_embedded_server_runs(folder: Cli) -> None:
     )
 
 
+def test_a_broadcast_is_sent_and_counted(folder: Cli) -> None:
+    (folder.home / "many.py").write_text(BROADCAST)
+    done = folder.shell(f"{shlex.quote(sys.executable)} many.py")
+    assert done.stdout.endswith("0 of 0 have it; 0 are not connected\n")
+
+
 def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: Cli) -> None:
     serve = shlex.split(said("wsrecover serve"))[1:]
     with folder.start(*serve, "--port", "0", "--store", "memory", "--log-format", "json") as process:
@@ -69,7 +75,7 @@ def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: 
         assert "'answer': 42" in lines[-1]
         tail = shlex.split(said("wsrecover tail"))[1:]
         with folder.start(*tail, "--url", url, "--since", "0") as follower:
-            folder.shell(f"{said('wsrecover send')} --url {url}")
+            folder.shell(f"{said('wsrecover send --token-file token ')} --url {url}")
             follower.wait_for("agent_completed", stream="stdout")
             follower.wait_for("agent_completed", stream="stdout")
 

@@ -35,6 +35,7 @@ class Connection:
         self.timeouts = Timeouts()
         self.closed: list[int] = []
         self.sent_from_log = 0
+        self.gone: list[tuple[int, int]] = []
         self._nursery = nursery
 
     def start(self, member: Callable[..., Awaitable[None]], *args: object) -> None:
@@ -45,6 +46,9 @@ class Connection:
 
     def kill(self) -> None:
         self.closed.append(1006)
+
+    def missed(self, stream: Stream, first: int, last: int) -> None:
+        self.gone.append((first, last))
 
     def replayed(self, events: int) -> None:
         self.sent_from_log += events
@@ -276,6 +280,7 @@ async def test_a_trim_that_is_known_before_its_commit_leaves_a_stream_that_can_b
     bench.begin()
     frames = await bench.frames()
     assert ops(frames) == ["welcome", "gap", "live"]
+    assert bench.connection.gone == [(1, 3)]
     assert bench.delivery in bench.stream.live
 
 

@@ -55,7 +55,9 @@ __all__ = [
 VERSION: Final = 1
 SUBPROTOCOL: Final = "wsrecover.v1"
 
-COMMANDS: Final = frozenset({"start_agent", "cancel_run", "respond", "user_message", "chat", "publish"})
+COMMANDS: Final = frozenset(
+    {"start_agent", "cancel_run", "respond", "user_message", "chat", "publish", "broadcast", "receipt"}
+)
 """The types of `send` that the protocol itself defines; others are the app's own."""
 
 ERROR_CODES: Final = frozenset(

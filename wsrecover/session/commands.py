@@ -32,6 +32,7 @@ from wsrecover.streams.store import (
     Unit,
 )
 
+from .announcing import answer_broadcast, answer_receipt
 from .calls import Call, Result, Status, conflict, refusal, settled
 from .fields import entry_of, object_field, text_field, user_field
 from .own import answer_own
@@ -80,6 +81,8 @@ class Commands:
             "chat": self._say,
             "respond": self._respond,
             "publish": self._publish,
+            "broadcast": partial(answer_broadcast, services),
+            "receipt": partial(answer_receipt, services),
         }
 
     def admit(self, id: str) -> None:  # noqa: A002  # The word of the wire.

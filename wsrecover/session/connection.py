@@ -42,17 +42,16 @@ from wsrecover.protocol.frames import (
     Send,
     ServerFrame,
     StreamInfo,
-    Streams,
     Welcome,
 )
-from wsrecover.protocol.resume import held_part
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
 from .calls import refusal
 from .delivery import Delivery
-from .entitled import entitled
+from .following import Following
 from .owner import Home
+from .presence import Member
 from .proof import prove
 
 __all__ = ["Connection"]
@@ -80,9 +79,8 @@ class Connection:
         self._services = home.services
         self.socket = socket
         self.grant = grant
-        self.client = hello.client
+        self.member = Member(grant.principal.tenant, grant.principal.user, hello.client)
         self.id = secrets.token_hex(8)
-        self.processed: dict[str, int] = {}
         self.limits: Limits = self._services.config.limits
         self.timeouts: Timeouts = self._services.config.timeouts
         self._ending: ConnectionClosed | None = None
@@ -94,6 +92,17 @@ class Connection:
         self._entitled = trio.CancelScope(deadline=self._expiry())
         wanted = None if hello.threads is None else frozenset(hello.threads)
         self._delivery = Delivery(self, socket, wanted)
+        self._following = Following(self._services, self.member, self._delivery)
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """What it follows, by wire name."""
+        return self._delivery.streams
+
+    @property
+    def processed(self) -> Mapping[str, int]:
+        """The seq that its peer has acknowledged, by stream."""
+        return self._following.processed
 
     @property
     def lagging(self) -> bool:
@@ -112,7 +121,8 @@ class Connection:
         finally:
             ending = self._ending or self.drain()
             self._delivery.end()
-            self._home.detach(self.client, self)
+            self._services.presence.leave(self)
+            self._home.detach(self.member.client, self)
             self._services.counts[f"closed.{ending.code}"] += 1
             with trio.move_on_after(CLOSE_TIMEOUT + 1, shield=True):
                 await self.socket.aclose(ending.code, ending.reason, timeout=CLOSE_TIMEOUT)
@@ -127,11 +137,8 @@ class Connection:
             self._ending = ConnectionClosed(CloseCode.HEARTBEAT_LOST, "nothing was heard")
 
     async def _serve(self, hello: Hello, early: Sequence[ClientFrame | FrameError]) -> None:
-        try:
-            with trio.fail_after(self.timeouts.store):
-                streams = await self._home.open_streams(self.grant.principal)
-        except (StoreError, trio.TooSlowError) as error:
-            log.warning("streams_unavailable", error=repr(error))
+        streams = await self._open_streams()
+        if streams is None:
             self._last_word(ErrorFrame("store_unavailable", "the log cannot be read now", retry_after=1.0))
             self._ending = ConnectionClosed(CloseCode.TRY_AGAIN_LATER, "the log cannot be read now")
             return
@@ -143,20 +150,18 @@ class Connection:
         ended = await self.socket.run(self._on_message, on_bytes=self.heard)
         self._ending = self._ending or ended
 
+    async def _open_streams(self) -> Mapping[str, Stream] | None:
+        try:
+            with trio.fail_after(self.timeouts.store):
+                return await self._home.open_streams(self.grant.principal)
+        except (StoreError, trio.TooSlowError) as error:
+            log.warning("streams_unavailable", error=repr(error))
+            return None
+
     def _begin(self, hello: Hello, streams: Mapping[str, Stream]) -> None:
-        infos: dict[str, StreamInfo] = {}
-        after: dict[str, int] = {}
-        counts = self._services.counts
-        for name, stream in streams.items():
-            verdict = stream.judge(hello.resume.get(name), hello.from_)
-            infos[name] = stream.info(verdict)
-            after[name] = verdict.from_seq - 1
-            if stream.key.scope == "user":
-                counts[f"resume.{verdict.reason or 'resumed'}"] += 1
-        held = {
-            name: part for name, info in infos.items() if (part := held_part(hello, name, info)) is not None
-        }
-        self._delivery.begin(streams, after, held, encode(self._welcome(infos)))
+        start = self._following.start(hello, streams)
+        self._delivery.begin(streams, start.after, start.held, encode(self._welcome(start.infos)))
+        self._services.presence.arrive(self)
 
     def _welcome(self, infos: dict[str, StreamInfo]) -> Welcome:
         principal = self.grant.principal
@@ -201,6 +206,7 @@ class Connection:
         if self._ending is None:
             self._ending = ConnectionClosed(code, reason)
         self._delivery.end()
+        self._services.presence.leave(self)
         self._alive.cancel()
 
     def drain(self) -> ConnectionClosed:
@@ -228,6 +234,10 @@ class Connection:
         """Run a task in the session's nursery."""
         self._home.members.start(member, *args)
 
+    def missed(self, stream: Stream, first: int, last: int) -> None:
+        """Note what the peer will never be sent."""
+        self._following.missed(stream, first, last)
+
     def replayed(self, events: int) -> None:
         """Count events that were sent from the log."""
         self._services.counts["replayed"] += events
@@ -246,7 +256,8 @@ class Connection:
             return
         match frame:
             case Ack():
-                self._acknowledge(frame)
+                for error in self._following.acknowledge(frame):
+                    self._delivery.control(error)
             case Send():
                 self._command(frame)
             case Ping():
@@ -271,15 +282,6 @@ class Connection:
     def _last_word(self, frame: ServerFrame) -> None:
         """Tell why, behind what is on its way, before a close."""
         self.socket.put(encode(frame))
-
-    def _acknowledge(self, ack: Ack) -> None:
-        for name, seq in ack.pos.items():
-            sent = self._delivery.position(name)
-            if sent is None or seq > sent:
-                problem = "no such stream" if sent is None else f"{seq} was not sent yet, only up to {sent}"
-                self._delivery.control(ErrorFrame("invalid", problem, field=f"pos.{name}"))
-            elif seq > self.processed.get(name, 0):
-                self.processed[name] = seq
 
     def _command(self, send: Send) -> None:
         try:
@@ -339,40 +341,16 @@ class Connection:
         self._entitled.deadline = self._expiry()
         self._delivery.control(Reply(auth.id, "ok", result={}))
         if (grant.principal.roles, grant.principal.tier) != (principal.roles, principal.tier):
-            self._leave_streams(grant)
+            self._following.leave(grant.principal)
             self.start(self._join_streams, grant)
 
-    def _leave_streams(self, grant: Grant) -> None:
-        """Cut what this connection is not entitled to any more, before it is sent another event of it."""
-        keys = frozenset(entitled(grant.principal))
-        followed = self._delivery.streams
-        kept = {name: stream for name, stream in followed.items() if stream.key in keys}
-        removed = tuple(name for name in followed if name not in kept)
-        if removed:
-            for name in removed:
-                self.processed.pop(name, None)
-            self._delivery.follow(kept, {}, Streams({}, removed))
-
     async def _join_streams(self, grant: Grant) -> None:
-        """Follow what this connection is entitled to since its fresh token, each stream from its oldest."""
-        try:
-            with trio.fail_after(self.timeouts.store):
-                streams = await self._home.open_streams(grant.principal)
-        except (StoreError, trio.TooSlowError) as error:
-            log.warning("streams_unavailable", error=repr(error))
+        """Follow what the peer is entitled to since its fresh token."""
+        streams = await self._open_streams()
+        if streams is None:
             self.close(CloseCode.TRY_AGAIN_LATER, "the log cannot be read now")
-            return
-        if self.grant is not grant:
-            return  # A newer token came meanwhile, and its own task does this.
-        verdicts = {
-            name: (stream, stream.judge(None, "start"))
-            for name, stream in streams.items()
-            if name not in self._delivery.streams
-        }
-        if verdicts:
-            added = {name: stream.info(verdict) for name, (stream, verdict) in verdicts.items()}
-            after = {name: verdict.from_seq - 1 for name, (_, verdict) in verdicts.items()}
-            self._delivery.follow(streams, after, Streams(added, ()))
+        elif self.grant is grant:  # Else a newer token came meanwhile, and its own task does this.
+            self._following.join(streams)
 
     def _disown(self, auth: Auth, problem: str, code: CloseCode) -> None:
         self._last_word(refusal(auth.id, CommandError("forbidden", problem, field="token")))

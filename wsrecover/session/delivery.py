@@ -139,7 +139,7 @@ class Delivery:
         if stream is None:
             return None
         lag = self._lags.get(stream)
-        return stream.head if lag is None else lag.after
+        return stream.reached(self) if lag is None else lag.after
 
     def control(self, frame: ServerFrame) -> None:
         """Send a frame that is not an event, before any backlog. A peer that lets too many pile up is cut."""
@@ -159,7 +159,7 @@ class Delivery:
     def deliver(self, stream: Stream, batch: Batch) -> bool:
         """What was just committed, straight to the socket. False: this stream lags now (`Follower`)."""
         frame = batch.framed
-        if self._wanted is not None:
+        if self._wanted is not None and stream.key.scope == "user":
             frame = self._filtered(stream, batch, self._wanted)
             if not frame:
                 return True
@@ -264,6 +264,7 @@ class Delivery:
         if page.gap is not None:
             lag.frames.append(encode(Gap(stream.name, "trimmed", from_=page.gap[0], to=page.gap[1])))
             lag.after = page.gap[1]
+            self._owner.missed(stream, *page.gap)
         if page.entries:
             lag.frames.extend(
                 frames_of(

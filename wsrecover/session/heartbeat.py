@@ -1,4 +1,4 @@
-"""One task that looks after the silent: it sends the pings and asks for fresh tokens, for all connections."""
+"""One task that looks after the silent: it sends the pings, asks for fresh tokens, and ends old receipts."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ async def sweep(registry: Registry, services: Services) -> Never:
     while True:
         await trio.sleep(INTERVAL)
         now, unix = trio.current_time(), services.clock()
+        services.receipts.expire(now)
         for session in registry.sessions.values():
             for connection in session.connections.values():
                 connection.tick(now, unix)

@@ -39,6 +39,9 @@ class Owner(Protocol):
     def kill(self) -> None:
         """End the connection without one; returns at once."""
 
+    def missed(self, stream: Stream, first: int, last: int) -> None:
+        """Note that these events are gone, and will never be sent."""
+
     def replayed(self, events: int) -> None:
         """Count events that were sent from the log."""
 

@@ -15,6 +15,9 @@ from wsrecover.streams.journal import Journal
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Store
 
+from .presence import Presence
+from .receipts import Receipts
+
 __all__ = ["Services"]
 
 
@@ -34,6 +37,10 @@ class Services:
     authenticator: Authenticator
     clock: Callable[[], float]
     counts: Counter[str] = attrs.field(factory=Counter)
+    presence: Presence = attrs.field(factory=Presence)
+    receipts: Receipts = attrs.field(
+        default=attrs.Factory(lambda services: Receipts(services.presence), takes_self=True)
+    )
 
     @property
     def farewell(self) -> Drain:

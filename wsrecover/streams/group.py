@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import structlog
 import trio
 
 from wsrecover.errors import StoreError, StoreFailed
@@ -12,6 +13,8 @@ from wsrecover.errors import StoreError, StoreFailed
 from .store import Outcome, Unit
 
 __all__ = ["Author", "Group", "Waiter"]
+
+_log = structlog.get_logger(__name__)
 
 
 class Author(Protocol):
@@ -21,12 +24,16 @@ class Author(Protocol):
 
 
 class Waiter:
-    """One who waits for a unit's outcome. A `final` unit is committed even if its writer is broken."""
+    """One who waits for a unit's outcome. A `final` unit is committed even if its writer is broken.
 
-    __slots__ = ("_done", "_error", "_outcome", "final")
+    `then`, if given, is called with the outcome in the step in which the streams learn of the commit.
+    """
 
-    def __init__(self, *, final: bool = False) -> None:
+    __slots__ = ("_done", "_error", "_outcome", "_then", "final")
+
+    def __init__(self, *, final: bool = False, then: Callable[[Outcome], None] | None = None) -> None:
         self.final = final
+        self._then = then
         self._done = trio.Event()
         self._outcome: Outcome | None = None
         self._error: Exception | None = None
@@ -34,6 +41,11 @@ class Waiter:
     def settle(self, outcome: Outcome) -> None:
         self._outcome = outcome
         self._done.set()
+        if self._then is not None:
+            try:
+                self._then(outcome)
+            except Exception:  # noqa: BLE001  # One caller's bug must not end everybody's journal.
+                _log.exception("commit callback failed")
 
     def fail(self, error: Exception) -> None:
         self._error = error

@@ -99,6 +99,7 @@ class Journal:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._retainer.run)
+                nursery.start_soon(self._streams.fanout.run)
                 task_status.started()
                 async for group in self._receive:
                     self._open = None
@@ -202,13 +203,16 @@ class Journal:
         group.size += size
         return group
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: Unit, *, then: Callable[[Outcome], None] | None = None) -> Outcome:
         """Queue `unit` and wait until it is durable.
+
+        `then` is called with the outcome right after the commit, before any other task runs: what it sees is
+        the server as it was then. It must not wait.
 
         Raises `StoreUnavailable` (nothing of it took effect) or `StoreFailed`. Cancelled while it waits for
         room: nothing happens; cancelled later: it may take effect.
         """
-        waiter = Waiter()
+        waiter = Waiter(then=then)
         await self.submit(unit, None, waiter)
         return await waiter.wait()
 

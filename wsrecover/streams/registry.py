@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 import trio
 
+from .fanout import Fanout
 from .store import Entry, Store, StreamKey
 from .stream import Stream, TailBudget
 
@@ -40,6 +41,7 @@ class Streams:
         self._tail_events = tail_events
         self._tail_bytes = tail_bytes
         self._budget = TailBudget(budget_bytes)
+        self.fanout = Fanout()
         self._streams: dict[StreamKey, Stream] = {}
         self._users: dict[StreamKey, int] = {}
         self._loading: dict[StreamKey, trio.Lock] = {}
@@ -58,7 +60,12 @@ class Streams:
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = Stream(
-                key, self._store, self._budget, tail_events=self._tail_events, tail_bytes=self._tail_bytes
+                key,
+                self._store,
+                self._budget,
+                tail_events=self._tail_events,
+                tail_bytes=self._tail_bytes,
+                crowded=self.fanout.add,
             )
         self._users[key] = self._users.get(key, 0) + 1
         if not stream.loaded:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 import structlog
@@ -17,9 +17,15 @@ from wsrecover.protocol.resume import Verdict, judge, make_epoch
 
 from .store import Entry, Store, StreamKey, StreamState
 
-__all__ = ["Batch", "Follower", "Page", "Stream", "TailBudget", "wire_name"]
+__all__ = ["CROWD", "Batch", "Follower", "Page", "Stream", "TailBudget", "wire_name"]
 
 _log = structlog.get_logger(__name__)
+
+CROWD: Final = 256
+"""Followers that one step may serve: 2 ms of sends. More are served in slices of half as many."""
+
+MAX_WAVES: Final = 16
+"""Batches that a crowd may be behind; who has not got further by then reads on from the log."""
 
 
 class Batch:
@@ -63,6 +69,14 @@ class Follower(Protocol):
         """It was dropped from `live` when it had everything up to `after`: read on from the log."""
 
 
+@attrs.define(eq=False)
+class _Wave:
+    """A batch on its way through a crowd. `followers` have everything before it, and not it."""
+
+    batch: Batch
+    followers: set[Follower]
+
+
 @attrs.frozen
 class Page:
     """A piece of a stream, contiguous.
@@ -93,10 +107,13 @@ class Stream:
     `head` and `oldest` are as in SPEC.md. The tail holds the newest events, at most `tail_events` and
     `tail_bytes` of bodies, so that a client that was away briefly costs no read. Made by `Streams.open`,
     which registers it before its head is loaded: what is appended meanwhile is not missed.
+
+    `crowded(stream)` is called when more followers than one step may serve wait for `serve_wave`.
     """
 
     __slots__ = (
         "_budget",
+        "_crowded",
         "_incarnation",
         "_marked",
         "_marks",
@@ -104,6 +121,7 @@ class Stream:
         "_max_events",
         "_store",
         "_tail",
+        "_waves",
         "epoch",
         "head",
         "key",
@@ -115,7 +133,14 @@ class Stream:
     )
 
     def __init__(
-        self, key: StreamKey, store: Store, budget: TailBudget, *, tail_events: int, tail_bytes: int
+        self,
+        key: StreamKey,
+        store: Store,
+        budget: TailBudget,
+        *,
+        tail_events: int,
+        tail_bytes: int,
+        crowded: Callable[[Stream], None],
     ) -> None:
         self.key = key
         self.name = wire_name(key)
@@ -131,6 +156,8 @@ class Stream:
         self._store = store
         self._budget = budget
         self._tail: deque[Entry] = deque()
+        self._crowded = crowded
+        self._waves: deque[_Wave] = deque()
         self._max_events = tail_events
         self._max_bytes = tail_bytes
 
@@ -169,13 +196,15 @@ class Stream:
         size = self.tail_bytes = self.tail_bytes + size
         if size > self._max_bytes or len(self._tail) > self._max_events:
             self._shorten_tail()
-        if self.live:
+        if self.live or self._waves:
             self._offer(Batch(self.name, entries))
 
     def _reconcile(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         entries = [entry for entry in entries if entry.seq > self.head]
         if entries and entries[0].seq != self.head + 1:
             self.drop_tail()
+            while self._waves:
+                self._break_wave()
             behind, self.live = self.live, set()
             for follower in behind:
                 follower.lag(self, self.head)
@@ -183,16 +212,49 @@ class Stream:
 
     def _offer(self, batch: Batch) -> None:
         live = self.live
+        if self._waves or len(live) > CROWD:
+            self._begin_wave(batch)
+            return
         for follower in tuple(live):
-            try:
-                follows = follower.deliver(self, batch)
-            except Exception:  # noqa: BLE001  # One connection's bug must not end everybody's journal: its own task meets it again.
-                _log.exception("follower failed", stream=self.name, seq=batch.last)
+            if not self._deliver(follower, batch):
                 live.discard(follower)
-                follower.lag(self, batch.first - 1)
-            else:
-                if not follows:
-                    live.discard(follower)
+
+    def _deliver(self, follower: Follower, batch: Batch) -> bool:
+        try:
+            return follower.deliver(self, batch)
+        except Exception:  # noqa: BLE001  # One connection's bug must not end everybody's journal: its own task meets it again.
+            _log.exception("follower failed", stream=self.name, seq=batch.last)
+            follower.lag(self, batch.first - 1)
+            return False
+
+    def _begin_wave(self, batch: Batch) -> None:
+        if not self._waves:
+            self._crowded(self)
+        elif len(self._waves) == MAX_WAVES:
+            self._break_wave()
+        self._waves.append(_Wave(batch, self.live))
+        self.live = set()
+
+    def _break_wave(self) -> None:
+        """Leave those in the oldest wave to their own catch-up."""
+        wave = self._waves.popleft()
+        for follower in wave.followers:
+            follower.lag(self, wave.batch.first - 1)
+
+    def serve_wave(self) -> bool:
+        """Deliver the oldest wave's batch to a slice of it; whether anybody still waits."""
+        waves = self._waves
+        if not waves:
+            return False
+        wave = waves[0]
+        for _ in range(min(CROWD // 2, len(wave.followers))):
+            follower = wave.followers.pop()
+            # One that could not take the batch as it is may have read on to the head by itself.
+            if self._deliver(follower, wave.batch) and follower not in self.live:
+                (waves[1].followers if len(waves) > 1 else self.live).add(follower)
+        if not wave.followers:
+            waves.popleft()
+        return bool(waves)
 
     def _shorten_tail(self) -> None:
         while self.tail_bytes > self._max_bytes or len(self._tail) > self._max_events:
@@ -251,8 +313,17 @@ class Stream:
         return True
 
     def leave(self, follower: Follower) -> None:
-        """Take `follower` out of `live`, if it is there."""
+        """Take `follower`, if it is at the head or waits for what was appended last, out of there."""
         self.live.discard(follower)
+        for wave in self._waves:
+            wave.followers.discard(follower)
+
+    def reached(self, follower: Follower) -> int:
+        """The seq up to which `follower`, which does not lag, has been served."""
+        for wave in self._waves:
+            if follower in wave.followers:
+                return wave.batch.first - 1
+        return self.head
 
     def page_nowait(self, after: int, *, max_events: int, max_bytes: int) -> Page | None:
         """What follows `after`, from memory; None where the store must be read.

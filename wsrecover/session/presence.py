@@ -1,0 +1,74 @@
+"""Who is connected to this process, and what each follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol
+
+import trio
+
+from wsrecover.streams.store import StreamKey
+from wsrecover.streams.stream import Stream, wire_name
+
+__all__ = ["Member", "Presence", "Present"]
+
+
+class Member(NamedTuple):
+    """A client as it is known over all of its connections."""
+
+    tenant: str
+    user: str
+    client: str
+
+
+class Present(Protocol):
+    """A connection that was welcomed."""
+
+    @property
+    def member(self) -> Member:
+        """Whose connection it is."""
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """What it follows now, by wire name."""
+
+
+class Presence:
+    """The connections that were welcomed and are not about to end, one for each member at most."""
+
+    def __init__(self) -> None:
+        self._present: dict[Member, Present] = {}
+        self._awaited: dict[tuple[str, str], trio.Event] = {}
+
+    def arrive(self, connection: Present) -> None:
+        """It was welcomed."""
+        member = connection.member
+        self._present[member] = connection
+        if self._awaited:
+            arrival = self._awaited.pop((member.tenant, member.user), None)
+            if arrival is not None:
+                arrival.set()
+
+    def leave(self, connection: Present) -> None:
+        """It ends; nothing happens where its client has a newer one by now."""
+        if self._present.get(connection.member) is connection:
+            del self._present[connection.member]
+
+    def follows(self, member: Member, key: StreamKey) -> bool:
+        """Whether a client is connected and follows this stream."""
+        connection = self._present.get(member)
+        return connection is not None and _follows(connection, wire_name(key), key)
+
+    def following(self, key: StreamKey) -> Iterator[Member]:
+        """The clients that are connected and follow this stream."""
+        name = wire_name(key)
+        return (member for member, one in self._present.items() if _follows(one, name, key))
+
+    async def wait_arrival(self, tenant: str, user: str) -> None:
+        """Wait until a connection of this user is welcomed, from now on. Cancelling is safe."""
+        await self._awaited.setdefault((tenant, user), trio.Event()).wait()
+
+
+def _follows(connection: Present, name: str, key: StreamKey) -> bool:
+    stream = connection.streams.get(name)
+    return stream is not None and stream.key == key
