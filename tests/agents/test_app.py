@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
 from wsrecover.agents.app import App
+from wsrecover.agents.command import Command
 from wsrecover.agents.run import Run
 from wsrecover.errors import ConfigError
 
@@ -66,3 +68,122 @@ def test_the_registry_is_read_only_from_outside() -> None:
     app = App()
     with pytest.raises(TypeError):
         app.agents["x"] = object()
+
+
+@attrs.frozen
+class Order:
+    item: str
+
+
+@attrs.frozen
+class Odd:
+    thing: object
+
+
+async def order(command: Command, data: Order) -> None:
+    return None
+
+
+async def untyped(command, data):  # type: ignore[no-untyped-def]  # That is the test.
+    return None
+
+
+async def of_any_object(command: Command, data: dict[str, Any]) -> None:
+    return None
+
+
+async def of_one(command: Command) -> None:
+    return None
+
+
+async def of_three(command: Command, data: Order, more: int = 0) -> None:
+    return None
+
+
+async def of_what_is_not_there(command: Command, data: NoSuchName) -> None:  # type: ignore[name-defined]  # noqa: F821
+    return None
+
+
+async def of_odd(command: Command, data: Odd) -> None:
+    return None
+
+
+def sync(command: Command, data: Order) -> None:
+    return None
+
+
+class TestACommand:
+    def test_that_is_registered_is_found_with_what_its_data_must_be(self) -> None:
+        app = App()
+        assert app.command("order", timeout=5)(order) is order
+        handler = app.commands["order"]
+        assert (handler.name, handler.function, handler.timeout) == ("order", order, 5)
+        assert handler.schema.structure({"item": "lamp"}, "data") == Order("lamp")
+
+    def test_may_be_handled_by_a_method(self) -> None:
+        class Shop:
+            async def order(self, command: Command, data: Order) -> None:
+                return None
+
+        app = App()
+        app.command("order")(Shop().order)
+        assert app.commands["order"].schema.kind is Order
+
+    @pytest.mark.parametrize(
+        "name", ["start_agent", "cancel_run", "respond", "chat", "user_message", "publish"]
+    )
+    def test_of_the_protocols_own_is_taken(self, name: str) -> None:
+        with pytest.raises(ConfigError, match="is registered already"):
+            App().command(name)(order)
+
+    def test_has_one_handler(self) -> None:
+        app = App()
+        app.command("order")(order)
+        with pytest.raises(ConfigError, match="is registered already"):
+            app.command("order")(order)
+
+    @pytest.mark.parametrize("name", ["", "1st", "a b", "a" * 65, "é", "a\n", None])
+    def test_with_a_bad_name_is_refused(self, name: Any) -> None:
+        with pytest.raises(ConfigError, match=r"command\.name"):
+            App().command(name)
+
+    @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), True, "5"])
+    def test_with_a_bad_timeout_is_refused(self, timeout: Any) -> None:
+        with pytest.raises(ConfigError, match=r"command\.timeout"):
+            App().command("order", timeout=timeout)
+
+    @pytest.mark.parametrize(
+        "function", [untyped, of_any_object, of_one, of_three, of_what_is_not_there, of_odd, sync]
+    )
+    def test_whose_handler_is_not_as_said_is_refused(self, function: Any) -> None:
+        with pytest.raises(ConfigError, match="command 'order'"):
+            App().command("order")(function)
+
+
+class TestAnEvent:
+    def test_that_is_registered_is_found(self) -> None:
+        app = App()
+        app.event("order_placed", Order)
+        assert app.events["order_placed"].kind is Order
+
+    @pytest.mark.parametrize("name", ["chat", "user_message", "notice"])
+    def test_that_carries_what_was_sent_may_be_registered(self, name: str) -> None:
+        App().event(name, Order)
+
+    @pytest.mark.parametrize(
+        "name", ["agent_started", "message_delta", "input_requested", "Order", "", "a b"]
+    )
+    def test_of_the_protocols_own_or_with_a_bad_name_is_refused(self, name: str) -> None:
+        with pytest.raises(ConfigError, match="cannot be registered"):
+            App().event(name, Order)
+
+    def test_has_one_class(self) -> None:
+        app = App()
+        app.event("order_placed", Order)
+        with pytest.raises(ConfigError, match="is registered already"):
+            app.event("order_placed", Odd)
+
+    @pytest.mark.parametrize("cls", [dict, int, Odd, None])
+    def test_of_what_is_no_class_for_json_is_refused(self, cls: Any) -> None:
+        with pytest.raises(ConfigError, match="event 'order_placed'"):
+            App().event("order_placed", cls)

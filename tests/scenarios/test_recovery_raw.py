@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import socket
 from typing import Any
 
 import pytest
 import trio
+from serving import until_none
 from stage import Stage
 
 from wsrecover.errors import ConnectionClosed
 from wsrecover.testing import LocalServer, Peer, local_server
+from wsrecover.transport import Dial
+from wsrecover.transport.pipe import Pipe, SocketPipe
 
 
 def position(welcome: dict[str, Any], seq: int) -> dict[str, Any]:
@@ -125,3 +129,50 @@ async def _read_whole_event(peer: Peer) -> None:
         frame = await peer.frame()
         if frame["op"] == "event" or frame["offset"] + 32768 >= frame["total"]:
             return
+
+
+def from_address(address: str) -> Dial:
+    """Dials from another address of this machine."""
+
+    async def dial(host: str, port: int) -> Pipe:
+        stream = await trio.open_tcp_stream(host, port, local_address=address)
+        sock = socket.socket(fileno=stream.socket.detach())
+        sock.setblocking(False)
+        return SocketPipe(sock)
+
+    return dial
+
+
+@pytest.mark.parametrize("token", ["same", "fresh"])
+@pytest.mark.parametrize("client", ["same", "another device"])
+async def test_c03_another_address_device_and_user_agent_resume_with_the_token(
+    local: LocalServer, stage: Stage, token: str, client: str
+) -> None:
+    first_token = local.token()
+    headers = {"Authorization": f"Bearer {first_token}", "User-Agent": "Firefox on a laptop"}
+    async with local.stranger(headers=headers) as peer:
+        await peer.send({"op": "hello", "client": "a-random-id-of-a-tab"})
+        (welcome,) = await peer.until("welcome")
+        started = await peer.command("start_agent", {"agent": "worker", "input": {}}, thread="t1")
+        stage.tell("think")
+        events = await peer.events(2)
+        peer.socket.kill()
+    stage.tell("think", "finish")
+    await until_none(local, "runs")
+    elsewhere = {
+        "Authorization": f"Bearer {first_token if token == 'same' else local.token()}",
+        "User-Agent": "Safari on a phone",
+        "X-Forwarded-For": "203.0.113.9",
+        "Accept-Language": "de",
+    }
+    async with local.stranger(headers=elsewhere, dial=from_address("127.0.0.2")) as peer:
+        name = "a-random-id-of-a-tab" if client == "same" else "a-random-id-of-a-phone"
+        await peer.send({"op": "hello", "client": name, "resume": position(welcome, events[-1]["seq"])})
+        (again,) = await peer.until("welcome")
+        assert again["streams"]["user"]["resumed"]
+        assert again["principal"] == welcome["principal"]
+        rest = await peer.events(2)
+    assert [(event["seq"], event["type"], event["run"]) for event in rest] == [
+        (3, "agent_thinking", started["result"]["run"]),
+        (4, "agent_completed", started["result"]["run"]),
+    ]

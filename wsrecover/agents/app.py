@@ -120,7 +120,7 @@ class App:
         in JSON.
         """
         name = f"event {type!r}"
-        if type in TYPES - AS_SENT or not EVENT_TYPE.match(type):
+        if not (isinstance(type, str) and EVENT_TYPE.match(type)) or type in TYPES - AS_SENT:
             raise ConfigError(name, "cannot be registered", f"[a-z][a-z0-9_.]{{0,63}}, or {sorted(AS_SENT)}")
         if type in self._events:
             raise ConfigError(name, "is registered already", "one class per type")
