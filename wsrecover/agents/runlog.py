@@ -118,7 +118,7 @@ class RunLog:
         if self._deltas or self._ended or writer.queued >= BURST:
             return False
         try:  # While another task of the run waits for room, there is none here.
-            writer.write_nowait(Unit((event,)))
+            writer.append_nowait(event)
         except trio.WouldBlock:
             return False
         return True

@@ -128,7 +128,10 @@ def encode_event(
         data = _as_dict(data)
     if ts.__class__ is not float or ts - ts != 0.0:  # Of NaN and the infinities the difference is NaN.
         ts = _time(ts)
-    encoded = _serialize(data, "data")
+    try:
+        encoded = orjson.dumps(data, None, _STRICT)
+    except TypeError as exc:
+        raise _misfit(data, "data", exc) from None
     if not _is_flat(data):  # Cheaper than to search what is flat for its flaws.
         _refuse_bent(data, "data", encoded)
         if encoded.count(b"{") + encoded.count(b"[") >= MAX_DEPTH:
@@ -201,8 +204,12 @@ def _serialize(value: Any, path: str) -> bytes:
     try:
         return orjson.dumps(value, default=_plain, option=_STRICT)
     except TypeError as exc:
-        field, problem = _offence(value, path, 0) or (path or "data", str(exc))
-        raise InvalidEvent(field, problem) from None
+        raise _misfit(value, path, exc) from None
+
+
+def _misfit(value: Any, path: str, exc: TypeError) -> InvalidEvent:
+    field, problem = _offence(value, path, 0) or (path or "data", str(exc))
+    return InvalidEvent(field, problem)
 
 
 def _refuse_bent(value: Any, path: str, encoded: bytes) -> None:

@@ -173,10 +173,11 @@ class Journal:
         self._receive.close()
         self._ended.set()
 
-    def submit_nowait(self, unit: Unit, author: Writer | None) -> Group:
-        """Queue `unit`: the group that it is in. Raises `trio.WouldBlock` where there is no room,
-        `StoreFailed` once closed."""
-        size = _size(unit)
+    def submit_nowait(self, unit: Unit, size: int, author: Writer) -> Group:
+        """Queue `unit`, of `size` bytes: the group that it is in.
+
+        Raises `trio.WouldBlock` where there is no room, `StoreFailed` once closed.
+        """
         self._room.take_nowait(size)
         return self._queue(unit, size, author)
 
@@ -273,13 +274,24 @@ class Writer:
 
     def write_nowait(self, unit: Unit) -> None:
         """Queue `unit`. Raises `RunBroken` once broken, `trio.WouldBlock` where there is no room."""
+        self._write_nowait(unit, _size(unit))
+
+    def append_nowait(self, entry: Entry) -> None:
+        """`write_nowait` a unit of one entry and no more: the way of nearly every event."""
+        self._write_nowait(Unit((entry,)), len(entry.body))
+
+    def _write_nowait(self, unit: Unit, size: int) -> None:
         if self.broken is not None:
             self._check()
         try:
-            group = self._journal.submit_nowait(unit, self)
+            group = self._journal.submit_nowait(unit, size, self)
         except StoreError as error:
             raise self._break(error) from error
-        self._wrote_to(group)
+        if group is self._group:
+            self.queued += 1
+        else:
+            self._group = group
+            self.queued = 1
 
     async def write(self, unit: Unit) -> None:
         """Queue `unit`; waits (and yields) only where there is no room. Raises `RunBroken` once broken.
