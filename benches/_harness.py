@@ -37,7 +37,7 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
-from wsrecover import App, Config, Limits, Run, Server, Timeouts, serve
+from wsrecover import App, Config, Limits, Run, Server, Tier, Timeouts, serve
 from wsrecover.access.tokens import sign
 
 __all__ = [
@@ -267,7 +267,7 @@ def options(description: str, **defaults: int) -> argparse.Namespace:
 
 
 @contextmanager
-def running_server(given: argparse.Namespace, limits: Limits | None = None) -> Iterator[Remote]:
+def running_server(given: argparse.Namespace, tier: Tier | None = None) -> Iterator[Remote]:
     """A server with an empty store (SQLite: synchronous=FULL) in a process on its own core."""
     os.sched_setaffinity(0, {LOAD_CORE})
     context = multiprocessing.get_context("fork")
@@ -275,7 +275,18 @@ def running_server(given: argparse.Namespace, limits: Limits | None = None) -> I
         store = "memory" if given.store == "memory" else f"sqlite:{folder}/bench.db"
         # The load's clients answer no pings, and a bench on a busy machine outlives a heartbeat.
         patient = Timeouts(heartbeat=600.0)
-        config = Config(port=0, store=store, secret=SECRET, limits=limits or Limits(), timeouts=patient)
+        # All of them come from one address, and as fast as they can.
+        limits = Limits(
+            handshakes=100_000,
+            fresh_connects_per_second=1_000_000,
+            resumes_per_second=1_000_000,
+            address_handshakes=100_000,
+            address_connects_per_second=1_000_000,
+            address_connects_burst=1_000_000,
+        )
+        config = Config(
+            port=0, store=store, secret=SECRET, limits=limits, tier=tier or Tier(), timeouts=patient
+        )
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, config, given.profile), daemon=True)
         process.start()

@@ -24,7 +24,7 @@ from _harness import (
 )
 from _load import EVENT, LIVE, Fleet, upgrade
 
-from wsrecover import Limits
+from wsrecover import Limits, Tier
 
 TARGET: Final = 20.0
 STALLED: Final = 100
@@ -83,15 +83,16 @@ def stalled(remote: Remote, resident: Figure, kernel: Figure) -> None:
 
 def main() -> None:
     given = options(__doc__ or "", connections=1000, repeat=3)
-    limits = Limits(connections_per_user=max(STALLED, 10))
+    tier = Tier(connections=max(STALLED, 10))
     one, ten = Figure("idle connection, one per session"), Figure("idle connection, ten per session")
     resident, kernel = Figure("stalled reader, resident"), Figure("stalled reader, in the kernel's buffers")
-    with running_server(given, limits) as remote:
+    with running_server(given, tier) as remote:
         idle(remote, 100, 1, Figure("warm-up"))
         for _ in range(given.repeat):
             idle(remote, given.connections, 1, one)
             idle(remote, given.connections, 10, ten)
         stalled(remote, resident, kernel)
+    limits = Limits()
     page = (limits.page_bytes + limits.part_bytes) // 1024
     show(
         f"memory, {given.connections} connections a round, {given.store}",

@@ -18,6 +18,7 @@ from wsrecover.config import (
     Limits,
     Origins,
     Retention,
+    Tier,
     Timeouts,
     Tokens,
     default_store,
@@ -25,7 +26,7 @@ from wsrecover.config import (
 )
 from wsrecover.errors import ConfigError
 
-CLASSES = (Config, Limits, Origins, Retention, Timeouts, Tokens)
+CLASSES = (Config, Limits, Origins, Retention, Tier, Timeouts, Tokens)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -47,7 +48,7 @@ class TestEveryField:
             assert caught.value.field.rpartition(".")[2] == field.name
             assert caught.value.accepted
 
-    @pytest.mark.parametrize("cls", [Limits, Timeouts, Retention])
+    @pytest.mark.parametrize("cls", [Limits, Timeouts, Retention, Tier])
     def test_does_not_take_true_for_a_number(self, cls: type[attrs.AttrsInstance]) -> None:
         for field in attrs.fields(cls):
             with pytest.raises(ConfigError):

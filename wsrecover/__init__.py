@@ -8,7 +8,7 @@ from __future__ import annotations
 from .access import Authenticator, Credentials, Grant, Principal
 from .agents import AgentError, App, Command, Run
 from .client import Changed, ClientSession, Ephemeral, Event, Forgotten, Gap, Position, Snapshot, connect
-from .config import Config, Limits, Origins, Retention, Timeouts, Tokens
+from .config import Config, Limits, Origins, Retention, Tier, Timeouts, Tokens
 from .errors import (
     CommandError,
     ConfigError,
@@ -57,6 +57,7 @@ __all__ = [
     "Snapshot",
     "StoreError",
     "StoreUnavailable",
+    "Tier",
     "Timeouts",
     "TokenError",
     "Tokens",

@@ -6,6 +6,8 @@
             ├─ tokens               Tokens     whose tokens are accepted
             ├─ origins              Origins    which pages may connect
             ├─ limits               Limits     bytes and counts
+            ├─ tier                 Tier       of each user whose tier is not listed
+            ├─ tiers                Tier       of each user of a tier, by its name
             ├─ retention            Retention  of each user's stream
             ├─ retention_broadcast  Retention  of each broadcast stream
             └─ contexts             Contexts   of each user's threads
@@ -25,7 +27,7 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 import attrs
 import cattrs
 
-from .config_access import Origins, Tokens
+from .config_access import Origins, Tier, Tokens, default_tiers
 from .config_checks import count, instance_of, one_of, seconds, size, text
 from .errors import ConfigError
 
@@ -37,6 +39,7 @@ __all__ = [
     "LogLevel",
     "Origins",
     "Retention",
+    "Tier",
     "Timeouts",
     "Tokens",
     "default_store",
@@ -50,7 +53,16 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 SECRET_BYTES: Final = 32
 """The shortest secret: RFC 7518, section 3.2, asks HS256 for a key of at least its hash's size."""
 
-TABLES: Final = ("timeouts", "tokens", "origins", "limits", "retention", "retention_broadcast", "contexts")
+TABLES: Final = (
+    "timeouts",
+    "tokens",
+    "origins",
+    "limits",
+    "tier",
+    "retention",
+    "retention_broadcast",
+    "contexts",
+)
 """The fields of `Config` that have fields of their own."""
 
 
@@ -128,12 +140,28 @@ class Limits:
     """The same in bytes."""
     commands_in_flight: int = attrs.field(default=32, validator=count(1))
     """Unanswered commands of one user; more are answered `overloaded`."""
+    frames_per_second: int = attrs.field(default=2_000, validator=count(1, 1_000_000))
+    """Frames of one connection in the long run, whatever they say: a client's acks and pings are a few."""
+    frames_burst: int = attrs.field(default=10_000, validator=count(256))
+    """Frames at once, at least one full message; above it a connection is closed with 4004."""
     handshakes: int = attrs.field(default=1_000, validator=count(1))
     """Connections that are not upgraded yet, at once; more are answered 503."""
-    connections_per_user: int = attrs.field(default=50, validator=count(1))
-    """Tabs and devices of one user; more are closed with 4006."""
-    runs_per_user: int = attrs.field(default=100, validator=count(1))
-    """Runs under way of one user; more are answered `overloaded`."""
+    tenant_connections: int = attrs.field(default=20_000, validator=count(1))
+    """Connections of one tenant; more are closed with 4006: no tenant takes all of a server."""
+    tenant_runs: int = attrs.field(default=5_000, validator=count(1))
+    """Runs under way of one tenant; more are answered `overloaded`."""
+    tenant_commands_per_second: int = attrs.field(default=5_000, validator=count(1, 1_000_000))
+    """Commands of one tenant in the long run, and twice as many at once: half of what one process takes."""
+    fresh_connects_per_second: int = attrs.field(default=2_000, validator=count(1, 1_000_000))
+    """Connects without a position, and ten times as many at once; more are answered 503."""
+    resumes_per_second: int = attrs.field(default=4_000, validator=count(1, 1_000_000))
+    """Those with one, likewise: who was here comes before who was not. Half of what a core can do."""
+    address_handshakes: int = attrs.field(default=500, validator=count(1))
+    """Of those, of one address: half, so that no single one takes all; more are answered 429."""
+    address_connects_per_second: int = attrs.field(default=1_000, validator=count(1, 1_000_000))
+    """Connects of one address in the long run: a tenth of a core. Proxies and offices are one address."""
+    address_connects_burst: int = attrs.field(default=5_000, validator=count(1))
+    """Connects of one address at once: a proxy's clients come back together; more are answered 429."""
     head_bytes: int = attrs.field(default=16 * 1024, validator=size(1024))
     """The head of an upgrade request: a token, cookies and positions fit; more is answered 431."""
 
@@ -186,6 +214,12 @@ def _secret(_: object, __: attrs.Attribute[Any], value: object) -> None:
         raise ConfigError("secret", problem, f"bytes, at least {SECRET_BYTES} of them")
 
 
+def _tiers(_: object, __: attrs.Attribute[Any], value: object) -> None:
+    named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    if not named or not all(isinstance(tier, Tier) for tier in value.values()):  # type: ignore[attr-defined]  # `named` is the proof
+        raise ConfigError("tiers", f"is {value!r}", "a table of tiers, each by its name: [tiers.free]")
+
+
 @attrs.frozen(kw_only=True)
 class Config:
     """All settings of one server. `evolve` gives a changed copy."""
@@ -218,6 +252,10 @@ class Config:
     tokens: Tokens = attrs.field(factory=Tokens, validator=instance_of(Tokens))
     origins: Origins = attrs.field(factory=Origins, validator=instance_of(Origins))
     limits: Limits = attrs.field(factory=Limits, validator=instance_of(Limits))
+    tier: Tier = attrs.field(factory=Tier, validator=instance_of(Tier))
+    """Of each user whose token names no tier, or none of `tiers`: who sells no tiers wants no walls."""
+    tiers: dict[str, Tier] = attrs.field(factory=default_tiers, validator=_tiers)
+    """By name; the defaults are those of `default_tiers`."""
     retention: Retention = attrs.field(factory=Retention, validator=instance_of(Retention))
     """Of each user's stream."""
     retention_broadcast: Retention = attrs.field(factory=_broadcast, validator=instance_of(Retention))
@@ -239,6 +277,19 @@ class Config:
     def store_path(self) -> Path | None:
         """The store's file, or None for a store in memory."""
         return None if self.store == "memory" else Path(self.store.removeprefix("sqlite:")).expanduser()
+
+    def tier_of(self, name: str | None) -> Tier:
+        """The limits of a user whose token names this tier."""
+        return self.tier if name is None else self.tiers.get(name, self.tier)
+
+    def retention_of(self, tier: Tier) -> Retention:
+        """How much of the log of a user of this tier is kept: at most `retention`, at least one event."""
+        kept = self.retention
+        return Retention(
+            events=min(kept.events, tier.log_events or kept.events),
+            bytes=min(kept.bytes, max(tier.log_bytes or kept.bytes, self.limits.event_bytes)),
+            age=min(kept.age, tier.log_age or kept.age),
+        )
 
     def evolve(self, **changes: Any) -> Config:
         """A copy with other values, checked like a new one; an unknown name raises `ConfigError`."""
@@ -264,6 +315,11 @@ def load_config(path: str | Path) -> Config:
     for section in TABLES:
         if not isinstance(tree.get(section, {}), dict):
             raise ConfigError(section, f"is {tree[section]!r}", f"a table, [{section}]")
+    tiers = tree.get("tiers", {})
+    if not isinstance(tiers, dict) or not all(isinstance(tier, dict) for tier in tiers.values()):
+        raise ConfigError("tiers", f"is {tiers!r}", "a table of tiers, each by its name: [tiers.free]")
+    defaults = {name: attrs.asdict(tier) for name, tier in default_tiers().items()}
+    tree["tiers"] = defaults | {name: defaults.get(name, {}) | tier for name, tier in tiers.items()}
     try:
         return _converter().structure(tree, Config)
     except cattrs.BaseValidationError as error:
@@ -288,9 +344,12 @@ def _problems(error: BaseException, path: str) -> Iterator[ConfigError]:
     elif isinstance(error, cattrs.ClassValidationError):
         located, others = error.group_exceptions()
         for inner, note in located:
-            yield from _problems(inner, note.name)
+            yield from _problems(inner, f"{path}.{note.name}" if path else note.name)
         for other in others:
             yield from _problems(other, path)
+    elif isinstance(error, cattrs.IterableValidationError):
+        for inner, item in error.group_exceptions()[0]:
+            yield from _problems(inner, f"{path}.{item.index}")
     elif isinstance(error, ConfigError):
         # A validator names its class's table, but two tables are of one class.
         field = f"{path}.{error.field.rpartition('.')[2]}" if path else error.field

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from .config_checks import flag, refuse, text, texts, tuple_of
+from .config_checks import count, flag, refuse, seconds, size, text, texts, tuple_of
 
-__all__ = ["Origins", "Tokens"]
+__all__ = ["Origins", "Tier", "Tokens", "default_tiers"]
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -113,3 +113,65 @@ class Origins:
     """Pages without an origin: local files, and the sandboxed frames of anybody."""
     missing: bool = attrs.field(default=True, validator=flag())
     """Peers that send no Origin: no browser is among them, and every other client is."""
+
+
+@attrs.frozen(kw_only=True)
+class Tier:
+    """What each user of a tier may take up, over all its connections."""
+
+    section: ClassVar[str] = "tier"
+
+    connections: int = attrs.field(default=50, validator=count(1))
+    """Tabs and devices; more are closed with 4006."""
+    runs: int = attrs.field(default=100, validator=count(1))
+    """Runs under way; more are answered `overloaded`."""
+    commands_per_second: int = attrs.field(default=1_000, validator=count(1, 1_000_000))
+    """Commands in the long run: far above what a person does; more are answered `rate_limited`."""
+    commands_burst: int = attrs.field(default=2_000, validator=count(1))
+    """Commands at once: what a client had outstanding when it comes back, many times over."""
+    bytes_per_second: int = attrs.field(default=4 * 1024 * 1024, validator=count(1024, 1_000_000_000))
+    """Bytes of inbound messages in the long run; commands in what is above are answered `rate_limited`."""
+    bytes_burst: int = attrs.field(default=16 * 1024 * 1024, validator=size(1024))
+    """Bytes at once; at least the largest message."""
+    log_events: int | None = attrs.field(default=None, validator=count(1, none=True))
+    """Events of the user's log that are kept, at most `retention.events`, which None stands for."""
+    log_bytes: int | None = attrs.field(default=None, validator=size(1024, none=True))
+    """Bytes of their bodies, likewise; always enough for one event."""
+    log_age: float | None = attrs.field(default=None, validator=seconds(none=True))
+    """Seconds, likewise."""
+
+
+def default_tiers() -> dict[str, Tier]:
+    """Four tiers by the names that products use; a free user is a person with a phone and a laptop."""
+    mib = 1024 * 1024
+    return {
+        "free": Tier(
+            connections=2,
+            runs=2,
+            commands_per_second=5,
+            commands_burst=10,
+            bytes_per_second=64 * 1024,
+            bytes_burst=256 * 1024,
+            log_events=1_000,
+            log_bytes=2 * mib,
+        ),
+        "early": Tier(
+            connections=5,
+            runs=10,
+            commands_per_second=20,
+            commands_burst=40,
+            bytes_per_second=256 * 1024,
+            bytes_burst=mib,
+            log_events=5_000,
+            log_bytes=8 * mib,
+        ),
+        "mid": Tier(
+            connections=10,
+            runs=25,
+            commands_per_second=50,
+            commands_burst=100,
+            bytes_per_second=mib,
+            bytes_burst=4 * mib,
+        ),
+        "enterprise": Tier(commands_per_second=100, commands_burst=200),
+    }

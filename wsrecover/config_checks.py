@@ -51,12 +51,14 @@ def seconds(*, zero: bool = False, none: bool = False) -> Validator:
     return check
 
 
-def count(least: int, most: int | None = None, unit: str = "") -> Validator:
+def count(least: int, most: int | None = None, unit: str = "", *, none: bool = False) -> Validator:
     """A whole number."""
     bounds = f"≥ {least}" if most is None else f"from {least} to {most}"
-    accepted = f"a whole number{f' of {unit}' if unit else ''} {bounds}"
+    accepted = f"a whole number{f' of {unit}' if unit else ''} {bounds}" + (", or none" if none else "")
 
     def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is None and none:
+            return
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]  # `whole` is the proof
             refuse(instance, attribute, f"is {value!r}", accepted)
@@ -64,9 +66,9 @@ def count(least: int, most: int | None = None, unit: str = "") -> Validator:
     return check
 
 
-def size(least: int) -> Validator:
+def size(least: int, *, none: bool = False) -> Validator:
     """A whole number of bytes."""
-    return count(least, unit="bytes")
+    return count(least, unit="bytes", none=none)
 
 
 def one_of(accepted: tuple[str, ...]) -> Validator:

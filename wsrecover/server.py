@@ -27,7 +27,7 @@ from .access.principal import Principal
 from .agents.app import App
 from .agents.ending import leaves
 from .agents.lifecycle import close_lost_runs
-from .config import Config, Retention, default_store, state_folder
+from .config import Config, default_store, state_folder
 from .errors import CommandError, ConfigError, InvalidEvent, StoreError, WsrecoverError
 from .protocol import codec
 from .protocol.cursor import Position
@@ -37,6 +37,7 @@ from .session.admission import Admission
 from .session.broadcast import Broadcast, audience
 from .session.drain import drain
 from .session.heartbeat import sweep
+from .session.quota import Quotas
 from .session.receipts import Receipt
 from .session.registry import Registry, RegistryStatistics
 from .session.services import Services
@@ -224,16 +225,16 @@ async def _serve(
     admits: AbstractAsyncContextManager[Authenticator] = (
         open_verifier(config, wall_clock) if authenticator is None else nullcontext(authenticator)
     )
-    context = _tls(config)
+    context, quotas = _tls(config), Quotas(config)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.set_threshold(*GC_THRESHOLDS)
     async with (
         admits as admission,
         _opened_store(config, wall_clock) as store,
-        _running_journal(config, store, wall_clock) as (journal, streams),
+        _running_journal(quotas, store, wall_clock) as (journal, streams),
         trio.open_nursery() as nursery,
     ):
-        services = Services(app, config, store, streams, journal, admission, wall_clock)
+        services = Services(app, config, store, streams, journal, admission, wall_clock, quotas)
         await close_lost_runs(store, journal, clock=wall_clock)
         server = await _start(nursery, services, context)
         log.info(
@@ -256,9 +257,8 @@ async def _start(nursery: trio.Nursery, services: Services, context: ssl.SSLCont
     nursery.start_soon(sweep, registry, services)
     admission = Admission(nursery, registry, services)
     accepting = trio.CancelScope()
-    addresses = await nursery.start(
-        partial(_listen, services.config, admission.answer, accepting, ssl_context=context)
-    )
+    listen = partial(_listen, services, admission.answer, accepting, ssl_context=context)
+    addresses = await nursery.start(listen)
     return Server(services, registry, tuple(addresses), accepting.cancel)
 
 
@@ -284,23 +284,19 @@ async def _opened_store(config: Config, clock: Callable[[], float]) -> AsyncIter
 
 @asynccontextmanager
 async def _running_journal(
-    config: Config, store: Store, clock: Callable[[], float]
+    quotas: Quotas, store: Store, clock: Callable[[], float]
 ) -> AsyncIterator[tuple[Journal, Streams]]:
     """The journal, which outlives what is served: a cancelled run still has its last event to write."""
-    limits = config.limits
+    config, limits = quotas.config, quotas.config.limits
     streams = Streams(
         store, tail_events=limits.tail_events, tail_bytes=limits.tail_bytes, budget_bytes=limits.tails_bytes
     )
-
-    def retention(key: StreamKey) -> Retention:
-        return config.retention if key.scope == "user" else config.retention_broadcast
-
     journal = Journal(
         store,
         streams,
         max_units=limits.journal_units,
         max_bytes=limits.journal_bytes,
-        retention=retention,
+        retention=quotas.retention,
         clock=clock,
         snapshot_events=config.contexts.every,
     )
@@ -324,13 +320,14 @@ async def _run_journal(
 
 
 async def _listen(
-    config: Config,
+    services: Services,
     answer: Callable[[Request], Awaitable[Refusal | Acceptance]],
     accepting: trio.CancelScope,
     *,
     ssl_context: ssl.SSLContext | None,
     task_status: trio.TaskStatus[list[tuple[str, int]]],
 ) -> None:
+    config = services.config
     with ExitStack() as stack, accepting:
         listeners = [stack.enter_context(one) for one in await open_listeners(config.host, config.port)]
         await serve_sockets(
@@ -340,6 +337,7 @@ async def _listen(
             head_bytes=config.limits.head_bytes,
             max_message_bytes=config.limits.message_bytes,
             max_handshakes=config.limits.handshakes,
+            gate=services.addresses,
             ssl_context=ssl_context,
             task_status=task_status,
         )

@@ -15,6 +15,7 @@ from wsrecover.config import Config
 from wsrecover.server import Server, _opened_store, _running_journal
 from wsrecover.session.admission import Admission
 from wsrecover.session.heartbeat import sweep
+from wsrecover.session.quota import Quotas
 from wsrecover.session.registry import Registry
 from wsrecover.session.services import Services
 from wsrecover.testing import LocalServer, MemoryNetwork
@@ -38,14 +39,14 @@ async def memory_world(app: App | None = None, **settings: Any) -> AsyncIterator
     """The parts that `serve` puts together, behind a network in memory. Both clocks are trio's."""
     config = Config(store="memory", secret=SECRET, **settings)
     limits, timeouts = config.limits, config.timeouts
-    clock = trio.current_time
+    clock, quotas = trio.current_time, Quotas(config)
     async with (
         _opened_store(config, clock) as store,
-        _running_journal(config, store, clock) as (journal, streams),
+        _running_journal(quotas, store, clock) as (journal, streams),
         trio.open_nursery() as nursery,
     ):
         verifier = TokenVerifier(SECRET, leeway=timeouts.token_leeway, clock=clock)
-        services = Services(app or App(), config, store, streams, journal, verifier, clock)
+        services = Services(app or App(), config, store, streams, journal, verifier, clock, quotas)
         registry = Registry(nursery, services)
         nursery.start_soon(sweep, registry, services)
         handshakes = Handshakes(
@@ -54,6 +55,7 @@ async def memory_world(app: App | None = None, **settings: Any) -> AsyncIterator
             head_bytes=limits.head_bytes,
             max_message_bytes=limits.message_bytes,
             max_under_way=limits.handshakes,
+            gate=services.addresses,
         )
         network = MemoryNetwork(nursery, handshakes.shake)
         server = Server(services, registry, (("memory", 80),), network.refuse)

@@ -13,7 +13,7 @@ from serving import Frame, log_of
 from stage import Stage
 
 from wsrecover.agents import App, Run
-from wsrecover.config import Limits
+from wsrecover.config import Limits, Tier
 from wsrecover.errors import InvalidEvent
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.store import Outcome, Unit
@@ -389,7 +389,7 @@ async def test_s08_a_publish_is_applied_whole_or_not_at_all(local: LocalServer) 
 
 
 async def test_s08_a_repeated_start_is_answered_also_where_another_run_would_be_refused(stage: Stage) -> None:
-    async with local_server(stage.app, limits=Limits(runs_per_user=1)) as local, local.peer() as peer:
+    async with local_server(stage.app, tier=Tier(runs=1)) as local, local.peer() as peer:
         data = {"agent": "worker", "input": {}}
         first = await peer.command("start_agent", data, id="once")
         refused = await peer.command("start_agent", data, id="another")

@@ -22,7 +22,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from witness import PATIENCE, Witness
 
 from wsrecover.client import ClientSession, Event, Position, Status, connect
-from wsrecover.config import Limits
+from wsrecover.config import Limits, Tier
 from wsrecover.errors import ConnectionClosed, HandshakeRefused, TransportError
 from wsrecover.protocol.backoff import FIRST, LONGEST, STABLE_AFTER
 from wsrecover.testing import LocalServer
@@ -450,7 +450,7 @@ class TestS11TheReconnectManager:
     async def test_s11_a_refusal_that_says_when_to_come_again_is_honoured(
         self, autojump_clock: MockClock
     ) -> None:
-        async with memory_world(limits=Limits(connections_per_user=1)) as world:
+        async with memory_world(tier=Tier(connections=1)) as world:
             waits = Waits(world)
             async with self.session(world, Waits(world), lambda: 0.0) as first:
                 await first.wait_status("live")

@@ -13,7 +13,7 @@ import trustme
 
 from wsrecover.access.tokens import sign
 from wsrecover.agents import App, Run
-from wsrecover.config import Config, Limits
+from wsrecover.config import Config, Tier
 from wsrecover.errors import ConnectionClosed, HandshakeRefused, StoreFailed, TransportError
 from wsrecover.server import serve
 from wsrecover.testing import LocalServer, Peer, local_server
@@ -157,7 +157,7 @@ class TestHello:
 
 
 async def test_one_connection_too_many_is_turned_away_but_a_takeover_is_none() -> None:
-    config = Config(limits=Limits(connections_per_user=2))
+    config = Config(tier=Tier(connections=2))
     async with (
         local_server(config=config) as local,
         local.peer(client="a") as first,

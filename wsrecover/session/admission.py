@@ -14,6 +14,7 @@ checkpoint at which it could be lost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,6 +24,7 @@ import trio
 
 from wsrecover.access.authenticator import Credentials
 from wsrecover.access.claims import Grant
+from wsrecover.access.limits import Bucket, Rate
 from wsrecover.access.origins import is_allowed
 from wsrecover.errors import CommandError, FrameError, TokenError, TokenExpired
 from wsrecover.protocol.closecodes import CloseCode
@@ -66,6 +68,9 @@ class Admission:
         self._registry = registry
         self._services = services
         self._waiting = 0
+        limits = services.config.limits
+        self._fresh = Bucket(Rate(limits.fresh_connects_per_second, 10 * limits.fresh_connects_per_second))
+        self._resumes = Bucket(Rate(limits.resumes_per_second, 10 * limits.resumes_per_second))
 
     async def answer(self, request: Request) -> Refusal | Acceptance:
         """Decide on one upgrade request, before the 101."""
@@ -86,12 +91,20 @@ class Admission:
             hello = _hello(request, config.limits.message_bytes)
         except FrameError as error:
             return Refusal(400, f"{error.message}\n")
+        if grant is not None and (wait := self._shed(hello)):
+            retry = (("Retry-After", str(math.ceil(wait))),)
+            return Refusal(503, "More connect than there is time for.\n", retry)
         if grant is None or hello is None:
             if self._waiting >= config.limits.handshakes:
                 return Refusal(503, "Too many handshakes are under way.\n", (("Retry-After", "1"),))
             return Acceptance(SUBPROTOCOL, lambda socket: self._enter_lobby(socket, grant))
         known, ready = grant, hello
         return Acceptance(SUBPROTOCOL, lambda socket: self._attach(socket, known, ready))
+
+    def _shed(self, hello: Hello | None) -> float:
+        """The seconds after which there is time for one more connect; 0.0 where there is now."""
+        resumes = hello is not None and bool(hello.resume)
+        return (self._resumes if resumes else self._fresh).take(trio.current_time())
 
     def _attach(
         self, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()
@@ -108,6 +121,8 @@ class Admission:
 
     def _enter_lobby(self, socket: ServerSocket, grant: Grant | None) -> None:
         self._waiting += 1
+        if grant is None:
+            self._services.addresses.stay(socket.peer)
         self._nursery.start_soon(self._lobby, socket, grant)
 
     async def _lobby(self, socket: ServerSocket, grant: Grant | None) -> None:
@@ -132,6 +147,8 @@ class Admission:
             return
         finally:
             self._waiting -= 1
+            if grant is None:
+                self._services.addresses.leave(socket.peer)
         if goodbye is not None:
             await _part_from(socket, goodbye)
 

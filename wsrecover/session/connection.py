@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from wsrecover.access.claims import Grant
+from wsrecover.access.limits import Bucket, Rate
 from wsrecover.config import Limits, Timeouts
 from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError, TokenExpired
 from wsrecover.protocol.closecodes import CloseCode
@@ -53,13 +54,14 @@ from .following import Following
 from .owner import Home
 from .presence import Member
 from .proof import prove
+from .turns import Turns
 
 __all__ = ["Connection"]
 
 log = structlog.get_logger(__name__)
 
 Args = TypeVarTuple("Args")
-F = TypeVar("F")
+R = TypeVar("R", Send, Auth)
 
 AUTH_NOTICE: Final = 60.0
 """Seconds before a token's expiry at which the client is asked for another."""
@@ -86,7 +88,9 @@ class Connection:
         self._ending: ConnectionClosed | None = None
         self._asked_at = -math.inf
         self._asked_for_token = False
-        self._last_begun: trio.Event | None = None
+        self._turns = Turns(home.members, self._fail)
+        self._wait = 0.0
+        self._frames = Bucket(Rate(self.limits.frames_per_second, self.limits.frames_burst))
         self._closed: trio.Event | None = None
         self._alive = trio.CancelScope()
         self._entitled = trio.CancelScope(deadline=self._expiry())
@@ -176,7 +180,9 @@ class Connection:
             limits={
                 "message_bytes": self.limits.message_bytes,
                 "part_bytes": self.limits.part_bytes,
-                "connections": self.limits.connections_per_user,
+                "connections": self._home.quota.tier.connections,
+                "commands_per_second": self._home.quota.tier.commands_per_second,
+                "commands_burst": self._home.quota.tier.commands_burst,
                 "commands_in_flight": self.limits.commands_in_flight,
             },
             token_expires_in=self.grant.expires_at - self._services.clock(),
@@ -248,6 +254,12 @@ class Connection:
         except FrameError as error:
             self._refuse(error)
             return
+        self._wait = self._home.quota.take_message(message)
+        wait = self._frames.take(trio.current_time(), len(frames))
+        if wait:
+            problem = f"at most {self.limits.frames_per_second} frames in a second"
+            self._last_word(ErrorFrame("rate_limited", problem, retry_after=wait))
+            self.close(CloseCode.RATE_LIMITED, problem)
         for frame in frames:
             self._take(frame)
 
@@ -259,11 +271,11 @@ class Connection:
                 for error in self._following.acknowledge(frame):
                     self._delivery.control(error)
             case Send():
-                self._command(frame)
+                self._request(self._answer, frame, repeat=frame.age is not None)
             case Ping():
                 self._delivery.control(Pong())
             case Auth():
-                self._in_turn(self._authenticate, frame)
+                self._request(self._authenticate, frame)
             case Bye():
                 self.close(CloseCode.NORMAL_CLOSURE, "bye")
             case Pong():
@@ -283,36 +295,22 @@ class Connection:
         """Tell why, behind what is on its way, before a close."""
         self.socket.put(encode(frame))
 
-    def _command(self, send: Send) -> None:
-        try:
-            self._home.commands.admit(send.id)
-        except CommandError as error:
-            self._delivery.control(refusal(send.id, error))
-            return
-        self._in_turn(self._answer, send)
-
-    def _in_turn(self, handle: Callable[[F, trio.Event], Awaitable[None]], frame: F) -> None:
-        """Handle a frame in a task of its own, which begins when the one before has."""
-        before, self._last_begun = self._last_begun, trio.Event()
-        self._home.members.start(self._handle, handle, frame, before, self._last_begun)
-
-    async def _handle(
-        self,
-        handle: Callable[[F, trio.Event], Awaitable[None]],
-        frame: F,
-        before: trio.Event | None,
-        begun: trio.Event,
+    def _request(
+        self, handle: Callable[[R, trio.Event], Awaitable[None]], frame: R, *, repeat: bool = False
     ) -> None:
-        # Tasks that start in one tick run in any order, and what a client says is to be logged in its own.
+        """Handle a frame that is answered by `reply`, within the limits."""
         try:
-            if before is not None and not before.is_set():
-                await before.wait()
-            await handle(frame, begun)
-        except Exception:  # The session's members log it; this connection cannot tell what it left undone.
-            self.close(CloseCode.INTERNAL_ERROR, "internal error")
-            raise
-        finally:
-            begun.set()
+            self._home.quota.take_command(self._wait, repeat=repeat)
+            if isinstance(frame, Send):
+                self._home.commands.admit(frame.id)
+        except CommandError as error:
+            self._services.counts[f"refused.{error.code}"] += 1
+            self._delivery.control(refusal(frame.id, error))
+            return
+        self._turns.start(handle, frame)
+
+    def _fail(self) -> None:
+        self.close(CloseCode.INTERNAL_ERROR, "internal error")
 
     async def _answer(self, send: Send, begun: trio.Event) -> None:
         # From here a command comes to the journal without a checkpoint, so that the next one queues behind.
@@ -337,6 +335,7 @@ class Connection:
             self._disown(auth, "the token speaks for somebody else", CloseCode.AUTHENTICATION_FAILED)
             return
         self.grant = grant
+        self._home.quota.adopt(grant.principal)
         self._asked_for_token = False
         self._entitled.deadline = self._expiry()
         self._delivery.control(Reply(auth.id, "ok", result={}))

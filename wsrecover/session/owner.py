@@ -11,6 +11,7 @@ from wsrecover.streams.stream import Stream
 
 from .commands import Commands
 from .members import Members
+from .quota import Quota
 from .runs import Runs
 from .services import Services
 
@@ -60,6 +61,10 @@ class Home(Protocol):
     @property
     def commands(self) -> Commands:
         """What takes the user's commands."""
+
+    @property
+    def quota(self) -> Quota:
+        """What the user may still take up."""
 
     @property
     def runs(self) -> Runs:

@@ -16,6 +16,7 @@ from wsrecover.protocol.frames import RunInfo
 from wsrecover.streams.store import Answer, Applied, Outcome, StreamKey
 
 from .members import Members
+from .quota import Quota
 from .services import Services
 
 __all__ = ["Runs"]
@@ -33,12 +34,13 @@ class _Launch:
 
 
 class Runs:
-    """The runs under way of one user, at most `limits.runs_per_user`."""
+    """The runs under way of one user, as many as its tier may have."""
 
-    def __init__(self, services: Services, key: StreamKey, members: Members) -> None:
+    def __init__(self, services: Services, key: StreamKey, members: Members, quota: Quota) -> None:
         self._services = services
         self._key = key
         self._members = members
+        self._quota = quota
         self._starting = 0
         self._executions: dict[str, Execution] = {}
         self.requests = Requests()
@@ -78,9 +80,7 @@ class Runs:
         Raises `CommandError("overloaded")` at the limit of runs, else what `Execution.start` raises.
         Cancelled, it may start nevertheless.
         """
-        limit = self._services.config.limits.runs_per_user
-        if len(self._executions) + self._starting >= limit:
-            raise CommandError("overloaded", f"{limit} runs are under way, the limit", retry_after=1.0)
+        self._quota.add_run(len(self._executions) + self._starting)
         launch = _Launch(execution, answer)
         self._members.start(self._run, launch)
         self._starting += 1
@@ -91,6 +91,12 @@ class Runs:
 
     async def _run(self, launch: _Launch) -> None:
         """Start and execute, both in one member: no run is left without an owner, whoever is cancelled."""
+        try:
+            await self._start_and_execute(launch)
+        finally:
+            self._quota.drop_run()
+
+    async def _start_and_execute(self, launch: _Launch) -> None:
         execution = launch.execution
         try:
             launch.outcome = await execution.start(launch.answer)

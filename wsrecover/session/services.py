@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import attrs
 
+from wsrecover.access.addresses import Addresses
 from wsrecover.access.authenticator import Authenticator
 from wsrecover.agents.app import App
 from wsrecover.config import Config
@@ -16,6 +17,7 @@ from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Store
 
 from .presence import Presence
+from .quota import Quotas
 from .receipts import Receipts
 
 __all__ = ["Services"]
@@ -36,11 +38,17 @@ class Services:
     journal: Journal
     authenticator: Authenticator
     clock: Callable[[], float]
+    quotas: Quotas
+    addresses: Addresses = attrs.field(init=False)
     counts: Counter[str] = attrs.field(factory=Counter)
     presence: Presence = attrs.field(factory=Presence)
     receipts: Receipts = attrs.field(
         default=attrs.Factory(lambda services: Receipts(services.presence), takes_self=True)
     )
+
+    @addresses.default
+    def _addresses(self) -> Addresses:
+        return Addresses(self.config.limits)
 
     @property
     def farewell(self) -> Drain:

@@ -18,7 +18,7 @@ import trio
 
 from wsrecover.access.principal import Principal
 from wsrecover.access.tokens import Grant
-from wsrecover.errors import CommandError, FrameError
+from wsrecover.errors import FrameError
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.frames import ClientFrame, Hello
 from wsrecover.streams.store import StreamKey
@@ -30,6 +30,7 @@ from .connection import Connection
 from .contexts import UserContexts
 from .entitled import entitled
 from .members import Members
+from .quota import Quota
 from .runs import Runs
 from .services import Services
 
@@ -62,7 +63,8 @@ class Session:
         self.connections: dict[str, Connection] = {}
         self.members = Members()
         self.contexts = UserContexts(services, self.key)
-        self.runs = Runs(services, self.key, self.members)
+        self.quota = Quota(services.quotas, self.key)
+        self.runs = Runs(services, self.key, self.members, self.quota)
         self.commands = Commands(services, self.key, self.runs)
         self._forget = forget
         self._ended = False
@@ -133,16 +135,16 @@ class Session:
         Raises `CommandError("overloaded")` where the user has all the connections that the limits allow.
         """
         older = self.connections.get(hello.client)
-        limit = self.services.config.limits.connections_per_user
+        self.quota.adopt(grant.principal)
+        self.quota.add_connection(len(self.connections), replaces=older is not None)
         if older is not None:
             older.close(CloseCode.REPLACED, "the same client connected again")
-        elif len(self.connections) >= limit:
-            raise CommandError("overloaded", f"this user has {limit} connections, the limit", retry_after=5.0)
         connection = self.connections[hello.client] = Connection(self, socket, grant, hello)
         self.members.start(connection.run, hello, early)
 
     def detach(self, client: str, connection: object) -> None:
-        """Forget a connection, unless its client has a newer one by now."""
+        """Forget a connection that was attached, unless its client has a newer one by now."""
+        self.quota.drop_connection()
         if self.connections.get(client) is connection:
             del self.connections[client]
 

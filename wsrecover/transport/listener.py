@@ -12,11 +12,12 @@ From `owner(socket)` on, a plain call without a checkpoint, the socket is the ow
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 import attrs
 import structlog
@@ -30,7 +31,7 @@ from .outbox import Outbox
 from .pipe import Pipe, SocketPipe
 from .websocket import ServerSocket
 
-__all__ = ["Acceptance", "Handshakes", "Refusal", "Request", "open_listeners", "serve_sockets"]
+__all__ = ["Acceptance", "Gate", "Handshakes", "Refusal", "Request", "open_listeners", "serve_sockets"]
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,18 @@ class Acceptance:
     owner: Callable[[ServerSocket], None]
 
 
+class Gate(Protocol):
+    """Decides by its address alone, which is `host:port`, whether somebody may come in."""
+
+    def enter(self, peer: str) -> float | None:
+        """0.0, or the seconds after which it would be welcome; None where its address has too many."""
+        ...
+
+    def leave(self, peer: str) -> None:
+        """Called once for each `enter`, when the handshake is over."""
+        ...
+
+
 Answer = Callable[[Request], Awaitable[Refusal | Acceptance]]
 
 
@@ -74,33 +87,47 @@ class Handshakes:
     max_message_bytes: int
     max_under_way: int
     ssl_context: ssl.SSLContext | None = None
+    gate: Gate | None = None
     under_way: int = attrs.field(default=0, init=False)
 
     async def shake(self, pipe: Pipe, peer: str) -> None:
         """See one connection through its handshake, to its owner or its end. Raises nothing but Cancelled."""
-        if self.under_way >= self.max_under_way:
-            _turn_away(pipe, self.ssl_context)
-            return
+        wait = 0.0 if self.gate is None else self.gate.enter(peer)
         self.under_way += 1
+        try:
+            if self.under_way > self.max_under_way:
+                _turn_away(pipe, self.ssl_context, _BUSY)
+            elif wait is None:
+                _turn_away(pipe, self.ssl_context, _too_many(1))
+            else:
+                await self._shake(pipe, peer, wait)
+        finally:
+            self.under_way -= 1
+            if self.gate is not None:
+                self.gate.leave(peer)
+
+    async def _shake(self, pipe: Pipe, peer: str, wait: float) -> None:
         outbox = Outbox(pipe)
         handed_over = False
         try:
             with trio.move_on_after(self.timeout):
-                handed_over = await self._converse(outbox, peer)
+                handed_over = await self._converse(outbox, peer, wait)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("handshake lost", peer=peer)
         except Exception:
             log.exception("handshake failed", peer=peer)
         finally:
-            self.under_way -= 1
             if not handed_over:
                 outbox.close()
 
-    async def _converse(self, outbox: Outbox, peer: str) -> bool:
+    async def _converse(self, outbox: Outbox, peer: str, wait: float) -> bool:
         if self.ssl_context is not None:
             await outbox.start_tls(self.ssl_context)
         try:
             head, early = await read_head(outbox, self.head_bytes)
+            if wait:
+                await _refuse(outbox, _too_many(wait))
+                return False
             request = parse_request(head, peer)
         except HeadError as error:
             await _refuse(outbox, Refusal(error.status, error.problem))
@@ -160,10 +187,16 @@ async def _refuse(outbox: Outbox, refusal: Refusal) -> None:
             pass
 
 
-def _turn_away(pipe: Pipe, ssl_context: ssl.SSLContext | None) -> None:
+def _too_many(wait: float) -> Refusal:
+    retry = (("Retry-After", str(math.ceil(wait))),)
+    return Refusal(429, "Too many connections come from this address.", retry)
+
+
+def _turn_away(pipe: Pipe, ssl_context: ssl.SSLContext | None, refusal: Refusal) -> None:
+    """Say so as far as that goes at once, without even reading the request."""
     if ssl_context is None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            pipe.send_nowait(encode_refusal(_BUSY))
+            pipe.send_nowait(encode_refusal(refusal))
             pipe.send_eof()
     pipe.close()
 
@@ -178,6 +211,7 @@ async def serve_sockets(
     head_bytes: int = 16 * 1024,
     max_message_bytes: int = 64 * 1024,
     max_handshakes: int = 1000,
+    gate: Gate | None = None,
     ssl_context: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
@@ -197,6 +231,7 @@ async def serve_sockets(
         max_message_bytes=max_message_bytes,
         max_under_way=max_handshakes,
         ssl_context=ssl_context,
+        gate=gate,
     )
     async with trio.open_nursery() as nursery:
         for listener in listeners:

@@ -1,0 +1,146 @@
+"""R1, R3 and S05: what one address may do before anybody knows who is there."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import trio
+from figures import Figure
+from serving import START
+from trio.testing import MockClock
+
+from wsrecover.config import Limits
+from wsrecover.errors import HandshakeRefused
+from wsrecover.testing import LocalServer, local_server
+from wsrecover.transport import Dial, Pipe, SocketPipe
+
+OTHER = "127.0.0.2"
+"""Another address of this machine."""
+
+
+def dial_from(source: str) -> Dial:
+    async def dial(host: str, port: int) -> Pipe:
+        sock = trio.socket.socket()
+        await sock.bind((source, 0))
+        await sock.connect((host, port))
+        plain = socket.socket(fileno=sock.detach())
+        plain.setblocking(False)
+        return SocketPipe(plain)
+
+    return dial
+
+
+async def connect(local: LocalServer, source: str = "127.0.0.1", **hello: Any) -> tuple[int, float | None]:
+    """How a connect from this address is answered: the status, and Retry-After."""
+    try:
+        async with local.peer(dial=dial_from(source), **hello) as peer:
+            await peer.until("welcome")
+            return 101, None
+    except HandshakeRefused as refused:
+        return refused.status, refused.retry_after
+
+
+@asynccontextmanager
+async def silent(local: LocalServer, source: str = "127.0.0.1") -> AsyncIterator[trio.SocketStream]:
+    """A connection that says nothing, once the server has it."""
+    unknown = local.server._services.addresses
+    before = len(unknown)
+    sock = trio.socket.socket()
+    await sock.bind((source, 0))
+    await sock.connect(local.server.addresses[0])
+    while len(unknown) == before:
+        await trio.testing.wait_all_tasks_blocked(0.001)
+    async with trio.SocketStream(sock) as stream:
+        yield stream
+
+
+async def test_s05_connects_of_an_address_have_a_burst_and_a_rate(
+    mock_clock: MockClock, figure: Figure
+) -> None:
+    limits = Limits(address_connects_per_second=1, address_connects_burst=5)
+    async with local_server(limits=limits, wall_clock=trio.current_time) as local:
+        answers = [await connect(local) for _ in range(8)]
+        assert answers == [(101, None)] * 5 + [(429, 1)] * 3
+        assert await connect(local, OTHER) == (101, None)
+        mock_clock.jump(0.999)
+        early = await connect(local)
+        mock_clock.jump(0.001)
+        figure("S05 R3", "connects of an address admitted before their time", int(early[0] == 101))
+        assert (early, await connect(local)) == ((429, 1), (101, None))
+
+
+async def test_s05_who_was_refused_in_good_time_is_not_held_against_the_others(mock_clock: MockClock) -> None:
+    limits = Limits(address_connects_per_second=1, address_connects_burst=1)
+    async with local_server(limits=limits, wall_clock=trio.current_time) as local:
+        for _ in range(50):
+            await connect(local)
+        assert [await connect(local, f"127.0.1.{n}") for n in range(1, 20)] == [(101, None)] * 19
+
+
+async def test_r1_an_address_may_hold_so_many_connections_that_say_nothing(figure: Figure) -> None:
+    async with local_server(limits=Limits(address_handshakes=3, handshakes=100)) as local:
+        async with AsyncExitStack() as stack:
+            for _ in range(3):
+                await stack.enter_async_context(silent(local))
+            held = await connect(local)
+            assert held[0] == 429
+            assert await connect(local, OTHER) == (101, None)
+        with trio.fail_after(5):
+            while (await connect(local))[0] != 101:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+    figure("R1", "silent connections that one address may hold (of 3)", 3)
+
+
+async def test_r1_who_is_known_does_not_count_and_who_waits_for_hello_does() -> None:
+    async with local_server(limits=Limits(address_handshakes=3)) as local, AsyncExitStack() as stack:
+        for number in range(6):
+            known = await stack.enter_async_context(local.peer(client=f"c{number}"))
+            await known.until("welcome")
+        for _ in range(3):
+            stranger = await stack.enter_async_context(local.stranger())
+        assert (await connect(local))[0] == 429
+        await stranger.send({"op": "hello", "client": "c9", "token": local.token()})
+        await stranger.until("welcome")
+        with trio.fail_after(5):
+            while (await connect(local))[0] != 101:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+async def test_r1_silent_connections_are_cut_at_the_handshake_time(mock_clock: MockClock) -> None:
+    limits = Limits(address_handshakes=3)
+    async with local_server(limits=limits, wall_clock=trio.current_time) as local:
+        async with AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(silent(local)) for _ in range(3)]
+            mock_clock.jump(5.1)
+            for stream in streams:
+                assert await stream.receive_some() == b""
+        assert (await connect(local))[0] == 101
+
+
+async def test_r3_in_a_storm_those_who_come_back_are_let_in_before_those_who_are_new(
+    mock_clock: MockClock,
+) -> None:
+    limits = Limits(fresh_connects_per_second=1, resumes_per_second=5)
+    async with local_server(limits=limits, wall_clock=trio.current_time) as local:
+        async with local.peer(**START) as peer:
+            epoch = (await peer.frame())["streams"]["user"]["epoch"]
+        answers = [await connect(local) for _ in range(12)]
+        assert answers == [(101, None)] * 9 + [(503, 1)] * 3
+        back = partial(connect, local, resume={"user": [epoch, 0]})
+        answers = [await back() for _ in range(52)]
+        assert answers == [(101, None)] * 50 + [(503, 1)] * 2
+        mock_clock.jump(1)
+        assert [await connect(local) for _ in range(2)] == [(101, None), (503, 1)]
+        assert [await back() for _ in range(6)] == [(101, None)] * 5 + [(503, 1)]
+
+
+async def test_r3_a_bad_token_takes_nothing_from_those_with_a_good_one(mock_clock: MockClock) -> None:
+    limits = Limits(fresh_connects_per_second=1)
+    async with local_server(limits=limits, wall_clock=trio.current_time) as local:
+        for _ in range(30):
+            assert (await connect(local, token="nonsense"))[0] == 401
+        assert (await connect(local))[0] == 101

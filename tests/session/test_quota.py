@@ -1,0 +1,60 @@
+"""What of a user's log is kept follows its tier, and never less before that is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from wsrecover.access import Principal
+from wsrecover.config import Config, Limits, Retention, Tier
+from wsrecover.session.quota import Quota, Quotas
+from wsrecover.streams.store import StreamKey
+
+ADA = StreamKey("user", "acme", "ada")
+
+
+@pytest.fixture
+def quotas() -> Quotas:
+    tiers = {"free": Tier(log_events=10, log_bytes=2000, log_age=60.0), "rich": Tier(log_events=10**9)}
+    kept = Retention(events=100, bytes=100_000, age=3600.0)
+    return Quotas(
+        Config(
+            store="memory",
+            tiers=tiers,
+            tier=Tier(log_events=50),
+            retention=kept,
+            limits=Limits(event_bytes=5000),
+        )
+    )
+
+
+async def test_a_tier_keeps_less_and_none_keeps_more(quotas: Quotas) -> None:
+    quota = Quota(quotas, ADA)
+    for name, kept in [
+        ("free", Retention(10, 5000, 60.0)),
+        ("rich", Retention(100, 100_000, 3600.0)),
+        (None, Retention(50, 100_000, 3600.0)),
+        ("unheard-of", Retention(50, 100_000, 3600.0)),
+    ]:
+        quota.adopt(Principal("acme", "ada", (), name))
+        assert quotas.retention(ADA) == kept
+
+
+async def test_before_a_token_told_the_tier_all_is_kept_that_any_may_keep(quotas: Quotas) -> None:
+    assert quotas.retention(ADA) == quotas.config.retention
+    assert quotas.retention(StreamKey("tenant", "acme")) == quotas.config.retention_broadcast
+
+
+async def test_a_tier_is_remembered_when_its_user_has_left(quotas: Quotas) -> None:
+    Quota(quotas, ADA).adopt(Principal("acme", "ada", (), "free"))
+    assert Quota(quotas, ADA).tier is quotas.config.tiers["free"]
+
+
+async def test_what_is_dropped_leaves_nothing_behind(quotas: Quotas) -> None:
+    quota = Quota(quotas, ADA)
+    quota.add_connection(0, replaces=False)
+    quota.add_run(0)
+    assert (quotas.connections["acme"], quotas.runs["acme"]) == (1, 1)
+    quota.drop_connection()
+    quota.drop_run()
+    assert not quotas.connections
+    assert not quotas.runs

@@ -1,0 +1,149 @@
+"""What users and tenants may still take up: by tier, over all connections of a user."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+import trio
+
+from wsrecover.access.limits import Bucket, Buckets, Rate
+from wsrecover.access.principal import Principal
+from wsrecover.config import Config, Retention, Tier
+from wsrecover.errors import CommandError
+from wsrecover.streams.store import StreamKey
+
+__all__ = ["Quota", "Quotas"]
+
+_REMEMBERED: Final = 100_000
+"""Users whose tier is known although they are not here: some bytes each."""
+
+CONNECTIONS_RETRY_AFTER: Final = 5.0
+"""Seconds: a tab is closed by hand, or by its heartbeat."""
+
+
+class Quotas:
+    """The quotas of all tenants, and the tier of each user as its last token named it."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.connections: Counter[str] = Counter()
+        self.runs: Counter[str] = Counter()
+        per_second = config.limits.tenant_commands_per_second
+        self.commands = Buckets(Rate(per_second, 2 * per_second))
+        self._tiers: dict[StreamKey, Tier] = {}
+
+    def tier_of(self, user: StreamKey) -> Tier:
+        """The user's tier; the one of users without, until a token has told it."""
+        return self._tiers.get(user, self.config.tier)
+
+    def tell_tier(self, user: StreamKey, name: str | None) -> Tier:
+        """The tier that a token of the user names."""
+        tier = self.config.tier_of(name)
+        self._tiers.pop(user, None)
+        self._tiers[user] = tier
+        if len(self._tiers) > _REMEMBERED:
+            del self._tiers[next(iter(self._tiers))]
+        return tier
+
+    def retention(self, key: StreamKey) -> Retention:
+        """How much of a stream is kept.
+
+        Of a user whose tier no token told since the start as much as of any: what is trimmed is gone.
+        """
+        if key.scope != "user":
+            return self.config.retention_broadcast
+        tier = self._tiers.get(key)
+        return self.config.retention if tier is None else self.config.retention_of(tier)
+
+    def forget(self, tenant: str, counter: Counter[str]) -> None:
+        """One less of a tenant's."""
+        counter[tenant] -= 1
+        if not counter[tenant]:
+            del counter[tenant]
+
+
+class Quota:
+    """What one user may still take up. Time is trio's, for it never goes back."""
+
+    def __init__(self, quotas: Quotas, user: StreamKey) -> None:
+        self._quotas = quotas
+        self._user = user
+        self._limits = quotas.config.limits
+        self.tier = quotas.tier_of(user)
+        self._commands = Bucket(self._commands_rate())
+        self._bytes = Bucket(self._bytes_rate())
+
+    def adopt(self, principal: Principal) -> None:
+        """Go by the tier that the principal's token names; what was taken stays taken."""
+        tier = self._quotas.tell_tier(self._user, principal.tier)
+        if tier is not self.tier:
+            self.tier = tier
+            now = trio.current_time()
+            self._commands.change(self._commands_rate(), now)
+            self._bytes.change(self._bytes_rate(), now)
+
+    def _commands_rate(self) -> Rate:
+        return Rate(self.tier.commands_per_second, self.tier.commands_burst)
+
+    def _bytes_rate(self) -> Rate:
+        return Rate(self.tier.bytes_per_second, max(self.tier.bytes_burst, self._limits.message_bytes))
+
+    def take_message(self, message: str | bytes) -> float:
+        """Note an inbound message; the seconds until there is room for it, 0.0 where there is."""
+        plain = isinstance(message, bytes) or message.isascii()
+        size = len(message) if plain else len(str(message).encode())
+        return self._bytes.take(trio.current_time(), size)
+
+    def take_command(self, wait: float, *, repeat: bool) -> None:
+        """Note a command in a message for which there is room in `wait` seconds.
+
+        Raises `CommandError("rate_limited")` where that is not now, or where it is one command too many.
+
+        A repeat has as much room again as there may be commands unanswered: a client that comes back asks
+        what became of them, and a refusal would leave it in doubt.
+        """
+        if wait:
+            most = self.tier.bytes_per_second
+            raise CommandError("rate_limited", f"at most {most} bytes in a second", retry_after=wait)
+        now = trio.current_time()
+        beyond = 2 * self._limits.commands_in_flight if repeat else 0
+        wait = self._commands.take(now, beyond=beyond)
+        if wait:
+            most = self.tier.commands_per_second
+            raise CommandError("rate_limited", f"at most {most} commands in a second", retry_after=wait)
+        wait = self._quotas.commands.take(self._user.tenant, now, beyond=beyond)
+        if wait:
+            raise CommandError("rate_limited", "the tenant sends too many commands", retry_after=wait)
+
+    def add_connection(self, of_user: int, *, replaces: bool) -> None:
+        """Note a connection beside `of_user` others; one that replaces another is never one too many.
+
+        Raises `CommandError("overloaded")` where it is.
+        """
+        most, of_tenant = self.tier.connections, self._quotas.connections
+        problem = None
+        if of_user >= most:
+            problem = f"this user has {most} connections, the limit"
+        elif of_tenant[self._user.tenant] >= self._limits.tenant_connections:
+            problem = "the tenant has as many connections as it may"
+        if problem is not None and not replaces:
+            raise CommandError("overloaded", problem, retry_after=CONNECTIONS_RETRY_AFTER)
+        of_tenant[self._user.tenant] += 1
+
+    def drop_connection(self) -> None:
+        """Note the end of a connection that was added."""
+        self._quotas.forget(self._user.tenant, self._quotas.connections)
+
+    def add_run(self, of_user: int) -> None:
+        """Note a run beside `of_user` others. Raises `CommandError("overloaded")` where that is too many."""
+        most, of_tenant = self.tier.runs, self._quotas.runs
+        if of_user >= most:
+            raise CommandError("overloaded", f"{most} runs are under way, the limit", retry_after=1.0)
+        if of_tenant[self._user.tenant] >= self._limits.tenant_runs:
+            raise CommandError("overloaded", "the tenant has as many runs as it may", retry_after=1.0)
+        of_tenant[self._user.tenant] += 1
+
+    def drop_run(self) -> None:
+        """Note the end of a run that was added."""
+        self._quotas.forget(self._user.tenant, self._quotas.runs)

@@ -1,0 +1,50 @@
+"""Frames that are handled in tasks of their own, and yet in the order in which they came."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from .members import Members
+
+__all__ = ["Turns"]
+
+F = TypeVar("F")
+
+
+class Turns:
+    """Starts tasks in a session, each of which begins when the one before says that it may."""
+
+    def __init__(self, members: Members, fail: Callable[[], None]) -> None:
+        """`fail` is called where handling a frame raises."""
+        self._members = members
+        self._fail = fail
+        self._last: trio.Event | None = None
+
+    def start(self, handle: Callable[[F, trio.Event], Awaitable[None]], frame: F) -> None:
+        """Handle a frame in its turn; `handle` sets the event, or ends, when the next one may begin.
+
+        Raises `StoreFailed` once the session has ended.
+        """
+        before, self._last = self._last, trio.Event()
+        self._members.start(self._run, handle, frame, before, self._last)
+
+    async def _run(
+        self,
+        handle: Callable[[F, trio.Event], Awaitable[None]],
+        frame: F,
+        before: trio.Event | None,
+        begun: trio.Event,
+    ) -> None:
+        # Tasks that start in one tick run in any order, and what a client says is to be logged in its own.
+        try:
+            if before is not None and not before.is_set():
+                await before.wait()
+            await handle(frame, begun)
+        except Exception:  # The session's members log it; the connection cannot tell what it left undone.
+            self._fail()
+            raise
+        finally:
+            begun.set()
