@@ -19,15 +19,26 @@ def event(seq: int) -> Event:
     return Event(stream="user", seq=seq, ts=1.0, type="message_delta", data=data, run="r")
 
 
-def entry(seq: int) -> Entry:
-    one = event(seq)
+def entry(one: Event) -> Entry:
     body = orjson.dumps({"ts": one.ts, "type": one.type, "run": one.run, "data": one.data})
-    return Entry(StreamKey("user", "demo", "ada"), body, one.ts, seq=seq)
+    return Entry(StreamKey("user", "demo", "ada"), body, one.ts, seq=one.seq)
 
 
-LOG = [entry(seq) for seq in range(1, 6)]
+LOG = [entry(event(seq)) for seq in range(1, 6)]
 ALL = [event(seq) for seq in range(1, 6)]
 MERGED = attrs.evolve(ALL[3], first_seq=2, data={"message_id": "m", "offset": 6, "text": "".join(TEXTS[1:4])})
+WHOLE = Event("user", 6, 1.0, "message_completed", {"message_id": "m", "text": "".join(TEXTS)}, run="r")
+
+
+@pytest.mark.parametrize(
+    "got", [[attrs.evolve(WHOLE, first_seq=1)], [*ALL[:2], attrs.evolve(WHOLE, first_seq=3)]]
+)
+def test_a_finished_message_may_stand_for_its_fragments(got: list[Event]) -> None:
+    log = [*LOG, entry(WHOLE)]
+    assert judge(log, got).exact
+    assert recited(got, "r") == "".join(TEXTS)
+    cut = attrs.evolve(got[-1], data={"message_id": "m", "text": "Zwölf"})
+    assert judge(log, [*got[:-1], cut]).altered == 1
 
 
 @pytest.mark.parametrize("got", [ALL, [ALL[0], MERGED, ALL[4]]])

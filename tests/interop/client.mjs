@@ -305,6 +305,7 @@ class Client {
   /** The part of a merged fragment that the app does not have yet. */
   beyond(event, firstSeq) {
     const { message_id: id, offset, text } = event.data;
+    if (event.type === "message_completed") return { ...event, first_seq: firstSeq };
     const have = (this.reached.get(id) ?? 0) - offset;
     return { ...event, first_seq: firstSeq, data: { ...event.data, offset: offset + have, text: text.slice(have) } };
   }

@@ -322,6 +322,8 @@ class Client:
     def beyond(self, event: Frame, first_seq: int) -> Frame:
         """The part of a merged fragment that the app does not have yet."""
         data = event["data"]
+        if event["type"] == "message_completed":
+            return event | {"first_seq": first_seq}
         have = self.reached.get(data["message_id"], 0) - data["offset"]
         text = utf16_units(data["text"])[2 * have :].decode("utf-16-le", "surrogatepass")
         return event | {

@@ -138,6 +138,13 @@ class TestEvents:
         receiver.receive(fragment(5, 0, "abc"))
         assert receiver.receive(fragment(6, 0, "abcd", first=5)) == [fragment(6, 3, "d")]
 
+    def test_a_finished_message_of_which_the_beginning_is_known_comes_whole(self) -> None:
+        receiver = at(4)
+        receiver.receive(fragment(5, 0, "abc"))
+        whole = attrs.evolve(event(7, first=4, message_id="m", text="abcdef"), type="message_completed")
+        assert receiver.receive(whole) == [attrs.evolve(whole, first_seq=6)]
+        assert last(receiver) == 7
+
     @pytest.mark.parametrize(
         "odd",
         [

@@ -14,12 +14,12 @@ from wsrecover.config import Limits, Retention, Timeouts
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import encode_event
 from wsrecover.protocol.frames import Pong
-from wsrecover.session.delivery import Delivery
+from wsrecover.session.delivery import Delivery, Lag
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.memory import open_memory
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Entry, NewSnapshot, Store, StreamKey, Unit
-from wsrecover.streams.stream import Stream
+from wsrecover.streams.stream import Page, Stream
 from wsrecover.testing import MemoryPipe, memory_pipe_pair
 from wsrecover.transport.outbox import Outbox
 from wsrecover.transport.websocket import ServerSocket
@@ -76,6 +76,15 @@ class Bench:
             data = {"n": self.published, "pad": "x" * size}
             body = encode_event(ts=now, type="noted", data=data, thread=thread, max_bytes=1 << 20)
             await self.journal.commit(Unit((Entry(KEY, body, now, thread),)))
+
+    async def write(self, *events: tuple[str, dict[str, Any]], thread: str | None = None) -> None:
+        """Log these events in one commit."""
+        now = trio.current_time()
+        bodies = [
+            encode_event(ts=now, type=kind, data=data, thread=thread, max_bytes=1 << 20)
+            for kind, data in events
+        ]
+        await self.journal.commit(Unit(tuple(Entry(KEY, body, now, thread) for body in bodies)))
 
     def begin(self, after: int = 0) -> None:
         self.delivery.begin({"user": self.stream}, {"user": after}, {}, b'{"op":"welcome"}')
@@ -320,9 +329,84 @@ def reconstruct(frames: list[dict[str, Any]]) -> int:
     last = 0
     for frame in frames:
         if frame["op"] == "event":
-            assert frame["seq"] == last + 1
+            assert frame.get("first_seq", frame["seq"]) == last + 1
             last = frame["seq"]
         elif frame["op"] == "skip":
             assert frame["to"] > last
             last = frame["to"]
     return last
+
+
+def fragment(
+    offset: int, text: str, *, kind: str = "message_delta", **more: Any
+) -> tuple[str, dict[str, Any]]:
+    return kind, {"message_id": "m", "offset": offset, "text": text, **more}
+
+
+def spans(frames: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    return [
+        (frame.get("first_seq", frame["seq"]), frame["seq"]) for frame in frames if frame["op"] == "event"
+    ]
+
+
+class TestCoalescing:
+    async def test_fragments_merge_over_the_pages_of_a_replay(self, bench: Bench) -> None:
+        await bench.publish(2)
+        await bench.write(*(fragment(n, "x") for n in range(30)))
+        await bench.publish(1)
+        bench.begin()
+        frames = await bench.frames()
+        assert spans(frames) == [(1, 1), (2, 2), (3, 32), (33, 33)]
+        assert frames[3]["data"]["text"] == "x" * 30
+        assert ops(frames)[-1] == "live"
+        assert bench.connection.sent_from_log == 33
+
+    async def test_live_ones_come_one_by_one_and_those_that_wait_for_a_slow_reader_merged(
+        self, bench: Bench
+    ) -> None:
+        bench.begin()
+        await bench.write(fragment(0, "a"), fragment(1, "b"))
+        frames = await bench.frames()
+        assert spans(frames) == [(1, 1), (2, 2)]
+        await bench.publish(10, size=900)
+        await bench.write(*(fragment(n, "x") for n in range(2, 22)))
+        frames += await bench.frames()
+        assert reconstruct(frames) == 32
+        assert spans(frames)[-1] == (13, 32)
+
+    async def test_live_ones_that_pass_a_filter_come_one_by_one_too(self, bench: Bench) -> None:
+        bench.delivery = Delivery(bench.connection, bench.socket, frozenset({"a"}))
+        bench.begin()
+        await bench.write(fragment(0, "a"), fragment(1, "b"), thread="a")
+        assert spans(await bench.frames()) == [(1, 1), (2, 2)]
+
+    async def test_what_is_held_comes_before_the_word_that_more_is_gone(self, bench: Bench) -> None:
+        await bench.write(*(fragment(n, "x") for n in range(40)))
+        page = await bench.stream.page(0, max_events=5, max_bytes=4096)
+        lag = Lag(0, announce=True, page=page)
+        assert bench.delivery._render(bench.stream, lag)
+        assert not lag.frames
+        lag.page = Page((), gap=(6, 40))
+        assert bench.delivery._render(bench.stream, lag)
+        merged, gap = map(orjson.loads, lag.frames)
+        assert (merged["op"], merged["first_seq"], merged["seq"]) == ("event", 1, 5)
+        assert (gap["op"], gap["from"], gap["to"]) == ("gap", 6, 40)
+
+    async def test_a_merged_event_is_no_larger_than_a_part(self, bench: Bench) -> None:
+        await bench.write(*(fragment(100 * n, "x" * 100) for n in range(40)))
+        bench.begin()
+        frames = await bench.frames()
+        assert {frame["op"] for frame in frames} == {"welcome", "event", "live"}
+        assert "".join(frame["data"]["text"] for frame in frames if frame["op"] == "event") == "x" * 4000
+        assert reconstruct(frames) == 40
+
+    async def test_those_of_a_thread_that_is_not_wanted_are_skipped(self, bench: Bench) -> None:
+        bench.delivery = Delivery(bench.connection, bench.socket, frozenset({"a"}))
+        await bench.write(*(fragment(n, "x") for n in range(10)), thread="a")
+        await bench.write(*(fragment(n, "y") for n in range(10)), thread="b")
+        await bench.write(*(fragment(n, "x") for n in range(10, 20)), thread="a")
+        bench.begin()
+        frames = await bench.frames()
+        assert ops(frames) == ["welcome", "event", "skip", "event", "live"]
+        assert spans(frames) == [(1, 10), (21, 30)]
+        assert reconstruct(frames) == 30

@@ -9,6 +9,7 @@ import trio
 
 from wsrecover.errors import InvalidEvent, ScopeEnded
 from wsrecover.protocol.codec import encode_json
+from wsrecover.protocol.utf16 import units
 
 from .ending import describe, must_pass_at_once
 from .runlog import RunLog
@@ -133,7 +134,7 @@ class MessageScope:
         offset = self._offset
         self._pieces.append(token)
         self._size += size
-        self._offset += len(token) if token.isascii() else len(token.encode("utf-16-le")) // 2
+        self._offset += units(token)
         await self._log.add_text(self.id, offset, token, size)
 
     async def __aexit__(

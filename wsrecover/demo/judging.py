@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import orjson
 
-from wsrecover.protocol.events import Event
+from wsrecover.protocol.events import COMPLETED, FRAGMENTS, Event
 from wsrecover.streams.store import Entry
 
 __all__ = ["Verdict", "judge", "recited"]
@@ -59,22 +59,34 @@ def judge(log: Sequence[Entry], got: Sequence[Event]) -> Verdict:
 
 def _says_the_same(event: Event, logged: Sequence[Mapping[str, Any] | None]) -> bool:
     parts = [body for body in logged if body is not None]
-    if len(parts) != len(logged):
+    if len(parts) != len(logged) or any(body.get("run") != event.run for body in parts):
         return False
-    if any((body["type"], body.get("run")) != (event.type, event.run) for body in parts):
+    *others, last = parts
+    if last["type"] != event.type:
         return False
-    if len(parts) == 1:
-        return bool(parts[0]["data"] == event.data)
-    merged = {**parts[0]["data"], "text": "".join(body["data"]["text"] for body in parts)}
-    of_one_message = len({body["data"].get("message_id") for body in parts}) == 1
-    return of_one_message and merged == event.data
+    if not others:
+        return bool(last["data"] == event.data)
+    messages = {body["data"].get("message_id") for body in parts}
+    if len(messages) != 1 or not {body["type"] for body in others} <= FRAGMENTS:
+        return False
+    text = "".join(body["data"]["text"] for body in others)
+    if event.type == COMPLETED:
+        # Whole, also where the client had the message's beginning.
+        return bool(last["data"] == event.data) and bool(event.data["text"].endswith(text))
+    return bool({**others[0]["data"], "text": text + last["data"]["text"]} == event.data)
 
 
 def recited(got: Sequence[Event], run: str) -> str:
-    """The text that a run's deltas make, put together as an app would: each at its offset in UTF-16 units."""
+    """The text that a run's messages make, put together as an app would: deltas at their offsets in UTF-16
+    units, and a finished message that stands for its deltas as a whole.
+    """
     messages: dict[str, bytearray] = {}
     for event in got:
-        if event.run == run and event.type == "message_delta":
+        if event.run != run:
+            continue
+        if event.type == COMPLETED and event.first < event.seq:
+            messages[event.data["message_id"]] = bytearray(event.data["text"].encode("utf-16-le"))
+        elif event.type == "message_delta":
             text = messages.setdefault(event.data["message_id"], bytearray())
             start = 2 * event.data["offset"]
             piece = event.data["text"].encode("utf-16-le")

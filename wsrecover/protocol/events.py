@@ -9,7 +9,17 @@ import attrs
 
 from .fields import Id, Seq, StreamName
 
-__all__ = ["AGENT_EVENTS", "AS_SENT", "CRITICAL", "EVENT_TYPE", "FRAGMENTS", "TERMINAL", "TYPES", "Event"]
+__all__ = [
+    "AGENT_EVENTS",
+    "AS_SENT",
+    "COMPLETED",
+    "CRITICAL",
+    "EVENT_TYPE",
+    "FRAGMENTS",
+    "TERMINAL",
+    "TYPES",
+    "Event",
+]
 
 EVENT_TYPE: Final = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
 """What an event type's name may be."""
@@ -33,6 +43,9 @@ CRITICAL: Final = frozenset(
 
 FRAGMENTS: Final = frozenset({"message_delta", "agent_thinking"})
 """Pieces of a message, where they carry a `message_id`: adjacent ones may come merged on a replay."""
+
+COMPLETED: Final = "message_completed"
+"""The end of a message, with its whole text: on a replay it may stand for all of its fragments."""
 
 TYPES: Final = CRITICAL | {
     "tool_progress",

@@ -23,7 +23,7 @@ from wsrecover.errors import FrameError
 
 from .codec import decode_event
 from .cursor import Position, Step, step
-from .events import FRAGMENTS, Event
+from .events import COMPLETED, FRAGMENTS, Event
 from .frames import (
     Ephemeral,
     Gap,
@@ -36,6 +36,7 @@ from .frames import (
     Streams,
     Welcome,
 )
+from .utf16 import units
 
 __all__ = ["MAX_PARTIAL_BYTES", "Changed", "Forgotten", "Hole", "Item", "Receiver"]
 
@@ -293,8 +294,14 @@ class Receiver:
 
 
 def _rest(event: Event, place: _Place) -> Event:
-    """Of a merged event that begins before the position, the part after it (by offset, in UTF-16 units)."""
+    """Of a merged event that begins before the position, the part after it (by offset, in UTF-16 units).
+
+    A finished message comes whole: its text replaces whatever is there.
+    """
     data = event.data
+    first = None if event.seq == place.last + 1 else place.last + 1
+    if event.type == COMPLETED:
+        return attrs.evolve(event, first_seq=first)
     text, offset = data.get("text"), data.get("offset")
     if (
         event.type not in FRAGMENTS
@@ -304,15 +311,14 @@ def _rest(event: Event, place: _Place) -> Event:
         or type(offset) is not int
     ):
         raise Hole(event.stream, place.last, event.first)
-    units = text.encode("utf-16-le")
+    encoded = text.encode("utf-16-le")
     cut = 2 * (place.end - offset)
-    if not 0 <= cut <= len(units):
+    if not 0 <= cut <= len(encoded):
         raise Hole(event.stream, place.last, event.first)
     try:
-        rest = units[cut:].decode("utf-16-le")
+        rest = encoded[cut:].decode("utf-16-le")
     except UnicodeDecodeError:
         raise Hole(event.stream, place.last, event.first) from None
-    first = None if event.seq == place.last + 1 else place.last + 1
     return attrs.evolve(event, data={**data, "offset": place.end, "text": rest}, first_seq=first)
 
 
@@ -322,4 +328,4 @@ def _remember(event: Event, place: _Place) -> None:
     message, text, offset = data.get("message_id"), data.get("text"), data.get("offset")
     if isinstance(message, str) and isinstance(text, str) and type(offset) is int:
         place.message = message
-        place.end = offset + len(text.encode("utf-16-le")) // 2
+        place.end = offset + units(text)

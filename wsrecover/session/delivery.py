@@ -17,7 +17,7 @@ last write.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 import structlog
@@ -25,13 +25,15 @@ import trio
 
 from wsrecover.errors import StoreCorrupt, StoreError
 from wsrecover.protocol.closecodes import CloseCode
+from wsrecover.protocol.coalesce import Coalescer
 from wsrecover.protocol.codec import encode
 from wsrecover.protocol.frames import Gap, Live, ServerFrame, Skip
+from wsrecover.streams.store import Entry
 from wsrecover.streams.stream import Batch, Page, Stream
 from wsrecover.transport.websocket import ServerSocket, text_frame
 
 from .owner import Owner
-from .replay import Filter, frames_of, pack
+from .replay import Filter, coalesced, frames_of, has_fragments, pack
 
 __all__ = ["Delivery"]
 
@@ -49,12 +51,13 @@ STORE_RETRY = 1.0
 
 @attrs.define(eq=False)
 class Lag:
-    """Where a lagging stream's cursor is: all up to `after` is in `frames` or was sent."""
+    """Where a lagging stream's cursor is: all up to `after` was sent, or is in `frames` or `merging`."""
 
     after: int
     announce: bool
     part: tuple[int, int] | None = None
     frames: deque[bytes] = attrs.field(factory=deque)
+    merging: Coalescer[Entry] | None = None
     page: Page | None = None
 
 
@@ -262,22 +265,27 @@ class Delivery:
         if page is None:
             return False
         if page.gap is not None:
+            self._tell(stream, lag, ())
             lag.frames.append(encode(Gap(stream.name, "trimmed", from_=page.gap[0], to=page.gap[1])))
             lag.after = page.gap[1]
             self._owner.missed(stream, *page.gap)
         if page.entries:
-            lag.frames.extend(
-                frames_of(
-                    stream,
-                    page.entries,
-                    wanted=self._wanted,
-                    part_bytes=self._limits.part_bytes,
-                    resume_part=lag.part,
-                )
-            )
             lag.after = page.entries[-1].seq
+            self._tell(stream, lag, page.entries)
             self._owner.replayed(len(page.entries))
         return True
+
+    def _tell(self, stream: Stream, lag: Lag, entries: Sequence[Entry]) -> None:
+        """Add the frames of `entries`; none: of what was kept back in the hope for more of it."""
+        if lag.merging is None and has_fragments(entries):
+            lag.merging = Coalescer(stream.name, self._part_bytes)
+        if lag.merging is not None:
+            going_on = bool(entries) and lag.after < stream.head
+            entries = coalesced(entries, lag.merging, going_on=going_on)
+        part_bytes = self._limits.part_bytes
+        lag.frames.extend(
+            frames_of(stream, entries, wanted=self._wanted, part_bytes=part_bytes, resume_part=lag.part)
+        )
 
     async def _run_catch_up(self, scope: trio.CancelScope) -> None:
         """Send what is owed as the socket drains, reading the store where the tail does not reach back."""

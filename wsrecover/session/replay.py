@@ -5,16 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+import attrs
+
+from wsrecover.protocol.coalesce import MESSAGE_ID, Coalescer
 from wsrecover.protocol.codec import encode, event_frame, join, parts
 from wsrecover.protocol.frames import Skip
 from wsrecover.streams.store import Entry
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import text_frame
 
-__all__ = ["Filter", "frames_of", "pack"]
+__all__ = ["Filter", "coalesced", "frames_of", "has_fragments", "pack"]
 
 Filter = frozenset[str] | None
 """The threads that are wanted, or None for all; events without a thread always pass."""
+
+
+def has_fragments(entries: Sequence[Entry]) -> bool:
+    """Whether there may be something to merge in a page. Of two neighbours one is looked at."""
+    return MESSAGE_ID in b"".join([entry.body for entry in entries[1::2]])
+
+
+def coalesced(entries: Sequence[Entry], merging: Coalescer[Entry], *, going_on: bool) -> Sequence[Entry]:
+    """`entries`, a page of a replay, with the fragments of messages merged.
+
+    Where the replay is `going_on` behind them, `merging` keeps what the next page may add to.
+    """
+    told: list[tuple[Entry, bytes]] = []
+    for entry in entries:
+        if merging.open is None and MESSAGE_ID not in entry.body:
+            told.append((entry, entry.body))
+        else:
+            told += merging.take(entry)
+    if not going_on:
+        told += merging.rest()
+    return [entry if body is entry.body else attrs.evolve(entry, body=body) for entry, body in told]
 
 
 def frames_of(
