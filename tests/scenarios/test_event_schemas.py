@@ -157,6 +157,17 @@ async def test_s09_what_users_say_may_be_held_to_a_class_too() -> None:
         assert await session.user_message("free as before") == 2
 
 
+async def test_s09_so_may_be_what_is_broadcast() -> None:
+    app = App()
+    app.event("notice", Said)
+    async with local_server(app) as local, local.peer(roles=["service"]) as peer:
+        with pytest.raises(InvalidEvent, match=r"data\.text"):
+            await local.server.broadcast("tenant", "notice", {"text": 7}, tenant="acme")
+        notice = {"to": "tenant", "type": "notice", "data": {"txt": "hello"}}
+        error = (await peer.command("broadcast", notice))["error"]
+        assert (error["code"], error["field"]) == ("invalid", "data.data.text")
+
+
 async def test_s09_types_that_are_not_registered_are_free() -> None:
     async with local_server(Shop().app) as local:
         await local.server.publish("acme", "ada", "order_placed.later", {"items": None})

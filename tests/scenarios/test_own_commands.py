@@ -20,8 +20,16 @@ from trio.testing import MockClock
 from wsrecover import connect
 from wsrecover.agents import App, Command, Run
 from wsrecover.config import Limits, Timeouts
-from wsrecover.errors import CommandError, InvalidEvent, ScopeEnded, StoreUnavailable
+from wsrecover.errors import (
+    CommandError,
+    InvalidEvent,
+    ScopeEnded,
+    StoreError,
+    StoreFailed,
+    StoreUnavailable,
+)
 from wsrecover.streams.memory import MemoryStore
+from wsrecover.streams.store import AnswerKey
 from wsrecover.testing import LocalServer, local_server
 
 SECRET: Final = "/etc/secret of the server"
@@ -245,15 +253,32 @@ class TestS08AHandlerRunsOnce:
         assert answers == ["outcome_unknown"]
         assert trace.read_text() == "ran\n"
 
+    async def test_s08_a_server_that_drains_waits_for_it(self, autojump_clock: MockClock) -> None:
+        shop = Shop()
+        async with memory_world(shop.app) as world, world.local.peer(dial=world.network.dial) as peer:
+            await peer.send(ORDER)
+            await shop.entered.wait()
+            began = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(frames_until_closed, peer)
+                nursery.start_soon(world.local.server.drain)
+                await trio.sleep(5)
+                shop.go_on.set()
+            assert 5 <= trio.current_time() - began < 6
+            answer = await world.services.store.answer(AnswerKey("acme", "ada", "once"))
+            assert answer is not None
+            assert (answer[0].status, answer[0].result) == ("ok", b'{"n":1}')
+
+    @pytest.mark.parametrize("failure", [StoreUnavailable, StoreFailed])
     async def test_s08_what_it_emits_and_its_answer_are_kept_together_or_not_at_all(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, failure: type[StoreError], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shop, commit, down = Shop(), MemoryStore.commit, True
 
         async def unavailable(store: MemoryStore, units: Any) -> Any:
             if down and any(answer.status == "ok" for unit in units for answer in unit.answers):
                 await trio.lowlevel.checkpoint()
-                raise StoreUnavailable("full")
+                raise failure("full")
             return await commit(store, units)
 
         monkeypatch.setattr(MemoryStore, "commit", unavailable)

@@ -96,6 +96,11 @@ class Commands:
             raise CommandError("overloaded", f"{limit} commands are under way, the limit", retry_after=1.0)
         self._in_flight += 1
 
+    async def wait_idle(self) -> None:
+        """Wait until no command is under way."""
+        while self._under_way:
+            await next(iter(self._under_way.values())).done.wait()
+
     async def answer(self, principal: Principal, send: Send) -> Reply:
         """The reply to a command that was admitted; never raises what a command can cause.
 

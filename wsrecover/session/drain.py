@@ -21,9 +21,9 @@ PACE: Final = 1000.0
 async def drain(registry: Registry, services: Services) -> None:
     """Close every connection with `drain` and 4000, one after the other; no new one is attached.
 
-    Returns once all are closed, at most `timeouts.drain` seconds later: a peer that has not answered by then
-    is cut. Half of that time at most is spent on the pauses in between. Cancelled: those whose turn has not
-    come stay open.
+    Returns once all are closed and their commands are answered, at most `timeouts.drain` seconds later: a
+    peer that has not answered by then is cut. Half of that time at most is spent on the pauses in between.
+    Cancelled: those whose turn has not come stay open.
     """
     registry.draining = True
     leaving = [one for session in registry.sessions.values() for one in session.connections.values()]
@@ -36,6 +36,9 @@ async def drain(registry: Registry, services: Services) -> None:
             connection.drain()
         for connection in leaving:
             await connection.wait_closed()
+        # A handler that is cut off leaves its client not knowing what came of it.
+        for session in [*registry.sessions.values()]:
+            await session.commands.wait_idle()
     silent = [connection for connection in leaving if not connection.socket.outbox.closed]
     for connection in silent:
         connection.drain()
