@@ -128,6 +128,7 @@ MISFITS: list[tuple[dict[str, Any], str, str]] = [
     ({"items": [], "marks": ["a", 1]}, "data.marks[1]", "must be a string"),
     ({"items": [], "by_name": {"k": {"name": 1}}}, "data.by_name.k.name", "must be a string"),
     ({"items": [], "by_name": []}, "data.by_name", "must be an object"),
+    ({"items": [], "by_name": {None: 1}}, "data.by_name.None", "must be an object"),
     ({"items": [], "ref": "nobody"}, "data.ref", "a UUID"),
     ({"items": [], "best": 3}, "data.best", "must be an object"),
 ]
@@ -152,11 +153,32 @@ def test_a_field_more_is_a_misfit_of_a_closed_schema_alone() -> None:
     for data, field in (
         ({"items": [], "colur": "red"}, "data.colur"),
         ({"items": [{"name": "a", "nam": 1}]}, "data.items[0].nam"),
+        ({"items": [], 7: 1, "x" * 50: 2}, "data.7"),
     ):
         OPEN.structure(data, "data")
         with pytest.raises(Misfit, match="is not a field of") as caught:
             CLOSED.structure(data, "data")
         assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("validator", "words"),
+    [
+        (attrs.validators.in_(["a"]), "'name' must be in ['a'] (got 'xxx"),
+        (attrs.validators.matches_re("a+"), "'name' must match regex 'a+' ('xxx"),
+        (attrs.validators.max_len(3), "Length of 'name' must be <= 3"),
+    ],
+)
+def test_of_what_a_validator_says_the_words_are_told(validator: Any, words: str) -> None:
+    @attrs.frozen
+    class Named:
+        name: str = attrs.field(validator=validator)
+
+    with pytest.raises(Misfit) as caught:
+        Schema(Named, name="named").structure({"name": "x" * 1000}, "data")
+    assert caught.value.field == "data.name"
+    assert caught.value.problem.startswith(words)
+    assert len(caught.value.problem) <= 200
 
 
 def test_a_bug_in_a_validator_is_no_misfit() -> None:

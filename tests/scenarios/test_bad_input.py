@@ -99,6 +99,8 @@ SURVIVED: list[tuple[bytes, str, str | None]] = [
 REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"type": "sing"}, "unknown_type", "type"),
     ({"type": "respond", "data": {}}, "invalid", "data.request"),
+    ({"type": "respond", "data": {"request": "none", "answer": 1}}, "not_found", "data.request"),
+    ({"type": "note", "data": {"text": "x", "stars": [1, "2"]}}, "invalid", "data.stars[1]"),
     ({"type": "start_agent", "data": {}}, "invalid", "data.agent"),
     ({"type": "start_agent", "data": {"agent": 7}}, "invalid", "data.agent"),
     ({"type": "start_agent", "data": {"agent": "worker", "input": []}}, "invalid", "data.input"),
@@ -264,6 +266,8 @@ GOOD: list[dict[str, Any]] = [
     {"op": "send", "id": "c2", "type": "start_agent", "data": {"agent": "nobody", "input": {"a": [1]}}},
     {"op": "send", "id": "c3", "type": "cancel_run", "thread": "t1", "age": 1.5, "data": {"run": "r1"}},
     {"op": "send", "id": "c4", "type": "publish", "data": {"user": "eve", "events": [{"type": "a"}]}},
+    {"op": "send", "id": "c5", "type": "respond", "data": {"request": "request.1.r1", "answer": {"a": [1]}}},
+    {"op": "send", "id": "c6", "type": "note", "data": {"text": "milk", "stars": [1, 2]}},
     {"op": "follow", "id": "f1", "threads": ["t1"]},
     {"op": "auth", "id": "a1", "token": "e.e.e"},
     {"op": "hello", "client": "c", "resume": {"user": ["e", 1]}, "part": {"user": [1, 2]}, "threads": ["t1"]},

@@ -55,6 +55,7 @@ class Run:
         self.status: Status = "running"
         self.usage: dict[str, Any] | None = None
         self._log = log
+        self._schemas = log.place.schemas
         self._parts = 0
 
     async def emit(self, type: str, data: Any) -> None:  # noqa: A002  # The word of the wire.
@@ -68,8 +69,8 @@ class Run:
         if type in RESERVED:
             raise InvalidEvent("type", f"{type} is emitted by the run's own lifecycle")
         log = self._log
-        if data.__class__ is not dict or type in log.place.schemas:
-            data = fitted(type, data, log.place.schemas)
+        if data.__class__ is not dict or type in self._schemas:
+            data = fitted(type, data, self._schemas)
         event = log.encode(type, data)
         await trio.lowlevel.checkpoint_if_cancelled()
         if not log.write_nowait(event):

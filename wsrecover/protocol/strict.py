@@ -70,14 +70,14 @@ def misfit(error: BaseValidationError) -> tuple[str, str]:
         if isinstance(note, AttributeValidationNote):
             path += f".{wire_name(note.name)}"
         elif note is not None:
-            path += f"[{note.index}]" if isinstance(note.index, int) else f".{note.index[:40]}"
+            path += f"[{note.index}]" if isinstance(note.index, int) else f".{note.index!s:.40}"
     missing = isinstance(exc, KeyError) and note is not None
     if isinstance(exc, ForbiddenExtraKeysError):
-        path += f".{min(exc.extra_fields)[:40]}"
+        path += f".{min(map(str, exc.extra_fields)):.40}"
         problem = f"is not a field of {exc.cl.__name__}"
     elif missing or isinstance(exc, UnfitError | ValueError | TypeError):
         path += _validated(exc) if note is None else ""
-        problem = "is missing" if missing else str(exc)
+        problem = "is missing" if missing else _said(exc)
     else:
         raise exc
     return path.lstrip("."), problem
@@ -86,6 +86,11 @@ def misfit(error: BaseValidationError) -> tuple[str, str]:
 def _first(error: BaseValidationError) -> tuple[Exception, Any]:
     noted, bare = error.group_exceptions()  # type: ignore[attr-defined]  # both subclasses have it
     return noted[0] if noted else (bare[0], None)
+
+
+def _said(exc: Exception) -> str:
+    """The words of an error. What attrs raises has more than words to it, and may quote a long value."""
+    return f"{exc.args[0] if exc.args else 'does not fit'!s:.200}"
 
 
 def _validated(exc: Exception) -> str:
