@@ -11,6 +11,7 @@
     ├── AgentError            what an agent raises to fail its run in words that its user may read
     ├── TokenError            a token does not prove who it speaks for
     │   ├── TokenExpired      it did, until its time was up
+    │   ├── TokenRevoked      it did, until it was revoked
     │   └── UnknownKey        it is signed with a key that is not known, or not known yet
     ├── StoreError
     │   ├── StoreUnavailable  nothing was committed; the store may heal
@@ -54,6 +55,7 @@ __all__ = [
     "StoreUnavailable",
     "TokenError",
     "TokenExpired",
+    "TokenRevoked",
     "TransportError",
     "UnknownKey",
     "WsrecoverError",
@@ -148,6 +150,10 @@ class TokenError(WsrecoverError):
 
 class TokenExpired(TokenError):
     """The token was good until its time was up: whoever sent it may get a fresh one."""
+
+
+class TokenRevoked(TokenError):
+    """The token, or all that its user had, was revoked: another one may count, this one never will."""
 
 
 class UnknownKey(TokenError):

@@ -40,6 +40,7 @@ from .session.heartbeat import sweep
 from .session.quota import Quotas
 from .session.receipts import Receipt
 from .session.registry import Registry, RegistryStatistics
+from .session.revoking import known_revocations, revoke
 from .session.services import Services
 from .streams.journal import Journal, JournalStatistics
 from .streams.memory import open_memory
@@ -162,6 +163,18 @@ class Server:
         await runs.start(execution)
         return execution.run.id
 
+    async def revoke(self, tenant: str, user: str | None = None, *, token_id: str | None = None) -> int:
+        """Let tokens count no more: those of a user that were issued up to now, or the one with this `jti`.
+
+        Connections that go by one are closed with 4503 before this waits for anything; it returns how many,
+        once it is on stable storage and so outlives a restart. A token that does not say when it was issued
+        (`iat`) counts as one of before. Runs and the log stay as they are.
+
+        Raises `TokenError` for a name that no token could carry; `StoreUnavailable` or `StoreFailed`, and
+        then it counts until a restart, so repeat it. Cancelled, likewise.
+        """
+        return await revoke(self.registry, self._services, tenant, user=user, token_id=token_id)
+
     async def drain(self) -> None:
         """Stop accepting, and ask every client to reconnect elsewhere or later: `drain`, then 4000.
 
@@ -234,7 +247,8 @@ async def _serve(
         _running_journal(quotas, store, wall_clock) as (journal, streams),
         trio.open_nursery() as nursery,
     ):
-        services = Services(app, config, store, streams, journal, admission, wall_clock, quotas)
+        revoked = await known_revocations(store)
+        services = Services(app, config, store, streams, journal, admission, wall_clock, quotas, revoked)
         await close_lost_runs(store, journal, clock=wall_clock)
         server = await _start(nursery, services, context)
         log.info(

@@ -81,7 +81,7 @@ class TestOpening:
             other.pragma("user_version", 7)
         other.close()
         with pytest.raises(
-            StoreMismatch, match=r"with schema 7; this version knows 0x77735276 with schema 3"
+            StoreMismatch, match=r"with schema 7; this version knows 0x77735276 with schema 4"
         ):
             await open_sqlite(path)
 
@@ -95,7 +95,7 @@ class TestOpening:
         with apsw.Connection(str(path)) as older:
             older.execute(
                 "ALTER TABLE answer DROP COLUMN status;"
-                " ALTER TABLE stream DROP COLUMN snapshot; DROP TABLE context"
+                " ALTER TABLE stream DROP COLUMN snapshot; DROP TABLE context; DROP TABLE revocation"
             )
             older.pragma("user_version", 1)
         older.close()
@@ -103,6 +103,7 @@ class TestOpening:
             store = await open_sqlite(path, clock=lambda: 1000.0)
             assert await store.answer(answer.key) == before == (answer, ())
             assert await store.snapshot(ANN) == StoredSnapshot(0, {})
+            assert await store.revocations() == []
             await store.aclose()
 
     async def test_a_file_of_another_program_is_refused_and_left_alone(self, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from wsrecover.access.authenticator import Credentials
 from wsrecover.access.claims import Grant
 from wsrecover.access.limits import Bucket, Rate
 from wsrecover.access.origins import is_allowed
-from wsrecover.errors import CommandError, FrameError, TokenError, TokenExpired
+from wsrecover.errors import CommandError, FrameError, TokenError, TokenRevoked
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, decode_hello, encode
 from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, Drain, ErrorFrame, Hello
@@ -34,7 +34,7 @@ from wsrecover.transport.head import Request
 from wsrecover.transport.listener import Acceptance, Refusal
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
-from .proof import prove
+from .proof import prove, refused
 from .registry import Registry
 from .services import Services
 
@@ -85,6 +85,8 @@ class Admission:
         try:
             credentials = Credentials(_token(request), request.headers, request.peer)
             grant = await self._services.authenticator.authenticate(credentials)
+            if grant is not None:
+                self._services.revocations.check(grant)
         except TokenError as error:
             return Refusal(401, f"{error}\n", (("WWW-Authenticate", 'Bearer error="invalid_token"'),))
         try:
@@ -113,11 +115,17 @@ class Admission:
             self._nursery.start_soon(_part_from, socket, self._farewell())
             return
         try:
+            # It may have been revoked while hello was waited for.
+            self._services.revocations.check(grant)
             self._registry.of(grant.principal).attach(socket, grant, hello, early)
         except CommandError as error:
             frame = ErrorFrame(error.code, error.message, retry_after=error.retry_after)
             goodbye = Goodbye(CloseCode.TOO_MANY_CONNECTIONS, error.message, frame)
-            self._nursery.start_soon(_part_from, socket, goodbye)
+        except TokenRevoked as error:
+            goodbye = Goodbye(CloseCode.REVOKED, str(error))
+        else:
+            return
+        self._nursery.start_soon(_part_from, socket, goodbye)
 
     def _enter_lobby(self, socket: ServerSocket, grant: Grant | None) -> None:
         self._waiting += 1
@@ -176,10 +184,8 @@ class Admission:
         except CommandError as error:
             frame = ErrorFrame(error.code, error.message, retry_after=error.retry_after)
             return Goodbye(CloseCode.TRY_AGAIN_LATER, error.message, frame)
-        except TokenExpired as error:
-            return Goodbye(CloseCode.TOKEN_EXPIRED, str(error))
         except TokenError as error:
-            return Goodbye(CloseCode.AUTHENTICATION_FAILED, str(error))
+            return Goodbye(refused(error), str(error))
         self._attach(socket, grant, hello, early)
         return None
 

@@ -23,7 +23,7 @@ import trio
 from wsrecover.access.claims import Grant
 from wsrecover.access.limits import Bucket, Rate
 from wsrecover.config import Limits, Timeouts
-from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError, TokenExpired
+from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, encode
 from wsrecover.protocol.frames import (
@@ -53,7 +53,7 @@ from .delivery import Delivery
 from .following import Following
 from .owner import Home
 from .presence import Member
-from .proof import prove
+from .proof import prove, refused
 from .turns import Turns
 
 __all__ = ["Connection"]
@@ -327,9 +327,7 @@ class Connection:
             self._delivery.control(refusal(auth.id, error))
             return
         except TokenError as error:
-            expired = isinstance(error, TokenExpired)
-            code = CloseCode.TOKEN_EXPIRED if expired else CloseCode.AUTHENTICATION_FAILED
-            self._disown(auth, str(error), code)
+            self._disown(auth, str(error), refused(error))
             return
         if (grant.principal.tenant, grant.principal.user) != (principal.tenant, principal.user):
             self._disown(auth, "the token speaks for somebody else", CloseCode.AUTHENTICATION_FAILED)

@@ -6,11 +6,22 @@ import trio
 
 from wsrecover.access.authenticator import Credentials
 from wsrecover.access.claims import Grant
-from wsrecover.errors import CommandError, TokenError
+from wsrecover.errors import CommandError, TokenError, TokenExpired, TokenRevoked
+from wsrecover.protocol.closecodes import CloseCode
 
 from .services import Services
 
-__all__ = ["prove"]
+__all__ = ["prove", "refused"]
+
+
+def refused(error: TokenError) -> CloseCode:
+    """The close code that tells a client what to do about its token."""
+    match error:
+        case TokenExpired():
+            return CloseCode.TOKEN_EXPIRED
+        case TokenRevoked():
+            return CloseCode.REVOKED
+    return CloseCode.AUTHENTICATION_FAILED
 
 
 async def prove(services: Services, token: str, peer: str) -> Grant:
@@ -19,5 +30,6 @@ async def prove(services: Services, token: str, peer: str) -> Grant:
         grant = await services.authenticator.authenticate(Credentials(token, {}, peer))
         if grant is None:
             raise TokenError("the token counts for nothing here")
+        services.revocations.check(grant)
         return grant
     raise CommandError("overloaded", "the token could not be verified in time", retry_after=1.0)

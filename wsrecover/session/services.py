@@ -9,6 +9,7 @@ import attrs
 
 from wsrecover.access.addresses import Addresses
 from wsrecover.access.authenticator import Authenticator
+from wsrecover.access.revocations import Revocations
 from wsrecover.agents.app import App
 from wsrecover.config import Config
 from wsrecover.protocol.frames import Drain
@@ -39,6 +40,7 @@ class Services:
     authenticator: Authenticator
     clock: Callable[[], float]
     quotas: Quotas
+    revocations: Revocations = attrs.field(factory=Revocations)
     addresses: Addresses = attrs.field(init=False)
     counts: Counter[str] = attrs.field(factory=Counter)
     presence: Presence = attrs.field(factory=Presence)

@@ -27,6 +27,7 @@ from .store import (
     Outcome,
     Retained,
     Retention,
+    Revocation,
     RunRecord,
     Store,
     StoredContext,
@@ -79,6 +80,7 @@ class MemoryStore(Store):
         self._answers: dict[AnswerKey, tuple[Answer, tuple[Position, ...]]] = {}
         self._ids: dict[tuple[StreamKey, str], tuple[bytes, Position, float]] = {}
         self._runs: dict[str, RunRecord] = {}
+        self._revocations: dict[tuple[str, str, str], Revocation] = {}
         self._commits = 0
         self._events = 0
         self._closed = False
@@ -150,6 +152,11 @@ class MemoryStore(Store):
         await self._ready()
         return list(self._runs.values())
 
+    async def revocations(self) -> list[Revocation]:
+        """See `Store.revocations`."""
+        await self._ready()
+        return list(self._revocations.values())
+
     def statistics(self) -> StoreStatistics:
         """See `Store.statistics`."""
         return StoreStatistics(self._commits, self._events, failures=0, healthy=not self._closed)
@@ -193,6 +200,7 @@ class MemoryStore(Store):
         self._runs.update({run.run: run for run in unit.runs_started})
         for ended in unit.runs_ended:
             self._runs.pop(ended, None)
+        self._revocations.update({(one.tenant, one.user, one.token_id): one for one in unit.revocations})
         for snapshot in unit.snapshots:
             log = self._log(snapshot.key)
             if snapshot.seq > log.snapshot:

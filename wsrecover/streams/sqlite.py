@@ -16,7 +16,7 @@ from wsrecover.protocol.cursor import Position
 
 from .sqlite_contexts import find_snapshot
 from .sqlite_heads import Head
-from .sqlite_known import find_answer, find_runs
+from .sqlite_known import find_answer, find_revocations, find_runs
 from .sqlite_log import SQLiteLog
 from .sqlite_read import read_keys, read_page
 from .sqlite_schema import Synchronous, connect, lock, translate, unlock
@@ -27,6 +27,7 @@ from .store import (
     Outcome,
     Retained,
     Retention,
+    Revocation,
     RunRecord,
     Store,
     StoredSnapshot,
@@ -184,6 +185,11 @@ class SQLiteStore(Store):
         """See `Store.runs`."""
         self._check_open()
         return await self._reads.call(partial(find_runs, self._reader))
+
+    async def revocations(self) -> list[Revocation]:
+        """See `Store.revocations`."""
+        self._check_open()
+        return await self._reads.call(partial(find_revocations, self._reader))
 
     def _run_reads(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

@@ -9,9 +9,9 @@ import orjson
 
 from wsrecover.protocol.cursor import Position
 
-from .store import ANSWER_WINDOW, Answer, AnswerKey, Conflict, Duplicate, Entry, RunRecord, Unit
+from .store import ANSWER_WINDOW, Answer, AnswerKey, Conflict, Duplicate, Entry, Revocation, RunRecord, Unit
 
-__all__ = ["Known", "find_answer", "find_runs"]
+__all__ = ["Known", "find_answer", "find_revocations", "find_runs"]
 
 _FORGET: Final = (
     "DELETE FROM answer WHERE rowid IN (SELECT rowid FROM answer WHERE at <= ? LIMIT 1000)",
@@ -41,8 +41,13 @@ def find_runs(db: apsw.Connection) -> list[RunRecord]:
     return [RunRecord(*row) for row in found]
 
 
+def find_revocations(db: apsw.Connection) -> list[Revocation]:
+    """See `Store.revocations`."""
+    return [Revocation(*row) for row in db.execute("SELECT tenant, at, user, token_id FROM revocation")]
+
+
 class Known:
-    """The tables `answer`, `event_id` and `run` as the writer sees them, its own transaction included."""
+    """The tables of what is known, as the writer sees them, its own transaction included."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
@@ -58,7 +63,7 @@ class Known:
         return None if answer.finishes(first) else Duplicate(first.result, positions, first.status)
 
     def keep(self, unit: Unit) -> None:
-        """The answers and runs of a unit that is applied."""
+        """The answers, runs and revocations of a unit that is applied."""
         if unit.answers:
             encoded = orjson.dumps([(entry.epoch, entry.seq) for entry in unit.entries])
             self._db.executemany(
@@ -78,6 +83,11 @@ class Known:
             )
         if unit.runs_ended:
             self._db.executemany("DELETE FROM run WHERE run = ?", [(run,) for run in unit.runs_ended])
+        if unit.revocations:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO revocation VALUES (?, ?, ?, ?)",
+                [(one.tenant, one.user, one.token_id, one.at) for one in unit.revocations],
+            )
 
     def position(self, stream: int, name: str, *, now: float) -> tuple[bytes, Position] | None:
         """The digest and position of the event that was appended to `stream` with the id `name`."""

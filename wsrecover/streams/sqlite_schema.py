@@ -23,13 +23,20 @@ __all__ = ["Synchronous", "connect", "lock", "translate", "unlock"]
 Synchronous: TypeAlias = Literal["FULL", "NORMAL", "OFF"]
 
 _APPLICATION: Final = 0x77735276
-_VERSION: Final = 3
+_VERSION: Final = 4
 
 _CONTEXT: Final = """
 CREATE TABLE context(
     stream INTEGER NOT NULL, thread TEXT NOT NULL, at REAL NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL,
     UNIQUE (stream, thread)
 ) STRICT;
+"""
+
+_REVOCATION: Final = """
+CREATE TABLE revocation(
+    tenant TEXT NOT NULL, user TEXT NOT NULL, token_id TEXT NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (tenant, user, token_id)
+) STRICT, WITHOUT ROWID;
 """
 
 _TABLES: Final = """
@@ -76,6 +83,7 @@ CREATE TABLE run(
 _UPGRADES: Final = {
     1: "ALTER TABLE answer ADD COLUMN status TEXT NOT NULL DEFAULT 'ok'",
     2: f"ALTER TABLE stream ADD COLUMN snapshot INTEGER NOT NULL DEFAULT 0; {_CONTEXT}",
+    3: _REVOCATION,
 }
 """What makes the next schema of an older one, by the older one's version."""
 
@@ -161,7 +169,7 @@ def _prepare(writer: apsw.Connection, path: Path, synchronous: Synchronous) -> N
     )
     with writer:
         if empty:
-            writer.execute(_TABLES + _CONTEXT)
+            writer.execute(_TABLES + _CONTEXT + _REVOCATION)
             writer.pragma("application_id", _APPLICATION)
         for older in range(_VERSION if empty else version, _VERSION):
             writer.execute(_UPGRADES[older])

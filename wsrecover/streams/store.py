@@ -35,6 +35,7 @@ __all__ = [
     "Outcome",
     "Retained",
     "Retention",
+    "Revocation",
     "RunRecord",
     "Store",
     "StoreStatistics",
@@ -130,6 +131,17 @@ class RunRecord:
 
 
 @attrs.frozen
+class Revocation:
+    """That a tenant's tokens count no more: those of `user` issued up to `at` (unix seconds), or the one with
+    this `token_id`. One of the two is given."""
+
+    tenant: str
+    at: float
+    user: str = ""
+    token_id: str = ""
+
+
+@attrs.frozen
 class StoredContext:
     """A thread's context, encoded, and the ts of the last event that changed it."""
 
@@ -163,6 +175,7 @@ class Unit:
     runs_started: tuple[RunRecord, ...] = ()
     runs_ended: tuple[str, ...] = ()
     snapshots: tuple[NewSnapshot, ...] = ()
+    revocations: tuple[Revocation, ...] = ()
 
     @property
     def positions(self) -> tuple[Position, ...]:
@@ -171,7 +184,7 @@ class Unit:
 
     def is_plain(self) -> bool:
         """Whether it does no more than append entries, of which none can be there already."""
-        if self.answers or self.runs_started or self.runs_ended or self.snapshots:
+        if self.answers or self.runs_started or self.runs_ended or self.snapshots or self.revocations:
             return False
         for entry in self.entries:  # noqa: SIM110  # A generator costs more than the rest of this.
             if entry.id is not None:
@@ -313,6 +326,10 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def runs(self) -> list[RunRecord]:
         """The runs that were started and not ended."""
+
+    @abc.abstractmethod
+    async def revocations(self) -> list[Revocation]:
+        """All that was revoked; of a user, or a token, the last time alone."""
 
     @abc.abstractmethod
     def statistics(self) -> StoreStatistics:

@@ -21,6 +21,7 @@ from wsrecover.streams.store import (
     Entry,
     NewSnapshot,
     Retention,
+    Revocation,
     RunRecord,
     StreamKey,
     Unit,
@@ -228,6 +229,18 @@ async def _runs_are_kept_until_they_end(subject: Subject) -> None:
         expect(await store.runs(), [second], "the runs under way after one ended")
 
 
+async def _revocations_are_kept_the_last_of_each(subject: Subject) -> None:
+    async with subject.opened() as store:
+        expect(await store.revocations(), [], "what was revoked")
+        user, token = Revocation("t", START, "ann"), Revocation("t", START, "", "ann")
+        other = Revocation("other", START, user="ann")
+        await store.commit([Unit(revocations=(user, token)), Unit(revocations=(other,))])
+        again = Revocation("t", START + 1, user="ann")
+        await store.commit([Unit(revocations=(again,))])
+        found = sorted(await store.revocations(), key=repr)
+        expect(found, sorted([again, token, other], key=repr), "what was revoked")
+
+
 async def _streams_are_trimmed_from_the_front(subject: Subject) -> None:
     wide = Retention(events=1000, bytes=1 << 30, age=1e9)
     async with subject.opened() as store:
@@ -334,9 +347,10 @@ async def _what_was_committed_is_there_after_a_restart(subject: Subject) -> None
     ask = Unit((named(ANN, "e1"), *entries(ANN, "b", "c")), (Answer(key, b"d", START, b"{}"),))
     run = RunRecord("r1", "tenant", "ann", "agent", START)
     accepted = Answer(AnswerKey("tenant", "ann", "c2"), b"d", START, status="accepted")
+    revoked = Revocation("tenant", START, user="ann")
     async with subject.opened() as store:
         await store.commit([ask, Unit(runs_started=(run,)), Unit(answers=(accepted,))])
-        await store.commit([Unit(snapshots=(NewSnapshot(ANN, 3, {}),))])
+        await store.commit([Unit(snapshots=(NewSnapshot(ANN, 3, {}),)), Unit(revocations=(revoked,))])
         await store.retain({ANN: Retention(events=2)}, now=START)
         before = await store.load(ANN)
         empty = await store.load(BEN)
@@ -347,6 +361,7 @@ async def _what_was_committed_is_there_after_a_restart(subject: Subject) -> None
         expect((await store.load(BEN)).incarnation, empty.incarnation, "a stream without events")
         expect(await logged(store, ANN), ["b", "c"], "its events")
         expect(await store.runs(), [run], "the runs")
+        expect(await store.revocations(), [revoked], "what was revoked")
         repeated = Unit((named(ANN, "e1"),))
         outcomes = await store.commit([Unit(answers=ask.answers), repeated])
         expect(outcomes[0], Duplicate(b"{}", ask.positions), "a repeated command")
@@ -367,6 +382,7 @@ _CHECKS: Final = (
     _answers_and_event_ids_last_for_the_window,
     _events_with_an_id_are_appended_once,
     _runs_are_kept_until_they_end,
+    _revocations_are_kept_the_last_of_each,
     _streams_are_trimmed_from_the_front,
     _streams_are_listed_in_pages,
     _a_cancelled_commit_is_whole_or_absent,

@@ -1,0 +1,199 @@
+"""M08, A7 and A8: what was revoked is cut at once, refused from then on, and stays so over a restart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import trio
+from figures import Figure
+from serving import START, frames_until_closed, log_of
+
+from wsrecover.access import sign
+from wsrecover.errors import HandshakeRefused, TokenError
+from wsrecover.testing import LocalServer, Peer, local_server
+
+
+class Clock:
+    """Seconds that go by when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def local(clock: Clock) -> AsyncIterator[LocalServer]:
+    async with local_server(wall_clock=clock) as server:
+        yield server
+
+
+def token_of(local: LocalServer, user: str = "ada", *, jti: str | None = None, tenant: str = "acme") -> str:
+    return sign(local.secret, tenant=tenant, user=user, token_id=jti, lifetime=3600, clock=local.wall_clock)
+
+
+async def status(local: LocalServer, token: str, **hello: object) -> int:
+    try:
+        async with local.peer(token=token, **hello) as peer:
+            await peer.until("live")
+            return 101
+    except HandshakeRefused as refused:
+        return refused.status
+
+
+async def test_m08_all_connections_of_a_revoked_user_end_with_4503_and_nobody_elses(
+    local: LocalServer, clock: Clock, figure: Figure
+) -> None:
+    token, namesake = token_of(local), token_of(local, tenant="other")
+    async with AsyncExitStack() as stack:
+        theirs = [await stack.enter_async_context(local.peer(token=token, client=f"c{n}")) for n in range(3)]
+        others = [
+            await stack.enter_async_context(local.peer("grace")),
+            await stack.enter_async_context(local.peer(token=namesake)),
+        ]
+        for peer in (*theirs, *others):
+            await peer.until("live")
+        assert await local.server.revoke("acme", "ada") == 3
+        await local.server.publish("acme", "ada", "noted", {"secret": "canary"})
+        after = 0
+        for peer in theirs:
+            frames, code = await frames_until_closed(peer)
+            after += len(frames)
+            assert code == 4503
+        figure("M08 A7", "frames to a revoked user afterwards", after)
+        assert after == 0
+        for peer in others:
+            await peer.send({"op": "ping"})
+            await peer.until("pong")
+
+
+async def test_m08_a_revoked_user_resumes_nothing_until_it_has_a_token_of_later(
+    local: LocalServer, clock: Clock
+) -> None:
+    token = token_of(local)
+    async with local.peer(token=token) as peer:
+        epoch = (await peer.until("welcome"))[0]["streams"]["user"]["epoch"]
+    await local.server.publish("acme", "ada", "noted", {})
+    await local.server.revoke("acme", "ada")
+    assert await status(local, token, resume={"user": [epoch, 0]}) == 401
+    async with local.stranger() as peer:
+        await peer.send({"op": "hello", "client": "c1", "token": token})
+        assert (await frames_until_closed(peer))[1] == 4503
+    clock.now += 1
+    async with local.peer(token=token_of(local), resume={"user": [epoch, 0]}) as peer:
+        assert len(await peer.events(1)) == 1
+
+
+async def test_m08_one_token_is_revoked_by_its_id_and_the_users_others_stay(local: LocalServer) -> None:
+    lost, kept = token_of(local, jti="lost"), token_of(local, jti="kept")
+    async with local.peer(token=lost) as stolen, local.peer(token=kept) as own:
+        for peer in (stolen, own):
+            await peer.until("live")
+        assert await local.server.revoke("acme", token_id="lost") == 1
+        assert (await frames_until_closed(stolen))[1] == 4503
+        await own.send({"op": "auth", "id": "a1", "token": kept})
+        await own.until("reply", status="ok")
+        await own.send({"op": "auth", "id": "a2", "token": lost})
+        assert (await frames_until_closed(own))[1] == 4503
+    assert [await status(local, token) for token in (lost, kept)] == [401, 101]
+    assert await status(local, token_of(local, jti="lost", tenant="other")) == 101
+
+
+async def test_m08_a_revocation_that_comes_between_the_token_and_hello_counts(local: LocalServer) -> None:
+    async with local.stranger(headers={"Authorization": f"Bearer {token_of(local)}"}) as peer:
+        await local.server.revoke("acme", "ada")
+        await peer.send({"op": "hello", "client": "c1"})
+        frames, code = await frames_until_closed(peer)
+        assert ([frame["op"] for frame in frames], code) == ([], 4503)
+
+
+async def test_m08_a_refreshed_token_of_before_is_revoked_too(local: LocalServer, clock: Clock) -> None:
+    spare = token_of(local)
+    clock.now += 10
+    await local.server.revoke("acme", "ada")
+    clock.now += 10
+    async with local.peer(token=token_of(local)) as peer:
+        await peer.until("live")
+        await peer.send({"op": "auth", "id": "a1", "token": spare})
+        frames, code = await frames_until_closed(peer)
+        assert (frames[-1]["error"]["code"], code) == ("forbidden", 4503)
+
+
+async def test_m08_it_survives_a_restart_and_so_does_the_log(tmp_path: Path, clock: Clock) -> None:
+    store = f"sqlite:{tmp_path / 'log.db'}"
+    async with local_server(store=store, wall_clock=clock) as local:
+        token, by_id = token_of(local), token_of(local, "grace", jti="t1")
+        await local.server.publish("acme", "ada", "noted", {"n": 1})
+        await local.server.revoke("acme", "ada")
+        await local.server.revoke("acme", token_id="t1")
+    async with local_server(store=store, wall_clock=clock) as local:
+        assert [await status(local, one) for one in (token, by_id)] == [401, 401]
+        clock.now += 1
+        _, events = await log_of(local)
+        assert [event["data"] for event in events] == [{"n": 1}]
+
+
+async def test_a7_events_that_are_on_their_way_stop_at_the_revocation(local: LocalServer) -> None:
+    """A reader that lags far behind is cut as well: nothing more is read from the log for it."""
+    for n in range(300):
+        await local.server.publish("acme", "ada", "noted", {"n": n, "pad": "x" * 30_000})
+    async with local.peer(token=token_of(local), **START) as peer:
+        await peer.events(1)
+        await local.server.revoke("acme", "ada")
+        frames, code = await frames_until_closed(peer)
+    assert code == 4503
+    assert len(frames) < 299
+
+
+NOBODY = [(None, None), ("ada", "t1"), ("", None), (None, ""), (None, "x" * 257)]
+
+
+@pytest.mark.parametrize(("user", "jti"), NOBODY)
+async def test_m08_what_names_nobody_is_refused(
+    local: LocalServer, user: str | None, jti: str | None
+) -> None:
+    with pytest.raises(TokenError):
+        await local.server.revoke("acme", user, token_id=jti)
+
+
+async def test_a7_a_role_that_is_lost_in_a_refresh_is_lost_for_the_next_command(local: LocalServer) -> None:
+    publish = {"user": "grace", "events": [{"type": "noted", "data": {}}]}
+    service = local.token(roles=["service"])
+    async with local.peer(token=service) as peer:
+        await peer.until("live")
+        assert (await peer.command("publish", publish))["status"] == "ok"
+        await peer.send(
+            [
+                {"op": "auth", "id": "a1", "token": local.token()},
+                {"op": "send", "id": "s1", "type": "publish", "data": publish},
+            ]
+        )
+        assert (await peer.until("reply", id="s1"))[-1]["error"]["code"] == "forbidden"
+
+
+async def stay_awake(peer: Peer) -> None:
+    await peer.send({"op": "ping"})
+    await peer.until("pong")
+
+
+async def test_a8_the_log_of_a_session_that_ended_is_kept_for_a_new_token(local: LocalServer) -> None:
+    async with local.peer(token=token_of(local)) as peer:
+        await peer.until("live")
+        await stay_awake(peer)
+        await peer.command("chat", {"text": "hello"})
+        await local.server.revoke("acme", "ada")
+        await frames_until_closed(peer)
+    del peer
+    await trio.lowlevel.checkpoint()
+    local.wall_clock.now += 1  # type: ignore[attr-defined]  # it is the Clock of this module
+    _, events = await log_of(local)
+    assert [event["type"] for event in events] == ["chat"]

@@ -1,0 +1,52 @@
+"""Taking back what a token granted: at once, on stable storage, and for every connection that goes by it."""
+
+from __future__ import annotations
+
+from wsrecover.access.claims import MAX_TOKEN_ID
+from wsrecover.access.principal import Principal
+from wsrecover.access.revocations import Revocations
+from wsrecover.errors import TokenError
+from wsrecover.protocol.closecodes import CloseCode
+from wsrecover.streams.store import Revocation, Store, Unit
+
+from .registry import Registry
+from .services import Services
+
+__all__ = ["known_revocations", "revoke"]
+
+
+async def known_revocations(store: Store) -> Revocations:
+    """What the store knows to be revoked. Raises `StoreError`."""
+    found = Revocations()
+    for one in await store.revocations():
+        _add(found, one)
+    return found
+
+
+def _add(revocations: Revocations, one: Revocation) -> None:
+    if one.token_id:
+        revocations.add_token(one.tenant, one.token_id)
+    else:
+        revocations.add_user(one.tenant, one.user, one.at)
+
+
+async def revoke(
+    registry: Registry, services: Services, tenant: str, *, user: str | None, token_id: str | None
+) -> int:
+    """See `Server.revoke`."""
+    if (user is None) == (token_id is None):
+        raise TokenError("user, token_id: one of the two must be given")
+    if token_id is not None and not 1 <= len(token_id) <= MAX_TOKEN_ID:
+        raise TokenError(f"token_id: must be a string of 1 to {MAX_TOKEN_ID} characters")
+    principal = Principal(tenant, "nobody" if user is None else user)
+    one = Revocation(tenant, services.clock(), "" if user is None else principal.user, token_id or "")
+    # It counts before it is durable: whoever revokes cannot wait for a disk.
+    _add(services.revocations, one)
+    closed = 0
+    for session in list(registry.sessions.values()):
+        for connection in list(session.connections.values()):
+            if services.revocations.covers(connection.grant):
+                connection.close(CloseCode.REVOKED, "the token was revoked")
+                closed += 1
+    await services.journal.commit(Unit(revocations=(one,)))
+    return closed
