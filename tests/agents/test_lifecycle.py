@@ -14,10 +14,10 @@ import trio
 import trio.testing
 from agents_world import NOW, Gated, World, make_journal, make_place
 
-from wsrecover.agents.lifecycle import close_lost_runs
+from wsrecover.agents.lifecycle import _terminal_id, close_lost_runs
 from wsrecover.agents.run import Run
 from wsrecover.errors import AgentError, InvalidEvent, RunEnded, StoreFailed, StoreUnavailable
-from wsrecover.streams.store import Answer, AnswerKey, Applied, Conflict, Duplicate, Unit
+from wsrecover.streams.store import Answer, AnswerKey, Applied, Conflict, Duplicate, Entry, Unit
 
 
 def make_answer(name: str = "c1", digest: bytes = b"d") -> Answer:
@@ -478,6 +478,17 @@ class TestLostRuns:
         )
         assert ends[0]["data"]["duration"] == 5.0
         assert await close_lost_runs(world.store, journal, clock=lambda: NOW) == 0
+
+    async def test_one_that_cannot_be_ended_keeps_no_other_from_its_end(self, world: World) -> None:
+        for n in range(3):
+            await world.execution(silent, run=f"r{n}").start()
+        journal = world.place.journal
+        taken = Entry(world.place.key, b"{}", NOW, id=_terminal_id("r1"), digest=b"another")
+        assert await journal.commit(Unit((taken,))) == Applied()
+        assert await close_lost_runs(world.store, journal, clock=lambda: NOW) == 3
+        ends = [event for event in await world.events() if event.get("type") == "agent_completed"]
+        assert {event["run"] for event in ends} == {"r0", "r2"}
+        assert [record.run for record in await world.store.runs()] == ["r1"]
 
 
 async def busy(run: Run) -> dict[str, Any]:

@@ -378,6 +378,35 @@ class TestMessage:
         execution.cancel()
         await execution.wait_ended()
 
+    async def test_text_that_waits_behind_another_event_goes_when_that_is_committed(
+        self, world: World, gated: Gated
+    ) -> None:
+        held = trio.Event()
+
+        async def agent(run: Run) -> None:
+            async with run.message() as message:
+                await run.flush()
+                gated.hold()
+                await message.text("a")
+                await trio.testing.wait_all_tasks_blocked()
+                await message.text("b")
+                await run.emit("x", {})
+                await message.text("c")
+                held.set()
+                await trio.sleep_forever()
+
+        execution = await world.launch(agent)
+        await held.wait()
+        first = gated.open
+        gated.hold()
+        first.set()
+        await gated.reached.wait()
+        gated.open.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [delta["text"] for delta in await world.told("message_delta")] == ["a", "b", "c"]
+        execution.cancel()
+        await execution.wait_ended()
+
     async def test_text_goes_before_any_other_event_of_the_run(self, world: World) -> None:
         async def agent(run: Run) -> None:
             async with run.message() as one, run.message() as two:

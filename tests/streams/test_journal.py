@@ -108,6 +108,16 @@ class Recorder:
         raise AssertionError(f"lags after {after}")
 
 
+class Broken:
+    """A follower that fails, and fails again when it is told to lag."""
+
+    def deliver(self, stream: Stream, batch: Batch) -> bool:
+        raise ArithmeticError("deliver")
+
+    def lag(self, stream: Stream, after: int) -> None:
+        raise ArithmeticError("lag")
+
+
 class TestCommitting:
     async def test_what_was_written_is_logged_in_order_and_then_delivered(self, bench: Bench) -> None:
         journal = bench.journal()
@@ -262,6 +272,60 @@ class TestFailures:
                 await writer.flush()
             assert journal.statistics().units == 0
         assert await logged(store, ANN) == ["other"]
+
+    async def test_who_waits_behind_a_refused_unit_gets_the_outcome(self) -> None:
+        store = HeldStore()
+        journal = Bench(store, int, int).journal()
+        outcomes: list[Outcome] = []
+
+        async def commit() -> None:
+            outcomes.append(await journal.commit(unit(ANN, "other")))
+
+        async with running(journal), trio.open_nursery() as nursery:
+            writer = journal.writer()
+            store.open = trio.Event()
+            writer.write_nowait(unit(ANN, "lost"))
+            await trio.testing.wait_all_tasks_blocked()
+            writer.write_nowait(unit(ANN, "behind"))
+            nursery.start_soon(commit)
+            await trio.testing.wait_all_tasks_blocked()
+            store.gone = True
+            held = store.open
+            store.open = trio.Event()
+            held.set()
+            await trio.testing.wait_all_tasks_blocked()
+            store.gone = False
+            store.open.set()
+        assert outcomes == [Applied()]
+        assert await logged(store, ANN) == ["other"]
+
+    async def test_what_was_committed_is_told_also_where_handing_it_on_fails(self, bench: Bench) -> None:
+        journal = bench.journal()
+        stream = await bench.streams.open(ANN)
+        stream.join(Broken(), 0)
+        outcomes: list[Outcome] = []
+
+        async def commit() -> None:
+            outcomes.append(await journal.commit(unit(ANN, "a")))
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as authors:
+                authors.start_soon(commit)
+                with pytest.raises(ExceptionGroup) as caught:
+                    await journal.run()
+        assert caught.group_contains(ArithmeticError)
+        assert outcomes == [Applied()]
+        assert await logged(bench.store, ANN) == ["a"]
+        with pytest.raises(StoreFailed):
+            await journal.commit(unit(ANN, "b"))
+
+    async def test_closing_a_journal_that_was_cancelled_does_not_wait(self, bench: Bench) -> None:
+        journal = bench.journal()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(journal.run)
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(20):
+            await journal.aclose()
 
     async def test_when_the_journal_is_cancelled_nobody_waits_for_it(self) -> None:
         store = HeldStore()

@@ -72,6 +72,10 @@ async def _appends_are_contiguous_and_kept_in_order(subject: Subject) -> None:
         found = await store.read(ANN, 3, upto=4, max_events=9, max_bytes=99)
         (entry,) = found
         expect((entry.key, entry.ts, entry.thread), (ANN, START, "t1"), "an event of a thread")
+        answer = Answer(AnswerKey("tenant", "ben", "c1"), b"d", START)
+        mixed = [unit(BEN, "y"), Unit(entries(BEN, "z"), (answer,)), unit(BEN, "w")]
+        expect(await store.commit(mixed), [APPLIED] * 3, "the outcomes of units of several kinds")
+        expect(await logged(store, BEN), ["x", "y", "z", "w"], "their order")
         expect(await store.commit([]), [], "the outcomes of no units")
 
 
