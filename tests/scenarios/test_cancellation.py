@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import attrs
+import memory_world as memory_world_module
 import pytest
 import trio
 from memory_world import MemoryWorld, memory_world
@@ -14,7 +16,10 @@ from stage import Stage
 from trio.testing import MockClock, wait_all_tasks_blocked
 from witness import Client, Witness
 
+from wsrecover.agents import App, Command
 from wsrecover.config import Limits
+from wsrecover.streams.memory import MemoryStore
+from wsrecover.streams.store import StreamKey
 
 SEED = 3
 
@@ -111,7 +116,37 @@ async def run_an_agent(world: MemoryWorld, witness: Witness, onlooker: Client) -
         await client.until("agent_completed")
 
 
-OPERATIONS: list[Operation] = [publish, publish_into_a_full_journal, attach, replay, run_an_agent]
+async def take_a_note(world: MemoryWorld, witness: Witness, onlooker: Client) -> None:
+    """A command of the app's own: a handler that ran twice would log its event twice."""
+    async with witness.client(from_="live") as client:
+        assert await client.session.send("note", {"text": "milk"}) == {"length": 4}
+
+
+async def ask_and_answer(world: MemoryWorld, witness: Witness, onlooker: Client) -> None:
+    async with witness.client(from_="live") as client:
+        await client.session.start_agent("asker")
+        asked = (await client.until("input_requested"))[-1]
+        await client.session.respond(asked.data["request_id"], "go on")
+        ended = (await client.until("agent_completed"))[-1]
+        assert ended.data["result"] == {"heard": "go on"}
+
+
+async def answer_what_is_asked_still(world: MemoryWorld, onlooker: Client) -> None:
+    await wait_all_tasks_blocked()
+    for session in world.registry.sessions.values():
+        for request in list(session.runs.requests._open):
+            await onlooker.session.respond(request, "go on")
+
+
+OPERATIONS: list[Operation] = [
+    publish,
+    publish_into_a_full_journal,
+    attach,
+    replay,
+    run_an_agent,
+    take_a_note,
+    ask_and_answer,
+]
 
 
 @pytest.fixture
@@ -142,6 +177,7 @@ async def at_step(
                 async with interrupted(step, lambda: stop(world, scope)) as instrument:
                     await operation(world, witness, onlooker)
             stage.tell("finish")
+            await answer_what_is_asked_still(world, onlooker)
             assert await Held.when_quiet(world) == before, f"step {step}, seed {SEED}"
             await witness.publish(2)
             await caught_up(onlooker)
@@ -190,7 +226,7 @@ async def test_m03_stopped_at_every_step(
     assert len(outcomes) > 10
     # Stopped early it left less in the log than it did in the end, where it leaves anything there.
     assert outcomes == sorted(outcomes) or stop is not cancel or operation is publish_into_a_full_journal
-    if operation in (publish, publish_into_a_full_journal, run_an_agent):
+    if operation not in (attach, replay):
         assert (min(outcomes) < max(outcomes)) == (stop is cancel)
 
 
@@ -216,3 +252,58 @@ async def test_m03_close_is_cancelled_at_every_step(limits: Limits, autojump_clo
             await witness.check(drained=5)
         step += 1
     assert step > 10
+
+
+@attrs.frozen
+class Nothing:
+    pass
+
+
+class Shop:
+    """An app with the command `order`, on a store that outlives its servers; `ran` counts the handler."""
+
+    def __init__(self) -> None:
+        self.app = App()
+        self.app.command("order")(self._order)
+        self.ran = 0
+        self.store = MemoryStore(clock=trio.current_time)
+
+    async def _order(self, command: Command, data: Nothing) -> dict[str, int]:
+        self.ran += 1
+        command.emit("ordered", {})
+        await trio.sleep(1)
+        return {"n": self.ran}
+
+    @asynccontextmanager
+    async def kept(self, *_: object) -> AsyncIterator[MemoryStore]:
+        """The store, left open."""
+        yield self.store
+
+
+async def test_s08_a_server_that_stops_at_any_step_of_a_command_runs_its_handler_once_at_most(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: Counter[str] = Counter()
+    step, reached = 0, True
+    while reached:
+        shop = Shop()
+        monkeypatch.setattr(memory_world_module, "_opened_store", shop.kept)
+        with trio.CancelScope() as scope:
+            async with (
+                memory_world(shop.app) as world,
+                world.local.peer(dial=world.network.dial) as peer,
+                interrupted(step, scope.cancel) as instrument,
+            ):
+                await peer.command("order", {}, id="once")
+        reached = instrument.reached
+        async with memory_world(shop.app) as world, world.local.peer(dial=world.network.dial) as peer:
+            reply = await peer.command("order", {}, id="once", age=1.0)
+        outcome = reply["error"]["code"] if reply["status"] == "error" else reply["status"]
+        where = f"step {step}, seed {SEED}: {reply}"
+        assert shop.ran == 1 or (shop.ran == 0 and outcome == "outcome_unknown"), where
+        assert reply.get("result") == (None if outcome == "outcome_unknown" else {"n": 1}), where
+        state = await shop.store.load(StreamKey("user", "acme", "ada"))
+        assert state.head == (outcome != "outcome_unknown"), where
+        told[outcome] += 1
+        step += 1
+    assert set(told) == {"ok", "duplicate", "outcome_unknown"}, told
