@@ -31,6 +31,7 @@ from .config import Config, default_store, state_folder
 from .errors import CommandError, ConfigError, InvalidEvent, StoreError, WsrecoverError
 from .protocol import codec
 from .protocol.cursor import Position
+from .protocol.events import CRITICAL
 from .protocol.fields import MAX_ID, is_id
 from .protocol.schema import fitted
 from .session.admission import Admission
@@ -127,6 +128,29 @@ class Server:
         if not isinstance(outcome, Applied):
             raise CommandError("id_conflict", f"the id {id!r} was used with another body", field="id")
         return entry.position
+
+    def ephemeral(
+        self,
+        tenant: str,
+        user: str,
+        type: str,  # noqa: A002  # The word of the wire.
+        data: Mapping[str, Any],
+        *,
+        thread: str | None = None,
+    ) -> int:
+        """Show a user what is out of date in a moment; to how many connections, without waiting.
+
+        It is not logged and has no seq: who is away or behind never sees it. Raises `InvalidEvent`, also for
+        one that is larger than `limits.part_bytes` or of a type that a user must always see.
+        """
+        if type in CRITICAL:
+            raise InvalidEvent("type", f"{type} must reach its user, and so is logged")
+        services = self._services
+        limits, now = services.config.limits, services.clock()
+        fit = fitted(type, data, services.app.events)
+        body = codec.encode_event(ts=now, type=type, data=fit, thread=thread, max_bytes=limits.part_bytes)
+        session = self.registry.sessions.get((tenant, user))
+        return 0 if session is None else session.show(Entry(session.key, body, now, thread))
 
     async def broadcast(
         self,

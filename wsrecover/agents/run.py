@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar, overload
 import trio
 
 from wsrecover.errors import InvalidEvent
-from wsrecover.protocol.events import TERMINAL
+from wsrecover.protocol.events import CRITICAL, TERMINAL
 from wsrecover.protocol.schema import Schema, fitted
 
 from .asking import Request
@@ -75,6 +75,18 @@ class Run:
         await trio.lowlevel.checkpoint_if_cancelled()
         if not log.write_nowait(event):
             await log.write(event)
+
+    async def emit_ephemeral(self, type: str, data: Any) -> None:  # noqa: A002  # The word of the wire.
+        """Show an event to the clients that are connected and not behind; nobody else ever sees it.
+
+        For what is out of date in a moment (a cursor, a level, a percentage): it is not logged, has no seq,
+        may overtake what was emitted before, and is the first to be dropped where a client is slow. `data` is
+        as for `emit`. A type that a user must always see is refused: `InvalidEvent`.
+        """
+        if type in CRITICAL:
+            raise InvalidEvent("type", f"{type} must reach its user, and so is logged")
+        self._log.show(self._log.encode(type, fitted(type, data, self._log.place.schemas)))
+        await trio.lowlevel.checkpoint()
 
     async def think(self, text: str) -> None:
         """Emit `agent_thinking`. As `emit`."""

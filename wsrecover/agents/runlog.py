@@ -35,7 +35,8 @@ class RunPlace:
     user's runs. `clock` gives unix seconds. `event_bytes` bounds one encoded event. `timeout` bounds a run
     whose agent has no time-out of its own, in seconds. `grace` is the time in seconds that a cancelled run
     has for its last words, and again for its terminal event. `retry` are the delays in seconds between tries
-    to write the terminal event while the store is down; the last one is repeated.
+    to write the terminal event while the store is down; the last one is repeated. `show` hands an event that
+    is not logged to whoever is connected; it raises `InvalidEvent` for a large one. None: nobody ever is.
     """
 
     journal: Journal
@@ -47,6 +48,7 @@ class RunPlace:
     retry: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0, 5.0)
     schemas: Mapping[str, Schema[Any]] = attrs.field(factory=dict)
     requests: Requests = attrs.field(factory=Requests)
+    show: Callable[[Entry], object] | None = None
 
 
 @attrs.define(eq=False)
@@ -102,6 +104,12 @@ class RunLog:
             ts=ts, type=type, data=data, thread=thread, run=self.run, max_bytes=place.event_bytes
         )
         return Entry(place.key, body, ts, thread, id)
+
+    def show(self, event: Entry) -> None:
+        """Hand the event, which is not logged, to whoever is connected. Raises `RunEnded`, `InvalidEvent`."""
+        self._check()
+        if self.place.show is not None:
+            self.place.show(event)
 
     async def write(self, event: Entry) -> None:
         """Queue the event behind all that the run wrote before. Raises `RunBroken` or `RunEnded`.

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from .decode import decode_body, decode_client, decode_event, decode_hello, decode_server
-from .encode import digest, encode, encode_event, encode_json, event_frame, event_prefix, join, parts
+from .encode import (
+    digest,
+    encode,
+    encode_event,
+    encode_json,
+    ephemeral_frame,
+    event_frame,
+    event_prefix,
+    join,
+    parts,
+)
 
 __all__ = [
     "decode_body",
@@ -15,6 +25,7 @@ __all__ = [
     "encode",
     "encode_event",
     "encode_json",
+    "ephemeral_frame",
     "event_frame",
     "event_prefix",
     "join",

@@ -37,7 +37,17 @@ from .frames import (
     StreamInfo,
 )
 
-__all__ = ["digest", "encode", "encode_event", "encode_json", "event_frame", "event_prefix", "join", "parts"]
+__all__ = [
+    "digest",
+    "encode",
+    "encode_event",
+    "encode_json",
+    "ephemeral_frame",
+    "event_frame",
+    "event_prefix",
+    "join",
+    "parts",
+]
 
 _STRICT: Final = (
     orjson.OPT_STRICT_INTEGER
@@ -288,6 +298,11 @@ def event_prefix(stream: str) -> bytes:
 def event_frame(stream: str, seq: int, body: bytes) -> bytes:
     """The `event` frame of a body that `encode_event` made."""
     return b"%b%d,%b" % (event_prefix(stream), seq, body[1:])
+
+
+def ephemeral_frame(stream: str, body: bytes) -> bytes:
+    """The `ephemeral` frame of a body that `encode_event` made."""
+    return b'{"op":"ephemeral","stream":%b,%b' % (orjson.dumps(stream), body[1:])
 
 
 def join(frames: Sequence[bytes]) -> bytes:

@@ -189,6 +189,14 @@ class Connection:
             runs=self._home.runs.infos(),
         )
 
+    def wants(self, thread: str | None) -> bool:
+        """Whether the peer is to be sent what belongs to this thread."""
+        return self._delivery.wants(thread)
+
+    def show(self, message: bytes) -> bool:
+        """Send a framed message if that goes at once; else it is lost."""
+        return self._delivery.show(message)
+
     def heard(self) -> None:
         """The peer is alive: its silence is counted from now."""
         self._alive.deadline = trio.current_time() + self.timeouts.heartbeat + self.timeouts.heartbeat_grace

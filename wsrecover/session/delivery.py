@@ -159,6 +159,21 @@ class Delivery:
         self._controls.append(encoded)
         self._go_on()
 
+    def wants(self, thread: str | None) -> bool:
+        """Whether the filter of the user's stream lets this thread pass."""
+        return self._wanted is None or thread is None or thread in self._wanted
+
+    def show(self, message: bytes) -> bool:
+        """Send what may be lost, a framed message, iff nothing else is owed: it is the first to be shed."""
+        if self._ended or self._lags or self._controls or not self.streams:
+            return False
+        outbox = self._outbox
+        if not outbox.offer(message):
+            return False
+        if outbox.pending:
+            self._go_on()
+        return True
+
     def deliver(self, stream: Stream, batch: Batch) -> bool:
         """What was just committed, straight to the socket. False: this stream lags now (`Follower`)."""
         frame = batch.framed
@@ -234,24 +249,38 @@ class Delivery:
         return True
 
     def _next_frames(self) -> list[bytes]:
-        """At most about `part_bytes` of what is owed: controls first, then the lagging streams in turn."""
+        """At most about `part_bytes` of what is owed: controls first, then a share for each lagging stream.
+
+        Those that still lag then go to the end of the line, so that none is stuck behind another's backlog.
+        """
         frames = list(self._controls)
         self._controls.clear()
-        size = sum(map(len, frames))
+        room = self._limits.part_bytes - sum(map(len, frames))
+        owing = len(self._lags)
         for stream, lag in list(self._lags.items()):
+            if frames and room <= 0:
+                break
+            share, owing = room // owing, owing - 1
             if not lag.frames and not self._render(stream, lag):
                 continue
-            while lag.frames and (size < self._limits.part_bytes or not frames):
+            taken = 0
+            while lag.frames and (taken < share or not taken):
                 frame = lag.frames.popleft()
                 frames.append(frame)
-                size += len(frame)
-            if lag.frames:
-                break
-            if stream.join(self, lag.after):
+                taken += len(frame)
+            room -= taken
+            if not lag.frames and stream.join(self, lag.after):
                 del self._lags[stream]
                 if lag.announce:
                     frames.append(encode(Live(stream.name, lag.after)))
+            else:
+                self._lags[stream] = self._lags.pop(stream)
         return frames
+
+    @property
+    def _page_bytes(self) -> int:
+        """Of one stream: all that lag share what one page may take, for a reader may stall with each."""
+        return self._limits.page_bytes // len(self._lags)
 
     def _render(self, stream: Stream, lag: Lag) -> bool:
         """Turn the next page into frames. False: it must be read from the store first."""
@@ -260,7 +289,9 @@ class Delivery:
         page, lag.page = lag.page, None
         if page is None:
             page = stream.page_nowait(
-                lag.after, max_events=self._limits.page_events, max_bytes=self._limits.page_bytes
+                lag.after,
+                max_events=self._limits.page_events,
+                max_bytes=self._page_bytes,
             )
         if page is None:
             return False
@@ -311,7 +342,9 @@ class Delivery:
         try:
             with trio.fail_after(self._owner.timeouts.store):
                 page = await stream.page(
-                    lag.after, max_events=self._limits.page_events, max_bytes=self._limits.page_bytes
+                    lag.after,
+                    max_events=self._limits.page_events,
+                    max_bytes=self._page_bytes,
                 )
         except StoreCorrupt:
             raise

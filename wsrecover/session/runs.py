@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -13,7 +14,7 @@ from wsrecover.agents.requests import Requests
 from wsrecover.agents.runlog import RunPlace
 from wsrecover.errors import CommandError, StoreFailed, WsrecoverError
 from wsrecover.protocol.frames import RunInfo
-from wsrecover.streams.store import Answer, Applied, Outcome, StreamKey
+from wsrecover.streams.store import Answer, Applied, Entry, Outcome, StreamKey
 
 from .members import Members
 from .quota import Quota
@@ -34,10 +35,18 @@ class _Launch:
 
 
 class Runs:
-    """The runs under way of one user, as many as its tier may have."""
+    """The runs under way of one user, as many as its tier may have. `show` takes what is not logged."""
 
-    def __init__(self, services: Services, key: StreamKey, members: Members, quota: Quota) -> None:
+    def __init__(
+        self,
+        services: Services,
+        key: StreamKey,
+        members: Members,
+        quota: Quota,
+        show: Callable[[Entry], object],
+    ) -> None:
         self._services = services
+        self._show = show
         self._key = key
         self._members = members
         self._quota = quota
@@ -71,6 +80,7 @@ class Runs:
             timeout=config.timeouts.run,
             schemas=self._services.app.events,
             requests=self.requests,
+            show=self._show,
         )
         return Execution(place, agent, run=secrets.token_hex(16), input=given, thread=thread)
 

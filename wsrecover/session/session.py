@@ -18,12 +18,13 @@ import trio
 
 from wsrecover.access.principal import Principal
 from wsrecover.access.tokens import Grant
-from wsrecover.errors import FrameError
+from wsrecover.errors import FrameError, InvalidEvent
 from wsrecover.protocol.closecodes import CloseCode
+from wsrecover.protocol.codec import ephemeral_frame
 from wsrecover.protocol.frames import ClientFrame, Hello
-from wsrecover.streams.store import StreamKey
+from wsrecover.streams.store import Entry, StreamKey
 from wsrecover.streams.stream import Stream
-from wsrecover.transport.websocket import ServerSocket
+from wsrecover.transport.websocket import ServerSocket, text_frame
 
 from .commands import Commands
 from .connection import Connection
@@ -64,7 +65,7 @@ class Session:
         self.members = Members()
         self.contexts = UserContexts(services, self.key)
         self.quota = Quota(services.quotas, self.key)
-        self.runs = Runs(services, self.key, self.members, self.quota)
+        self.runs = Runs(services, self.key, self.members, self.quota, self.show)
         self.commands = Commands(services, self.key, self.runs)
         self._forget = forget
         self._ended = False
@@ -141,6 +142,24 @@ class Session:
             older.close(CloseCode.REPLACED, "the same client connected again")
         connection = self.connections[hello.client] = Connection(self, socket, grant, hello)
         self.members.start(connection.run, hello, early)
+
+    def show(self, event: Entry) -> int:
+        """Hand an event that is not logged to the connections that want it; how many could take it at once.
+
+        Those that could not are behind, and it is lost to them. Raises `InvalidEvent` for one that would have
+        to be sent in parts.
+        """
+        frame = ephemeral_frame("user", event.body)
+        limit = self.services.config.limits.part_bytes
+        if len(frame) > limit:
+            raise InvalidEvent(
+                "data", f"{len(frame)} bytes encoded, the limit of what is not logged is {limit}"
+            )
+        message = text_frame(frame)
+        taken = [one.show(message) for one in self.connections.values() if one.wants(event.thread)]
+        self.services.counts["ephemeral.sent"] += sum(taken)
+        self.services.counts["ephemeral.shed"] += len(taken) - sum(taken)
+        return sum(taken)
 
     def detach(self, client: str, connection: object) -> None:
         """Forget a connection that was attached, unless its client has a newer one by now."""
