@@ -374,6 +374,10 @@ async def returns_a_list(command: Command, data: Nothing) -> list[str]:
     return [SECRET]
 
 
+async def returns_an_empty_list(command: Command, data: Nothing) -> list[str]:
+    return []
+
+
 async def returns_too_much(command: Command, data: Nothing) -> Frame:
     return {"text": "x" * 2**16}
 
@@ -391,6 +395,7 @@ FAILING: Final = (
     raises_in_a_task_of_its_own,
     gives_up,
     returns_a_list,
+    returns_an_empty_list,
     returns_too_much,
     returns_what_is_no_json,
     emits_nonsense,

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import attrs
 import trio
 
 from wsrecover.errors import CommandError, Misfit, WsrecoverError
@@ -202,13 +203,14 @@ class ClientSession:
 
 
 def _object(data: object) -> Mapping[str, Any]:
-    try:
-        encodable = plain(data, "data")
-    except Misfit as error:
-        raise CommandError("invalid", error.problem, field=error.field) from error
-    if not isinstance(encodable, dict):
+    if attrs.has(type(data)):
+        try:
+            data = plain(data, "data")
+        except Misfit as error:
+            raise CommandError("invalid", error.problem, field=error.field) from error
+    if not isinstance(data, Mapping):
         raise CommandError("invalid", f"must be an object, not {type(data).__name__}", field="data")
-    return encodable
+    return data
 
 
 class _Batches(AsyncIterator[list[Item]]):

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
@@ -137,10 +138,12 @@ def _answer(call: Call, effects: _Effects, status: AnswerStatus, result: bytes) 
 
 
 def _result(returned: object) -> bytes:
-    result = {} if returned is None else plain(returned, "result")
-    if not isinstance(result, dict):
+    result = plain(returned, "result") if attrs.has(type(returned)) else returned
+    if result is None:
+        result = {}
+    if not isinstance(result, Mapping):
         raise TypeError(f"the handler returned a {type(returned).__name__}, not a JSON object")
-    return codec.encode_json(result, field="result", max_bytes=RESULT_BYTES)
+    return codec.encode_json(dict(result), field="result", max_bytes=RESULT_BYTES)
 
 
 def _error(call: Call, raised: BaseException) -> bytes:
