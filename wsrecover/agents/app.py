@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, TypeVar
 
 import attrs
 
-from wsrecover.errors import ConfigError
+from wsrecover.access.principal import Principal
+from wsrecover.errors import ConfigError, TokenError
 from wsrecover.protocol.events import AS_SENT, EVENT_TYPE, TYPES
 from wsrecover.protocol.frames import COMMANDS
 from wsrecover.protocol.schema import Schema
@@ -30,11 +31,15 @@ _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}\Z")
 
 @attrs.frozen
 class Agent:
-    """A registered agent. `timeout` bounds one run, in seconds; None: the server's own limit."""
+    """A registered agent. `timeout` bounds one run, in seconds; None: the server's own limit.
+
+    Clients with none of the `roles`, if there are any, cannot tell it from one that does not exist.
+    """
 
     name: str
     function: AgentFunction
     timeout: float | None = None
+    roles: frozenset[str] = frozenset()
 
 
 class App:
@@ -67,25 +72,31 @@ class App:
         """The agent of this name, if there is one."""
         return self._agents.get(name)
 
-    def agent(self, name: str, *, timeout: float | None = None) -> Callable[[F], F]:
+    def agent(
+        self, name: str, *, timeout: float | None = None, roles: Iterable[str] = ()
+    ) -> Callable[[F], F]:
         """Register the decorated async function as the agent `name`; it is returned unchanged.
 
-        `timeout` is in seconds. Raises `ConfigError` for a name that is bad or taken, a bad time-out, and a
+        `timeout` is in seconds. Where `roles` are given, clients need one of them to start it; to others it
+        does not exist. Raises `ConfigError` for a name that is bad or taken, a bad time-out or role, and a
         function that is not async.
         """
         _check("agent", name, timeout)
+        needed = _needed("agent", roles)
 
         def register(function: F) -> F:
             if not _is_async(function):
                 raise ConfigError(f"agent {name!r}", f"is {function!r}", "an async function of one Run")
             if name in self._agents:
                 raise ConfigError(f"agent {name!r}", "is registered already", "one function per name")
-            self._agents[name] = Agent(name, function, timeout)
+            self._agents[name] = Agent(name, function, timeout, needed)
             return function
 
         return register
 
-    def command(self, name: str, *, timeout: float | None = None) -> Callable[[H], H]:
+    def command(
+        self, name: str, *, timeout: float | None = None, roles: Iterable[str] = ()
+    ) -> Callable[[H], H]:
         """Register the decorated async function as the handler of the command `name`; it is returned
         unchanged.
 
@@ -94,19 +105,21 @@ class App:
         `timeout` seconds (None: `timeouts.command`). What it returns is the result: a JSON object of at most
         64 KiB, an instance of an attrs class, or None. A `CommandError` that it raises is the client's
         answer; any other exception is told as `internal`, without a word of what it was, and logged. Each of
-        these is kept as the answer to a repeat; one that was cut off is answered `outcome_unknown`.
+        these is kept as the answer to a repeat; one that was cut off is answered `outcome_unknown`. Where
+        `roles` are given, the sender needs one of them; to others the command does not exist.
 
-        Raises `ConfigError` for a name that is bad, taken or the protocol's own, a bad time-out, and a
-        function that is not as said.
+        Raises `ConfigError` for a name that is bad, taken or the protocol's own, a bad time-out or role, and
+        a function that is not as said.
         """
         _check("command", name, timeout)
+        needed = _needed("command", roles)
 
         def register(function: H) -> H:
             if not _is_async(function):
                 raise ConfigError(f"command {name!r}", f"is {function!r}", "an async function")
             if name in self._commands or name in COMMANDS:
                 raise ConfigError(f"command {name!r}", "is registered already", "one function per name")
-            self._commands[name] = Handler(name, function, data_schema(name, function), timeout)
+            self._commands[name] = Handler(name, function, data_schema(name, function), timeout, needed)
             return function
 
         return register
@@ -134,6 +147,15 @@ def _check(kind: str, name: object, timeout: object) -> None:
         raise ConfigError(f"{kind}.name", f"is {name!r}", "a letter, then up to 63 of A-Z a-z 0-9 _ . : -")
     if timeout is not None and not _is_duration(timeout):
         raise ConfigError(f"{kind}.timeout", f"is {timeout!r}", "a number of seconds > 0, or None")
+
+
+def _needed(kind: str, roles: Iterable[str]) -> frozenset[str]:
+    """The roles that are asked for: one mistyped would close a door for ever, or leave it open."""
+    try:
+        return frozenset(Principal("any", "any", roles).roles)
+    except TokenError as error:
+        accepted = "a list of roles, each 1 to 64 printable ASCII characters without spaces"
+        raise ConfigError(f"{kind}.roles", f"is {roles!r}", accepted) from error
 
 
 def _is_duration(seconds: object) -> bool:

@@ -19,12 +19,16 @@ HandlerFunction: TypeAlias = "Callable[[Command, Any], Awaitable[Any]]"
 
 @attrs.frozen
 class Handler:
-    """A registered command. `schema` is that of its data; `timeout` in seconds; None: the server's own."""
+    """A registered command. `schema` is that of its data; `timeout` in seconds; None: the server's own.
+
+    Senders with none of the `roles`, if there are any, cannot tell it from one that does not exist.
+    """
 
     name: str
     function: HandlerFunction
     schema: Schema[Any]
     timeout: float | None = None
+    roles: frozenset[str] = frozenset()
 
 
 class Effects(Protocol):

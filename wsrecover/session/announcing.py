@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import attrs
 
+from wsrecover.access.claims import OPERATOR
+from wsrecover.access.policy import chosen_tenant, require_service
 from wsrecover.errors import CommandError, InvalidEvent
 from wsrecover.streams.store import Applied, Conflict, Duplicate, Unit
 from wsrecover.streams.stream import wire_name
@@ -18,7 +20,7 @@ __all__ = ["answer_broadcast", "answer_receipt"]
 
 async def answer_broadcast(services: Services, call: Call) -> tuple[Status, Result]:
     """`broadcast`: with the role `service` within its tenant, with `operator` to any and to all."""
-    _check_role(call)
+    require_service(call.principal, call.send.type)
     try:
         broadcast = _broadcast(services, call)
     except InvalidEvent as error:
@@ -35,29 +37,25 @@ async def answer_broadcast(services: Services, call: Call) -> tuple[Status, Resu
 
 
 def _broadcast(services: Services, call: Call) -> Broadcast:
-    data, own = call.send.data, call.principal.tenant
+    data = call.send.data
     to, kind = (text_field(data, name, path="data") for name in ("to", "type"))
-    tenant = text_field(data, "tenant", path="data", required=False) or None
-    if "operator" not in call.principal.roles and (to == "all" or tenant not in (None, own)):
-        raise CommandError("forbidden", "what leaves the tenant needs the role operator")
-    key = audience(to, tenant or (None if to == "all" else own))
+    named = text_field(data, "tenant", path="data", required=False) or None
+    if to == "all" and OPERATOR not in call.principal.roles:
+        raise CommandError("forbidden", f"what leaves the tenant needs the role {OPERATOR}")
+    tenant = named if to == "all" else chosen_tenant(call.principal, named)
+    key = audience(to, tenant)
     return Broadcast.of(services, key, kind, object_field(data, "data", path="data"))
 
 
 async def answer_receipt(services: Services, call: Call) -> tuple[Status, Result]:
     """`receipt`: the counts of a broadcast of the caller's tenant; with the role `operator` of any."""
-    _check_role(call)
+    require_service(call.principal, call.send.type)
     receipt = services.receipts.find(text_field(call.send.data, "receipt", path="data"))
     foreign = receipt is not None and receipt.key.tenant != call.principal.tenant
-    if receipt is None or (foreign and "operator" not in call.principal.roles):
+    if receipt is None or (foreign and OPERATOR not in call.principal.roles):
         # A repeat is answered as the first was, also where the receipt has ended meanwhile.
         if (known := await call.known(services.store)) is not None:
             return known
         raise CommandError("not_found", "there is no such receipt, or it has ended", field="data.receipt")
     result = attrs.asdict(receipt.counts)
     return settled(await services.journal.commit(Unit(answers=(call.answer(result),))), result)
-
-
-def _check_role(call: Call) -> None:
-    if not {"service", "operator"} & {*call.principal.roles}:
-        raise CommandError("forbidden", f"{call.send.type} needs the role service or operator")

@@ -15,6 +15,7 @@ import attrs
 import structlog
 import trio
 
+from wsrecover.access.policy import chosen_tenant, may, require_service
 from wsrecover.access.principal import Principal
 from wsrecover.agents.command import Handler
 from wsrecover.errors import CommandError, InvalidEvent, StoreError, StoreFailed
@@ -130,7 +131,7 @@ class Commands:
         handler = self._handlers.get(send.type)
         if handler is None:
             own = self._services.app.commands.get(send.type)
-            if own is None:
+            if own is None or not may(principal, own.roles):
                 raise CommandError("unknown_type", f"there is no command {send.type!r}", field="type")
             handler = partial(self._own, own)
         digest = codec.digest(send.type, send.thread, send.data)
@@ -189,16 +190,17 @@ class Commands:
         return await self._commit(call, (entry,), lambda positions: {"seq": positions[0].seq})
 
     async def _publish(self, call: Call) -> tuple[Status, Result]:
-        if "service" not in call.principal.roles:
-            raise CommandError("forbidden", "publish needs the role service")
+        require_service(call.principal, "publish")
         data = call.send.data
-        user = user_field(data, "user", tenant=call.principal.tenant, path="data")
+        named = text_field(data, "tenant", path="data", required=False) or None
+        tenant = chosen_tenant(call.principal, named)
+        user = user_field(data, "user", tenant=tenant, path="data")
         events = data.get("events")
         if not isinstance(events, list) or not 1 <= len(events) <= PUBLISH_EVENTS:
             raise CommandError(
                 "invalid", f"must be a list of 1 to {PUBLISH_EVENTS} events", field="data.events"
             )
-        key = StreamKey("user", call.principal.tenant, user)
+        key = StreamKey("user", tenant, user)
         most, schemas = self._services.config.limits.event_bytes, self._services.app.events
         entries = tuple(
             entry_of(event, key, path=f"data.events[{place}]", now=call.now, max_bytes=most, schemas=schemas)
@@ -215,7 +217,9 @@ class Commands:
         name = text_field(call.send.data, "agent", path="data")
         given = object_field(call.send.data, "input", path="data")
         try:
-            execution = self._runs.prepare(name, given, thread=call.send.thread, field="data.agent")
+            execution = self._runs.prepare(
+                name, given, thread=call.send.thread, field="data.agent", principal=call.principal
+            )
             result = {"run": execution.run.id}
             outcome = await self._runs.start(execution, call.answer(result))
         except CommandError:

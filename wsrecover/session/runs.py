@@ -9,6 +9,8 @@ from typing import Any
 import attrs
 import trio
 
+from wsrecover.access.policy import may
+from wsrecover.access.principal import Principal
 from wsrecover.agents.lifecycle import Execution
 from wsrecover.agents.requests import Requests
 from wsrecover.agents.runlog import RunPlace
@@ -62,14 +64,21 @@ class Runs:
         return self._executions.get(run)
 
     def prepare(
-        self, name: str, given: dict[str, Any], *, thread: str | None, field: str = "agent"
+        self,
+        name: str,
+        given: dict[str, Any],
+        *,
+        thread: str | None,
+        field: str = "agent",
+        principal: Principal | None = None,
     ) -> Execution:
         """A run of the agent `name`, not started yet.
 
-        Raises `CommandError("not_found")`; `field` is where the caller had the name from.
+        Raises `CommandError("not_found")`, also where the agent is not for the `principal` who asks, if it is
+        somebody outside; `field` is where the caller had the name from.
         """
         agent = self._services.app.find(name)
-        if agent is None:
+        if agent is None or not (principal is None or may(principal, agent.roles)):
             raise CommandError("not_found", "there is no such agent", field=field)
         config = self._services.config
         place = RunPlace(
