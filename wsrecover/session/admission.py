@@ -34,6 +34,7 @@ from wsrecover.transport.head import Request
 from wsrecover.transport.listener import Acceptance, Refusal
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
+from . import audit
 from .proof import prove, refused
 from .registry import Registry
 from .services import Services
@@ -74,6 +75,14 @@ class Admission:
 
     async def answer(self, request: Request) -> Refusal | Acceptance:
         """Decide on one upgrade request, before the 101."""
+        decision = await self._decide(request)
+        if isinstance(decision, Refusal):
+            # What is wrong with a request may quote it, and it may hold a secret in any place.
+            reason = "bad request" if decision.status == 400 else decision.body
+            audit.rejected(decision.status, reason, peer=request.peer)
+        return decision
+
+    async def _decide(self, request: Request) -> Refusal | Acceptance:
         if request.path != PATH:
             return Refusal(404, f"Nothing is here; WebSockets connect at {PATH}.\n")
         if SUBPROTOCOL not in request.subprotocols:
@@ -118,6 +127,7 @@ class Admission:
             # It may have been revoked while hello was waited for.
             self._services.revocations.check(grant)
             self._registry.of(grant.principal).attach(socket, grant, hello, early)
+            audit.accepted(grant, client=hello.client, peer=socket.peer)
         except CommandError as error:
             frame = ErrorFrame(error.code, error.message, retry_after=error.retry_after)
             goodbye = Goodbye(CloseCode.TOO_MANY_CONNECTIONS, error.message, frame)
@@ -195,6 +205,8 @@ class Admission:
 
 
 def _say(socket: ServerSocket, goodbye: Goodbye) -> None:
+    reason = goodbye.frame.code if isinstance(goodbye.frame, ErrorFrame) else goodbye.reason
+    audit.rejected(goodbye.code, reason, peer=socket.peer)
     if goodbye.frame is not None:
         socket.put(encode(goodbye.frame))
     socket.close_nowait(goodbye.code, goodbye.reason)

@@ -48,6 +48,7 @@ from wsrecover.protocol.frames import (
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
+from . import audit
 from .calls import refusal
 from .delivery import Delivery
 from .following import Following
@@ -341,6 +342,7 @@ class Connection:
             self._disown(auth, "the token speaks for somebody else", CloseCode.AUTHENTICATION_FAILED)
             return
         self.grant = grant
+        audit.refreshed(grant, client=self.member.client, peer=self.socket.peer)
         self._home.quota.adopt(grant.principal)
         self._asked_for_token = False
         self._entitled.deadline = self._expiry()
@@ -358,6 +360,7 @@ class Connection:
             self._following.join(streams)
 
     def _disown(self, auth: Auth, problem: str, code: CloseCode) -> None:
+        audit.rejected(code, problem, peer=self.socket.peer, grant=self.grant)
         self._last_word(refusal(auth.id, CommandError("forbidden", problem, field="token")))
         self.close(code, problem)
 

@@ -9,6 +9,7 @@ from wsrecover.errors import TokenError
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.streams.store import Revocation, Store, Unit
 
+from . import audit
 from .registry import Registry
 from .services import Services
 
@@ -48,5 +49,6 @@ async def revoke(
             if services.revocations.covers(connection.grant):
                 connection.close(CloseCode.REVOKED, "the token was revoked")
                 closed += 1
+    audit.revoked(one, closed)
     await services.journal.commit(Unit(revocations=(one,)))
     return closed

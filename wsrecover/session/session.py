@@ -26,6 +26,7 @@ from wsrecover.streams.store import Entry, StreamKey
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import ServerSocket, text_frame
 
+from . import audit
 from .commands import Commands
 from .connection import Connection
 from .contexts import UserContexts
@@ -139,6 +140,7 @@ class Session:
         self.quota.adopt(grant.principal)
         self.quota.add_connection(len(self.connections), replaces=older is not None)
         if older is not None:
+            audit.replaced(older.grant, client=hello.client, peer=older.socket.peer)
             older.close(CloseCode.REPLACED, "the same client connected again")
         connection = self.connections[hello.client] = Connection(self, socket, grant, hello)
         self.members.start(connection.run, hello, early)
