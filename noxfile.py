@@ -1,4 +1,4 @@
-"""Sessions: `nox -s tests`, `lint`, `types`, `bench`, `demo`. Plain `nox` runs the first three."""
+"""Sessions: `nox -s tests`, `faults`, `lint`, `types`, `bench`, `demo`. Plain `nox`: lint, types, tests."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def tests(session: nox.Session) -> None:
     """The whole suite, against the installed package: `nox -s tests -- -k resume` for a part of it."""
     install(session, "test")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """The faults and attacks at full size, and the table of what they came to."""
+    install(session, "test")
+    session.run("pytest", "--figures", *session.posargs, env={"WSRECOVER_FAULTS": "1"})
 
 
 @nox.session

@@ -27,6 +27,15 @@ def figure(request: pytest.FixtureRequest) -> Figure:
     return lambda ids, what, value: rows.append((ids, what, str(value)))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--figures", action="store_true", help="only tests that report a figure")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("figures"):
+        items[:] = [item for item in items if "figure" in getattr(item, "fixturenames", ())]
+
+
 def _skipped(config: pytest.Config) -> int:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     return len(reporter.stats.get("skipped", ())) if reporter else 0
