@@ -27,6 +27,7 @@ FLOORS = {
     "session": 4,
     "ops": 5,
     "client": 5,
+    "manager": 5,
     "web": 5,
     "server": 6,
     "testing": 6,

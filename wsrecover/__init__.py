@@ -22,8 +22,11 @@ from .errors import (
     TransportError,
     WsrecoverError,
 )
-from .server import Server, serve
+from .manager import Server, ServerStatistics
+from .server import serve
+from .session.mishaps import ErrorCount
 from .session.receipts import Receipt, ReceiptCounts
+from .session.views import ConnectionView, SessionView
 
 __all__ = [
     "AgentError",
@@ -35,8 +38,10 @@ __all__ = [
     "CommandError",
     "Config",
     "ConfigError",
+    "ConnectionView",
     "Credentials",
     "Ephemeral",
+    "ErrorCount",
     "Event",
     "Forgotten",
     "Gap",
@@ -54,6 +59,8 @@ __all__ = [
     "RunBroken",
     "RunEnded",
     "Server",
+    "ServerStatistics",
+    "SessionView",
     "Snapshot",
     "StoreError",
     "StoreUnavailable",

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 README = readme().read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-AGENT, EMBEDDED, BROADCAST, CLIENT, SHOP, BUYER = (text for language, text in BLOCKS if language == "python")
+AGENT, EMBEDDED, BROADCAST, MANAGER, CLIENT, SHOP, BUYER = (
+    text for language, text in BLOCKS if language == "python"
+)
 SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 CHECKOUT = Path(__file__).parents[2]
 
@@ -60,6 +62,12 @@ def test_a_broadcast_is_sent_and_counted(folder: Cli) -> None:
     (folder.home / "many.py").write_text(BROADCAST)
     done = folder.shell(f"{shlex.quote(sys.executable)} many.py")
     assert done.stdout.endswith("0 of 0 have it; 0 are not connected\n")
+
+
+def test_the_server_says_who_is_there(folder: Cli) -> None:
+    (folder.home / "manager.py").write_text(MANAGER)
+    done = folder.shell(f"{shlex.quote(sys.executable)} manager.py")
+    assert done.stdout.endswith("ada is away\n{}\n")
 
 
 def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: Cli) -> None:

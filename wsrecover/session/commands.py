@@ -125,6 +125,8 @@ class Commands:
         finally:
             self._in_flight -= 1
         self._services.counts[f"commands.{reply.status}"] += 1
+        if reply.error is not None:
+            self._services.note(f"command.{reply.error.code}")
         return reply
 
     async def _answer_once(self, principal: Principal, send: Send) -> Reply:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, TypeVar, TypeVarTuple, Unpack
+from typing import Final, Literal, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 import structlog
 import trio
@@ -52,17 +52,21 @@ from . import audit
 from .calls import refusal
 from .delivery import Delivery
 from .following import Following
+from .mishaps import QUIET_ENDS
 from .owner import Home
 from .presence import Member
 from .proof import prove, refused
 from .turns import Turns
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "ConnectionState"]
 
 log = structlog.get_logger(__name__)
 
 Args = TypeVarTuple("Args")
 R = TypeVar("R", Send, Auth)
+
+ConnectionState: TypeAlias = Literal["opening", "live", "lagging", "closing"]
+"""Before its welcome; at the head of all its streams; behind in one, as in a replay; about to end."""
 
 AUTH_NOTICE: Final = 60.0
 """Seconds before a token's expiry at which the client is asked for another."""
@@ -84,6 +88,7 @@ class Connection:
         self.grant = grant
         self.member = Member(grant.principal.tenant, grant.principal.user, hello.client)
         self.id = secrets.token_hex(8)
+        self.since = self._services.clock()
         self.limits: Limits = self._services.config.limits
         self.timeouts: Timeouts = self._services.config.timeouts
         self._ending: ConnectionClosed | None = None
@@ -100,6 +105,11 @@ class Connection:
         self._following = Following(self._services, self.member, self._delivery)
 
     @property
+    def delivery(self) -> Delivery:
+        """What it is sent."""
+        return self._delivery
+
+    @property
     def streams(self) -> Mapping[str, Stream]:
         """What it follows, by wire name."""
         return self._delivery.streams
@@ -110,9 +120,13 @@ class Connection:
         return self._following.processed
 
     @property
-    def lagging(self) -> bool:
-        """Whether the peer takes less than there is to send."""
-        return self._delivery.lagging
+    def state(self) -> ConnectionState:
+        """How far it has come."""
+        if self._ending is not None:
+            return "closing"
+        if not self.streams:
+            return "opening"
+        return "lagging" if self._delivery.lagging else "live"
 
     async def run(self, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()) -> None:
         """Serve until the connection ends and its socket is closed. Cancelled, it ends as by `drain`."""
@@ -129,6 +143,8 @@ class Connection:
             self._services.presence.leave(self)
             self._home.detach(self.member.client, self)
             self._services.counts[f"closed.{ending.code}"] += 1
+            if ending.code not in QUIET_ENDS:
+                self._services.note(f"connection.{ending.code}")
             with trio.move_on_after(CLOSE_TIMEOUT + 1, shield=True):
                 await self.socket.aclose(ending.code, ending.reason, timeout=CLOSE_TIMEOUT)
             self.socket.kill()
@@ -189,14 +205,6 @@ class Connection:
             token_expires_in=self.grant.expires_at - self._services.clock(),
             runs=self._home.runs.infos(),
         )
-
-    def wants(self, thread: str | None) -> bool:
-        """Whether the peer is to be sent what belongs to this thread."""
-        return self._delivery.wants(thread)
-
-    def show(self, message: bytes) -> bool:
-        """Send a framed message if that goes at once; else it is lost."""
-        return self._delivery.show(message)
 
     def heard(self) -> None:
         """The peer is alive: its silence is counted from now."""
@@ -293,6 +301,7 @@ class Connection:
                 self._refuse(frame if isinstance(frame, FrameError) else _out_of_place(frame))
 
     def _refuse(self, error: FrameError) -> None:
+        self._services.note(f"frame.{error.code}")
         frame = ErrorFrame(error.code, error.message, field=error.field, ref=error.ref)
         if error.close is None:
             self._delivery.control(frame)

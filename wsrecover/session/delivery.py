@@ -159,6 +159,11 @@ class Delivery:
         self._controls.append(encoded)
         self._go_on()
 
+    @property
+    def wanted(self) -> Filter:
+        """The filter of the user's stream."""
+        return self._wanted
+
     def wants(self, thread: str | None) -> bool:
         """Whether the filter of the user's stream lets this thread pass."""
         return self._wanted is None or thread is None or thread in self._wanted

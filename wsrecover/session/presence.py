@@ -38,16 +38,16 @@ class Presence:
 
     def __init__(self) -> None:
         self._present: dict[Member, Present] = {}
-        self._awaited: dict[tuple[str, str], trio.Event] = {}
+        self._awaited: dict[tuple[str, str], trio.lowlevel.ParkingLot] = {}
 
     def arrive(self, connection: Present) -> None:
         """It was welcomed."""
         member = connection.member
         self._present[member] = connection
         if self._awaited:
-            arrival = self._awaited.pop((member.tenant, member.user), None)
-            if arrival is not None:
-                arrival.set()
+            waiting = self._awaited.get((member.tenant, member.user))
+            if waiting is not None:
+                waiting.unpark_all()
 
     def leave(self, connection: Present) -> None:
         """It ends; nothing happens where its client has a newer one by now."""
@@ -66,7 +66,13 @@ class Presence:
 
     async def wait_arrival(self, tenant: str, user: str) -> None:
         """Wait until a connection of this user is welcomed, from now on. Cancelling is safe."""
-        await self._awaited.setdefault((tenant, user), trio.Event()).wait()
+        place = (tenant, user)
+        waiting = self._awaited.setdefault(place, trio.lowlevel.ParkingLot())
+        try:
+            await waiting.park()
+        finally:
+            if not waiting:
+                self._awaited.pop(place, None)
 
 
 def _follows(connection: Present, name: str, key: StreamKey) -> bool:

@@ -70,6 +70,13 @@ class Registry:
         """The principal's session."""
         return self.session(principal.tenant, principal.user)
 
+    def is_connected(self, tenant: str, user: str) -> bool:
+        """Whether the user has a connection that was welcomed."""
+        session = self._sessions.get((tenant, user))
+        return session is not None and any(
+            connection.state in ("live", "lagging") for connection in session.connections.values()
+        )
+
     async def _store_contexts(self, keys: Sequence[StreamKey]) -> None:
         sessions = [(key, self._sessions.get((key.tenant, key.name))) for key in keys]
         await store_each(
@@ -91,5 +98,5 @@ class Registry:
             sessions=len(each),
             connections=sum(one.connections for one in each),
             runs=sum(one.runs for one in each),
-            counts=dict(self._services.counts),
+            counts=MappingProxyType(dict(self._services.counts)),
         )

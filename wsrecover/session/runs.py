@@ -130,6 +130,8 @@ class Runs:
                 await execution.execute()
             finally:
                 del self._executions[execution.run.id]
+                if execution.run.status == "failed":
+                    self._services.note("run.failed")
 
     def infos(self) -> tuple[RunInfo, ...]:
         """The runs under way, as `welcome` tells them."""

@@ -17,6 +17,7 @@ from wsrecover.streams.journal import Journal
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Store
 
+from .mishaps import Mishaps
 from .presence import Presence
 from .quota import Quotas
 from .receipts import Receipts
@@ -43,6 +44,7 @@ class Services:
     revocations: Revocations = attrs.field(factory=Revocations)
     addresses: Addresses = attrs.field(init=False)
     counts: Counter[str] = attrs.field(factory=Counter)
+    mishaps: Mishaps = attrs.field(factory=Mishaps)
     presence: Presence = attrs.field(factory=Presence)
     receipts: Receipts = attrs.field(
         default=attrs.Factory(lambda services: Receipts(services.presence), takes_self=True)
@@ -51,6 +53,10 @@ class Services:
     @addresses.default
     def _addresses(self) -> Addresses:
         return Addresses(self.config.limits)
+
+    def note(self, kind: str) -> None:
+        """Count an error of this kind (see `Mishaps`)."""
+        self.mishaps.note(kind, self.clock())
 
     @property
     def farewell(self) -> Drain:

@@ -62,6 +62,7 @@ class Session:
         self.tenant = tenant
         self.user = user
         self.key = StreamKey("user", tenant, user)
+        self.since = services.clock()
         self.connections: dict[str, Connection] = {}
         self.members = Members()
         self.contexts = UserContexts(services, self.key)
@@ -158,7 +159,8 @@ class Session:
                 "data", f"{len(frame)} bytes encoded, the limit of what is not logged is {limit}"
             )
         message = text_frame(frame)
-        taken = [one.show(message) for one in self.connections.values() if one.wants(event.thread)]
+        deliveries = [connection.delivery for connection in self.connections.values()]
+        taken = [one.show(message) for one in deliveries if one.wants(event.thread)]
         self.services.counts["ephemeral.sent"] += sum(taken)
         self.services.counts["ephemeral.shed"] += len(taken) - sum(taken)
         return sum(taken)

@@ -1,0 +1,249 @@
+"""A running server, as the program that embeds it sees it: it publishes, asks who is there, and counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import trio
+
+from .access.principal import Principal
+from .errors import CommandError, InvalidEvent
+from .protocol import codec
+from .protocol.cursor import Position
+from .protocol.events import CRITICAL
+from .protocol.fields import MAX_ID, is_id
+from .protocol.schema import fitted
+from .session.broadcast import Broadcast, audience
+from .session.connection import ConnectionState
+from .session.drain import drain
+from .session.mishaps import ErrorCount
+from .session.receipts import Receipt
+from .session.registry import Registry, RegistryStatistics
+from .session.revoking import revoke
+from .session.services import Services
+from .session.session import State as SessionState
+from .session.views import ConnectionView, SessionView, connection_views, session_views
+from .streams.journal import JournalStatistics
+from .streams.store import Applied, Entry, StoreStatistics, StreamKey, Unit
+
+__all__ = ["Server", "ServerStatistics"]
+
+
+@attrs.frozen
+class ServerStatistics:
+    """What the parts count; `errors` by kind, those of the last hour (see `Mishaps`)."""
+
+    sessions: RegistryStatistics
+    journal: JournalStatistics
+    store: StoreStatistics
+    errors: Mapping[str, ErrorCount]
+
+
+class Server:
+    """A running server, as the program that embeds it sees it. `addresses` are (host, port)."""
+
+    def __init__(
+        self,
+        services: Services,
+        registry: Registry,
+        addresses: tuple[tuple[str, int], ...],
+        stop_accepting: Callable[[], object],
+    ) -> None:
+        self.addresses = addresses
+        self.registry = registry
+        self._services = services
+        self._stop_accepting = stop_accepting
+
+    @property
+    def url(self) -> str:
+        """Where clients connect: the first address."""
+        scheme = "ws" if self._services.config.tls_certificate is None else "wss"
+        host, port = self.addresses[0]
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def publish(
+        self,
+        tenant: str,
+        user: str,
+        type: str,  # noqa: A002  # The word of the wire.
+        data: object,
+        *,
+        thread: str | None = None,
+        id: str | None = None,  # noqa: A002  # The word of the wire.
+    ) -> Position:
+        """Log an event in the user's stream, connected or not; its position, once it is on stable storage.
+
+        `data` is as in `Run.emit`. With an `id`, a repeat within ten minutes gives the first one's position.
+
+        Raises `InvalidEvent`, `TokenError` for a name that no token could carry, `StoreUnavailable` or
+        `StoreFailed` (nothing was logged), `CommandError("id_conflict")`. Cancelled, it may have taken
+        effect.
+        """
+        if id is not None and not is_id(id):
+            raise InvalidEvent("id", f"must be 1 to {MAX_ID} printable ASCII characters")
+        principal, now = Principal(tenant, user), self._services.clock()
+        fit = fitted(type, data, self._services.app.events)
+        body = codec.encode_event(
+            ts=now,
+            type=type,
+            data=fit,
+            thread=thread,
+            max_bytes=self._services.config.limits.event_bytes,
+        )
+        key = StreamKey("user", principal.tenant, principal.user)
+        entry = Entry(key, body, now, thread, id, codec.digest(type, thread, fit) if id else b"")
+        outcome = await self._services.journal.commit(Unit((entry,)))
+        if not isinstance(outcome, Applied):
+            raise CommandError("id_conflict", f"the id {id!r} was used with another body", field="id")
+        return entry.position
+
+    def ephemeral(
+        self,
+        tenant: str,
+        user: str,
+        type: str,  # noqa: A002  # The word of the wire.
+        data: Mapping[str, Any],
+        *,
+        thread: str | None = None,
+    ) -> int:
+        """Show a user what is out of date in a moment; to how many connections, without waiting.
+
+        It is not logged and has no seq: who is away or behind never sees it. Raises `InvalidEvent`, also for
+        one that is larger than `limits.part_bytes` or of a type that a user must always see.
+        """
+        if type in CRITICAL:
+            raise InvalidEvent("type", f"{type} must reach its user, and so is logged")
+        services = self._services
+        limits, now = services.config.limits, services.clock()
+        fit = fitted(type, data, services.app.events)
+        body = codec.encode_event(ts=now, type=type, data=fit, thread=thread, max_bytes=limits.part_bytes)
+        session = self.registry.sessions.get((tenant, user))
+        return 0 if session is None else session.show(Entry(session.key, body, now, thread))
+
+    async def broadcast(
+        self,
+        to: str,
+        type: str,  # noqa: A002  # The word of the wire.
+        data: Mapping[str, Any],
+        *,
+        tenant: str | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """Log one event for many: `to` is "all", or of a `tenant` "tenant", "tier:<name>", "role:<name>".
+
+        Who is away finds it on return. The receipt, given once the event is on stable storage, counts those
+        who are entitled and connected in that moment and acknowledge it within `timeout` seconds (None:
+        `timeouts.receipt`), over however many connections of theirs.
+
+        Raises `InvalidEvent` (of `to` and `tenant` too), `StoreUnavailable` or `StoreFailed` (nothing was
+        logged). Cancelled, it may have taken effect.
+        """
+        broadcast = Broadcast.of(self._services, audience(to, tenant), type, data, timeout=timeout)
+        await broadcast.commit()
+        return broadcast.receipt
+
+    async def start_agent(
+        self, tenant: str, user: str, agent: str, given: Mapping[str, Any], *, thread: str | None = None
+    ) -> str:
+        """Start an agent for a user, connected or not; the run's id, once its start is on stable storage.
+
+        Raises `CommandError` (`not_found`, `overloaded`), `InvalidEvent`, `StoreUnavailable`, `StoreFailed`.
+        """
+        principal = Principal(tenant, user)
+        runs = self.registry.of(principal).runs
+        execution = runs.prepare(agent, dict(given), thread=thread)
+        await runs.start(execution)
+        return execution.run.id
+
+    async def revoke(self, tenant: str, user: str | None = None, *, token_id: str | None = None) -> int:
+        """Let tokens count no more: those of a user that were issued up to now, or the one with this `jti`.
+
+        Connections that go by one are closed with 4503 before this waits for anything; it returns how many,
+        once it is on stable storage and so outlives a restart. A token that does not say when it was issued
+        (`iat`) counts as one of before. Runs and the log stay as they are.
+
+        Raises `TokenError` for a name that no token could carry; `StoreUnavailable` or `StoreFailed`, and
+        then it counts until a restart, so repeat it. Cancelled, likewise.
+        """
+        return await revoke(self.registry, self._services, tenant, user=user, token_id=token_id)
+
+    async def drain(self) -> None:
+        """Stop accepting, and ask every client to reconnect elsewhere or later: `drain`, then 4000.
+
+        The closes are spread out, and over `timeouts.drain` seconds from now at the latest: whoever has not
+        answered by then is cut. Runs go on, and are logged, until `serve` is cancelled, which is what comes
+        next. Calling it again waits as well. Cancelled: no connection is accepted any more, and those whose
+        turn has not come stay open.
+        """
+        self._stop_accepting()
+        await drain(self.registry, self._services)
+
+    def sessions(
+        self,
+        *,
+        tenant: str | None = None,
+        user: str | None = None,
+        thread: str | None = None,
+        state: SessionState | None = None,
+        min_age: float | None = None,
+    ) -> tuple[SessionView, ...]:
+        """The sessions that all given filters let pass, as they are now.
+
+        `thread`: those with a run in it under way. `min_age`: those that began so many seconds ago or before.
+        """
+        return session_views(
+            self.registry,
+            tenant=tenant,
+            user=user,
+            thread=thread,
+            state=state,
+            latest=self._latest(min_age),
+        )
+
+    def connections(
+        self,
+        *,
+        tenant: str | None = None,
+        user: str | None = None,
+        thread: str | None = None,
+        state: ConnectionState | None = None,
+        min_age: float | None = None,
+    ) -> tuple[ConnectionView, ...]:
+        """The connections that all given filters let pass, as they are now.
+
+        `thread`: those that are sent its events. `min_age`: those that came so many seconds ago or earlier.
+        """
+        return connection_views(
+            self.registry,
+            tenant=tenant,
+            user=user,
+            thread=thread,
+            state=state,
+            latest=self._latest(min_age),
+        )
+
+    def _latest(self, min_age: float | None) -> float:
+        return math.inf if min_age is None else self._services.clock() - min_age
+
+    async def wait_connected(self, tenant: str, user: str, timeout: float | None = None) -> None:
+        """Wait until the user has a connection that was welcomed; returns at once where there is one.
+
+        Raises `trio.TooSlowError` after `timeout` seconds (None: never). Cancelling is safe.
+        """
+        with trio.fail_after(math.inf if timeout is None else timeout):
+            if self.registry.is_connected(tenant, user):
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._services.presence.wait_arrival(tenant, user)
+
+    def statistics(self) -> ServerStatistics:
+        """Counts, without waiting."""
+        return ServerStatistics(
+            sessions=self.registry.statistics(),
+            journal=self._services.journal.statistics(),
+            store=self._services.store.statistics(),
+            errors=self._services.mishaps.statistics(),
+        )
