@@ -141,7 +141,8 @@ class TestFile:
         await source.load()
         nursery.start_soon(source.run)
         tokens = verifier(source)
-        tokens.verify(old.token)
+        remembered = old.token
+        tokens.verify(remembered)
         before = source.keys
         file.write_bytes(key_set(new))
         await trio.testing.wait_all_tasks_blocked()
@@ -150,7 +151,7 @@ class TestFile:
             while source.keys is before:
                 await trio.testing.wait_all_tasks_blocked(0.01)
         with pytest.raises(TokenError):
-            tokens.verify(old.token)
+            tokens.verify(remembered)
 
     async def test_a_set_that_became_bad_changes_nothing(
         self, tmp_path: Path, old: Signer, new: Signer, mock_clock: MockClock, nursery: trio.Nursery

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from wsrecover.access.limits import Bucket, Buckets, Rate
 
-MILLISECONDS = st.integers(0, 5_000)
-RATES = st.builds(Rate, st.integers(1, 2_000), st.integers(1, 50))
+# Mostly near the edge: after a long pause every bucket is full, and after none it is empty.
+MILLISECONDS = st.integers(0, 30) | st.integers(0, 2_000)
+RATES = st.builds(Rate, st.integers(1, 60) | st.integers(1, 2_000), st.integers(1, 10))
 STEPS = st.lists(st.tuples(MILLISECONDS, st.integers(1, 5)), min_size=1, max_size=60)
 
 

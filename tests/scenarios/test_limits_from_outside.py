@@ -123,6 +123,10 @@ async def test_s05_a_tenant_has_a_cap_of_its_own(mock_clock: MockClock) -> None:
         frames, code = await frames_until_closed(fourth)
         assert (frames[0]["code"], code) == ("overloaded", 4006)
         assert frames[0]["retry_after"] > 0
+        await peers[0].send({"op": "bye"})
+        assert (await frames_until_closed(peers[0]))[1] == 1000
+        async with local.peer("user3") as instead:
+            await instead.until("live")
         stranger = await stack.enter_async_context(local.peer("user0", tenant="other"))
         assert (await say(stranger))["status"] == "ok"
 
@@ -191,5 +195,21 @@ async def test_s05_a_flood_of_frames_ends_with_4004_and_says_why(mock_clock: Moc
         assert code == 4004
         assert (frames[-1]["op"], frames[-1]["code"]) == ("error", "rate_limited")
         assert frames[-1]["retry_after"] == 1.6
+        await other.send({"op": "ping"})
+        await other.until("pong")
+
+
+async def test_p5_a_flood_of_pings_ends_with_4004_and_says_why() -> None:
+    async with local_server() as local, local.peer() as peer, local.peer("grace") as other:
+        for each in (peer, other):
+            await each.until("live")
+        ping = bytes.fromhex("898000000000")
+        for _ in range(20):
+            peer.socket.outbox.put(ping * 50)
+        frames, code = await frames_until_closed(peer)
+        assert code == 4004
+        assert [(frame["op"], frame["code"], frame["retry_after"]) for frame in frames] == [
+            ("error", "rate_limited", 1.0)
+        ]
         await other.send({"op": "ping"})
         await other.until("pong")

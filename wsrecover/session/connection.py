@@ -72,6 +72,10 @@ AUTH_NOTICE: Final = 60.0
 """Seconds before a token's expiry at which the client is asked for another."""
 
 
+FLOODED: Final = encode(ErrorFrame("rate_limited", "too many pings and pongs", retry_after=1.0))
+"""The last word to a peer that sends more of them than WebSocket libraries ever do."""
+
+
 class Connection:
     """One WebSocket of a session; see the module's text for its life."""
 
@@ -168,7 +172,7 @@ class Connection:
             self._take(frame)
         del hello, early
         self.heard()
-        ended = await self.socket.run(self._on_message, on_bytes=self.heard)
+        ended = await self.socket.run(self._on_message, on_bytes=self.heard, flood_notice=FLOODED)
         self._ending = self._ending or ended
 
     async def _open_streams(self) -> Mapping[str, Stream] | None:

@@ -57,6 +57,7 @@ class _Engine(WebSocketConnection):
         self._size = 0
         self._fragments = 0
         self._parts: list[Message] = []
+        self.flood_notice: bytes | None = None
         self._max_message_bytes = max_message_bytes
         self._max_fragments = max(_MIN_FRAGMENTS, max_message_bytes // _BYTES_PER_FRAGMENT)
 
@@ -130,6 +131,8 @@ class _Engine(WebSocketConnection):
     async def _control(self, event: Event) -> None:
         try:
             if isinstance(event, Ping | Pong) and self._flooded():
+                if self.flood_notice is not None and self.open:
+                    self.outbox.put(text_frame(self.flood_notice))
                 self._refuse(
                     _RATE_LIMITED, f"at most {CONTROL_FRAMES_PER_SECOND} pings and pongs in a second"
                 )
@@ -219,16 +222,22 @@ class ServerSocket:
         return self.outbox.put(text_frame(payload))
 
     async def run(
-        self, on_message: Callable[[Message], None], *, on_bytes: Callable[[], None] | None = None
+        self,
+        on_message: Callable[[Message], None],
+        *,
+        on_bytes: Callable[[], None] | None = None,
+        flood_notice: bytes | None = None,
     ) -> ConnectionClosed:
         """Read until the connection ends, close the pipe, and return how it ended.
 
         `on_message` gets each whole message, in this task; what it raises comes out of here, the socket open.
         `on_bytes` is called for each chunk of inbound bytes. Neither is called after our own close frame.
+        `flood_notice` is the message to a peer that is cut for its pings and pongs, before the close frame.
         The code is that of our close frame, else of the peer's, 1005 for one without a code, 1006 for none.
         Cancelling it leaves the socket open and usable: `aclose` or `kill` it.
         """
         engine = self._engine
+        engine.flood_notice = flood_notice
         try:
             with trio.CancelScope(deadline=self._deadline) as self._scope:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # Reading says so, too.
