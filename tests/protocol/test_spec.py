@@ -12,7 +12,7 @@ from urllib.parse import quote
 import attrs
 import pytest
 
-from wsrecover.protocol import closecodes, fields
+from wsrecover.protocol import closecodes, fields, plain
 from wsrecover.protocol.codec import decode_client, decode_server, encode
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.events import CRITICAL, TYPES
@@ -216,6 +216,19 @@ def test_an_example_of_a_server_decodes_and_is_encoded_alike(line: str) -> None:
 def test_there_are_examples_of_both_sides() -> None:
     assert len(examples("client")) > 5
     assert len(examples("server")) > 5
+
+
+def test_the_plain_words_are_those_of_the_code() -> None:
+    assert f"`{plain.PLAIN}`" in section("Plain mode")
+    rows = {
+        word(row[0]): [word(name).rstrip("?") for name in row[1].split(", ")] for row in table("Plain mode")
+    }
+    assert rows.pop("gap") == ["reason", "id"]
+    assert rows == {name: list(fields) for name, fields in plain.WORDS.items()}
+    for line in examples("plain"):
+        said = json.loads(line)
+        assert ("ts" in said) == (said["type"] not in {*rows, "gap"})
+        assert set(said) - {"type"} <= {*plain.EVENT, "id", "reason", *rows.get(said["type"], [])}
 
 
 def test_the_example_of_parts_makes_the_event_that_it_names() -> None:

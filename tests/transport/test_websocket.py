@@ -13,7 +13,7 @@ import websockets.sync.client
 from wsrecover.errors import ConnectionClosed
 from wsrecover.testing import MemoryNetwork, memory_pipe_pair
 from wsrecover.transport import Outbox, ServerSocket, open_socket, text_frame
-from wsrecover.transport.framing import cut_reason, masked_frame
+from wsrecover.transport.framing import cut_reason, masked_frame, payloads
 from wsrecover.transport.listener import Handshakes
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ClientSocket
 
@@ -33,6 +33,37 @@ class TestFraming:
     def test_a_reason_is_cut_to_whole_characters(self, reason) -> None:
         assert len(cut_reason(reason).encode()) <= 123
         assert cut_reason(reason) == reason[: len(cut_reason(reason))].replace("\ud800", "?")
+
+
+class TestDialect:
+    @pytest.mark.parametrize("sizes", [[0], [1, 125, 126], [65535, 65536, 3]])
+    def test_payloads_are_found_again(self, sizes) -> None:
+        said = [b"x" * size for size in sizes]
+        assert list(payloads(b"".join(map(text_frame, said)))) == said
+
+    @pytest.mark.parametrize("preface", [b"", b"101 "])
+    async def test_text_is_translated_and_nothing_else_is(self, preface) -> None:
+        near, far = memory_pipe_pair()
+        sock = ServerSocket(Outbox(near), "test", max_message_bytes=100)
+        sock.outbox.preface(preface)
+        sock.translate(lambda said: b"" if said == b"hush" else text_frame(said.upper()) * 2, str.title)
+        assert sock.offer(b"hush")
+        assert sock.offer(b"loud")
+        assert sock.ping()
+        assert sock.put(b"last")
+        sock.close_nowait(4000)
+        closing = b"\x88\x02" + struct.pack("!H", 4000)
+        expected = preface + text_frame(b"LOUD") * 2 + b"\x89\x00" + text_frame(b"LAST") * 2 + closing
+        assert await far.receive_some(1000) == expected
+
+    async def test_what_the_peer_says_is_translated(self) -> None:
+        near, far = memory_pipe_pair()
+        sock = ServerSocket(Outbox(near), "test", max_message_bytes=100)
+        sock.translate(text_frame, lambda said: f"<{said}>")
+        Outbox(far).offer(masked_frame("hello") + b"\x88\x80\0\0\0\0")
+        got: list[object] = []
+        await sock.run(got.append)
+        assert got == ["<hello>"]
 
 
 class TestMessages:

@@ -21,7 +21,7 @@ from .fields import MAX_DEPTH, MAX_FRAMES, MAX_INT, is_id
 from .frames import CLIENT_FRAMES, SERVER_FRAMES, ClientFrame, Hello, ServerFrame
 from .structure import structurer
 
-__all__ = ["decode_body", "decode_client", "decode_event", "decode_server"]
+__all__ = ["decode_body", "decode_client", "decode_event", "decode_hello", "decode_server", "parse_strict"]
 
 _CLIENT: Final = {op: structurer(cls) for op, cls in CLIENT_FRAMES.items()}
 _SERVER: Final = {op: structurer(cls) for op, cls in SERVER_FRAMES.items()}
@@ -45,7 +45,7 @@ def decode_client(message: str | bytes, *, max_bytes: int) -> list[ClientFrame |
     if not isinstance(message, str):
         raise FrameError("malformed", "binary messages are not part of this protocol", close=4502)
     _check_size(message, max_bytes)
-    value = _parse(message)
+    value = parse_strict(message)
     if isinstance(value, dict):
         return [_client_frame(value)]
     if not isinstance(value, list):
@@ -68,7 +68,7 @@ def decode_hello(parameters: Mapping[str, str], *, max_bytes: int) -> Hello:
         elif name in URL_JSON:
             try:
                 _check_size(text, max_bytes)
-                item[name] = _parse(text)
+                item[name] = parse_strict(text)
             except FrameError as exc:
                 raise FrameError(exc.code, f"{name}: {exc.message}", field=name) from None
     return _structure_hello(item)
@@ -99,7 +99,8 @@ def _constant(name: str) -> NoReturn:
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
-def _parse(message: str) -> Any:
+def parse_strict(message: str) -> Any:
+    """The value of strict JSON, as `decode_client` asks for it. Raises `FrameError`."""
     try:
         value = _DECODER.decode(message)
     except RecursionError:

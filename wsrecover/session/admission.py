@@ -30,11 +30,13 @@ from wsrecover.errors import CommandError, FrameError, TokenError, TokenRevoked
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, decode_hello, encode
 from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, Drain, ErrorFrame, Hello
+from wsrecover.protocol.plain import PLAIN
 from wsrecover.transport.head import Request
 from wsrecover.transport.listener import Acceptance, Refusal
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
 from . import audit
+from .plain import is_plain, plain_hello, speak_plain
 from .proof import prove, refused
 from .registry import Registry
 from .services import Services
@@ -83,14 +85,9 @@ class Admission:
         return decision
 
     async def _decide(self, request: Request) -> Refusal | Acceptance:
-        if request.path != PATH:
-            return Refusal(404, f"Nothing is here; WebSockets connect at {PATH}.\n")
-        if SUBPROTOCOL not in request.subprotocols:
-            return Refusal(400, f"Sec-WebSocket-Protocol must offer {SUBPROTOCOL}.\n")
-        config = self._services.config
-        tls, origin = config.tls_certificate is not None, request.headers.get("origin")
-        if not is_allowed(config.origins, origin, request.headers["host"], tls=tls):
-            return Refusal(403, "Pages from this origin may not connect here.\n")
+        config, plain = self._services.config, is_plain(request)
+        if refusal := self._misplaced(request, plain=plain):
+            return refusal
         try:
             credentials = Credentials(_token(request), request.headers, request.peer)
             grant = await self._services.authenticator.authenticate(credentials)
@@ -99,18 +96,40 @@ class Admission:
         except TokenError as error:
             return Refusal(401, f"{error}\n", (("WWW-Authenticate", 'Bearer error="invalid_token"'),))
         try:
-            hello = _hello(request, config.limits.message_bytes)
+            hello = (plain_hello if plain else _hello)(request, config.limits.message_bytes)
         except FrameError as error:
             return Refusal(400, f"{error.message}\n")
         if grant is not None and (wait := self._shed(hello)):
             retry = (("Retry-After", str(math.ceil(wait))),)
             return Refusal(503, "More connect than there is time for.\n", retry)
+        if plain:
+            return self._accept_plain(request, grant, hello)
         if grant is None or hello is None:
             if self._waiting >= config.limits.handshakes:
                 return Refusal(503, "Too many handshakes are under way.\n", (("Retry-After", "1"),))
             return Acceptance(SUBPROTOCOL, lambda socket: self._enter_lobby(socket, grant))
         known, ready = grant, hello
         return Acceptance(SUBPROTOCOL, lambda socket: self._attach(socket, known, ready))
+
+    def _misplaced(self, request: Request, *, plain: bool) -> Refusal | None:
+        """What is wrong with the request whoever it is that makes it."""
+        if request.path != PATH:
+            return Refusal(404, f"Nothing is here; WebSockets connect at {PATH}.\n")
+        if not plain and SUBPROTOCOL not in request.subprotocols:
+            return Refusal(400, f"Sec-WebSocket-Protocol must offer {SUBPROTOCOL} or {PLAIN}.\n")
+        config = self._services.config
+        tls, origin = config.tls_certificate is not None, request.headers.get("origin")
+        if not is_allowed(config.origins, origin, request.headers["host"], tls=tls):
+            return Refusal(403, "Pages from this origin may not connect here.\n")
+        return None
+
+    def _accept_plain(
+        self, request: Request, grant: Grant | None, hello: Hello | None
+    ) -> Refusal | Acceptance:
+        if grant is None or hello is None:  # Plain words have no hello that could bring a token.
+            return Refusal(401, "A token must come with the request.\n", (("WWW-Authenticate", "Bearer"),))
+        chosen = PLAIN if PLAIN in request.subprotocols else None
+        return Acceptance(chosen, lambda socket: self._attach(speak_plain(socket), grant, hello))
 
     def _shed(self, hello: Hello | None) -> float:
         """The seconds after which there is time for one more connect; 0.0 where there is now."""

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import TypeAlias
+from collections.abc import Iterator
+from typing import Final, TypeAlias
 
-__all__ = ["Message", "cut_reason", "masked_frame", "text_frame"]
+__all__ = ["PING_FRAME", "TEXT", "Message", "cut_reason", "masked_frame", "payloads", "text_frame"]
 
 Message: TypeAlias = str | bytes
 """Text or binary."""
+
+TEXT: Final = 0x81
+"""The first byte of a whole text frame: FIN and opcode 1."""
+
+PING_FRAME: Final = b"\x89\x00"
+"""An empty, unmasked ping: what a server sends."""
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -19,6 +26,18 @@ def text_frame(payload: bytes) -> bytes:
     if size < 65536:
         return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
     return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
+
+
+def payloads(frames: bytes) -> Iterator[bytes]:
+    """The payloads of frames that `text_frame` made, back to back."""
+    start = 0
+    while start < len(frames):
+        size, start = frames[start + 1], start + 2
+        if size >= 126:
+            wide = 2 if size == 126 else 8
+            size, start = int.from_bytes(frames[start : start + wide], "big"), start + wide
+        yield frames[start : start + size]
+        start += size
 
 
 def masked_frame(message: Message) -> bytes:

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 import ssl
+from collections.abc import Callable
 from typing import Final
 
 import trio
 
+from .framing import TEXT
 from .pipe import Pipe
 from .tls import Tls
 
@@ -36,7 +38,8 @@ _CLOSE_FRAME: Final = 0x88  # FIN and opcode 8: RFC 6455, section 5.5.1
 class Outbox(trio.abc.Stream):
     """See the module. Made for one WebSocket over one `Pipe`; all its methods belong to one trio thread.
 
-    `pending` are the wire bytes queued and not yet taken by the pipe. A preface does not count.
+    `pending` are the wire bytes queued and not yet taken by the pipe. A preface does not count. `translate`,
+    if set, turns the text frames that are taken, one or several, into what is sent instead.
     """
 
     __slots__ = (
@@ -51,6 +54,7 @@ class Outbox(trio.abc.Stream):
         "_tls",
         "_waiters",
         "pending",
+        "translate",
     )
 
     def __init__(self, pipe: Pipe) -> None:
@@ -65,6 +69,7 @@ class Outbox(trio.abc.Stream):
         self._closed = False
         self._draining = False
         self._waiters: trio.lowlevel.ParkingLot | None = None
+        self.translate: Callable[[bytes], bytes] | None = None
 
     @property
     def taken(self) -> int:
@@ -84,7 +89,7 @@ class Outbox(trio.abc.Stream):
         """
         if self._queue or self._sealed:
             return False
-        if self._preface or self._tls is not None:
+        if self._preface or self._tls is not None or self.translate is not None:
             return self._write(data)
         return self._send(data)
 
@@ -244,6 +249,10 @@ class Outbox(trio.abc.Stream):
             return  # Nobody is left to hear them.
 
     def _write(self, data: bytes) -> bool:
+        if self.translate is not None and data and data[0] == TEXT:
+            data = self.translate(data)
+            if not data and not self._preface:
+                return True
         if self._preface:
             data = self._preface + data
             self._preface = b""

@@ -23,7 +23,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, Tex
 
 from wsrecover.errors import ConnectionClosed
 
-from .framing import Message, cut_reason, masked_frame, text_frame
+from .framing import PING_FRAME, Message, cut_reason, masked_frame, payloads, text_frame
 from .outbox import Outbox
 
 __all__ = ["CLOSE_TIMEOUT", "ClientSocket", "ServerSocket", "text_frame"]
@@ -36,7 +36,6 @@ CONTROL_FRAMES_PER_SECOND: Final = 100
 
 _BYTES_PER_FRAGMENT: Final = 64
 _MIN_FRAGMENTS: Final = 128
-_PING_FRAME: Final = b"\x89\x00"
 _ABNORMAL: Final = 1006
 _TOO_BIG: Final = 1009
 _RATE_LIMITED: Final = 4004
@@ -202,7 +201,7 @@ def _join(parts: list[Message]) -> Message:
 class ServerSocket:
     """One accepted WebSocket. `peer` is its address, `received_at` the trio time of its last bytes."""
 
-    __slots__ = ("_deadline", "_engine", "_finished", "_scope", "outbox", "peer", "received_at")
+    __slots__ = ("_deadline", "_engine", "_finished", "_inward", "_scope", "outbox", "peer", "received_at")
 
     def __init__(self, outbox: Outbox, peer: str, *, early: bytes = b"", max_message_bytes: int) -> None:
         self.peer = peer
@@ -212,6 +211,16 @@ class ServerSocket:
         self._deadline = math.inf
         self._scope: trio.CancelScope | None = None
         self._finished: trio.Event | None = None
+        self._inward: Callable[[Message], Message] | None = None
+
+    def translate(self, outward: Callable[[bytes], bytes], inward: Callable[[Message], Message]) -> None:
+        """Speak another dialect from now on than those who use this socket.
+
+        `outward` gets each text message that is sent and gives the frames to send instead, none or several;
+        `inward` gets each message of the peer. Neither may raise.
+        """
+        self.outbox.translate = lambda frames: b"".join(map(outward, payloads(frames)))
+        self._inward = inward
 
     def offer(self, payload: bytes) -> bool:
         """Frame `payload` (UTF-8) as one text message and offer it: all or nothing, see `Outbox.offer`."""
@@ -236,19 +245,20 @@ class ServerSocket:
         The code is that of our close frame, else of the peer's, 1005 for one without a code, 1006 for none.
         Cancelling it leaves the socket open and usable: `aclose` or `kill` it.
         """
-        engine = self._engine
+        engine, inward = self._engine, self._inward
         engine.flood_notice = flood_notice
+        deliver = on_message if inward is None else lambda message: on_message(inward(message))
         try:
             with trio.CancelScope(deadline=self._deadline) as self._scope:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # Reading says so, too.
                     await self.outbox.send_preface()
-                await engine.handle(on_message)
+                await engine.handle(deliver)
                 while engine.ended is None and await engine.read():
                     if engine.open:
                         self.received_at = trio.current_time()
                         if on_bytes is not None:
                             on_bytes()
-                    await engine.handle(on_message)
+                    await engine.handle(deliver)
                 await engine.leave()
         finally:
             self._scope = None
@@ -260,7 +270,7 @@ class ServerSocket:
 
     def ping(self) -> bool:
         """Offer a WebSocket ping without waiting. Any inbound byte is an answer, see `received_at`."""
-        return self.outbox.offer(_PING_FRAME)
+        return self.outbox.offer(PING_FRAME)
 
     def close_nowait(self, code: int, reason: str = "") -> None:
         """Queue a close frame, `reason` cut to 123 bytes; nothing goes out after it, and `run` ends soon."""
