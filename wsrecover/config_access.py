@@ -133,6 +133,8 @@ class Tier:
     """Bytes of inbound messages in the long run; commands in what is above are answered `rate_limited`."""
     bytes_burst: int = attrs.field(default=16 * 1024 * 1024, validator=size(1024))
     """Bytes at once; at least the largest message."""
+    events_per_second: int | None = attrs.field(default=None, validator=count(1, 1_000_000, none=True))
+    """Events of one run, and as many at once; an agent above it waits. None: as fast as the log is."""
     log_events: int | None = attrs.field(default=None, validator=count(1, none=True))
     """Events of the user's log that are kept, at most `retention.events`, which None stands for."""
     log_bytes: int | None = attrs.field(default=None, validator=size(1024, none=True))
@@ -152,6 +154,7 @@ def default_tiers() -> dict[str, Tier]:
             commands_burst=10,
             bytes_per_second=64 * 1024,
             bytes_burst=256 * 1024,
+            events_per_second=200,
             log_events=1_000,
             log_bytes=2 * mib,
         ),
@@ -162,6 +165,7 @@ def default_tiers() -> dict[str, Tier]:
             commands_burst=40,
             bytes_per_second=256 * 1024,
             bytes_burst=mib,
+            events_per_second=1_000,
             log_events=5_000,
             log_bytes=8 * mib,
         ),
@@ -172,6 +176,7 @@ def default_tiers() -> dict[str, Tier]:
             commands_burst=100,
             bytes_per_second=mib,
             bytes_burst=4 * mib,
+            events_per_second=5_000,
         ),
         "enterprise": Tier(commands_per_second=100, commands_burst=200),
     }

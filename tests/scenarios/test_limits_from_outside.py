@@ -15,7 +15,7 @@ from serving import Frame, frames_until_closed
 from stage import Stage
 from trio.testing import MockClock
 
-from wsrecover.config import Limits, default_tiers
+from wsrecover.config import Limits, Tier, default_tiers
 from wsrecover.testing import LocalServer, Peer, local_server
 
 TIERS = sorted(default_tiers())
@@ -213,3 +213,34 @@ async def test_p5_a_flood_of_pings_ends_with_4004_and_says_why() -> None:
         ]
         await other.send({"op": "ping"})
         await other.until("pong")
+
+
+async def test_s05_a_run_above_its_rate_waits_and_loses_nothing(mock_clock: MockClock, stage: Stage) -> None:
+    tiers = {"slow": Tier(events_per_second=8)}
+    early = 1 / 128  # Of the eighth of a second that an event takes: these add up exactly.
+    async with (
+        local_server(stage.app, tiers=tiers, wall_clock=trio.current_time) as local,
+        local.peer(tier="slow") as peer,
+        local.peer("grace") as other,
+    ):
+        for each in (peer, other):
+            await each.until("live")
+        await peer.command("start_agent", {"agent": "worker", "input": {}})
+        stage.tell(*["noted"] * 20, "finish")
+        assert [event["data"].get("n") for event in await peer.events(9)] == [None, *range(8)]
+        for n in range(8, 20):
+            mock_clock.jump(0.125 - early)
+            await silent(peer)
+            mock_clock.jump(early)
+            assert (await peer.events(1))[0]["data"]["n"] == n
+        assert (await peer.events(1))[0]["type"] == "agent_completed"
+        await other.command("start_agent", {"agent": "worker", "input": {}})
+        stage.tell(*["noted"] * 20)
+        assert len(await other.events(21)) == 21
+
+
+async def silent(peer: Peer) -> None:
+    """Nothing comes but the answer to a ping, once the server has done all that it can."""
+    await trio.testing.wait_all_tasks_blocked(0.001)
+    await peer.send({"op": "ping"})
+    assert (await peer.frame())["op"] == "pong"

@@ -9,6 +9,7 @@ from typing import Any, Final
 import attrs
 import trio
 
+from wsrecover.access.limits import Bucket, Rate
 from wsrecover.errors import RunBroken, RunEnded
 from wsrecover.protocol.codec import encode_event
 from wsrecover.protocol.schema import Schema
@@ -37,6 +38,8 @@ class RunPlace:
     has for its last words, and again for its terminal event. `retry` are the delays in seconds between tries
     to write the terminal event while the store is down; the last one is repeated. `show` hands an event that
     is not logged to whoever is connected; it raises `InvalidEvent` for a large one. None: nobody ever is.
+    `events_per_second` is how many events a run may make, and as many at once; above it its author waits.
+    Text, which is coalesced, is not counted. None: as many as the journal takes.
     """
 
     journal: Journal
@@ -49,6 +52,7 @@ class RunPlace:
     schemas: Mapping[str, Schema[Any]] = attrs.field(factory=dict)
     requests: Requests = attrs.field(factory=Requests)
     show: Callable[[Entry], object] | None = None
+    events_per_second: int | None = None
 
 
 @attrs.define(eq=False)
@@ -75,6 +79,7 @@ class RunLog:
         "_last_words_until",
         "_listens",
         "_lock",
+        "_pace",
         "_taken",
         "nursery",
         "place",
@@ -95,6 +100,8 @@ class RunLog:
         self._taken = 0
         self._listens = False
         self._last_words_until: float | None = None
+        most = place.events_per_second
+        self._pace = None if most is None else Bucket(Rate(most, most))
 
     def encode(self, type: str, data: Mapping[str, Any], *, id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
         """The event, encoded once. Raises `InvalidEvent`."""
@@ -117,13 +124,19 @@ class RunLog:
         Cancelled: the event was not queued.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if not self.write_nowait(event):
+        if self._pace is not None:
+            while wait := self._pace.take(trio.current_time()):  # noqa: ASYNC110  # What it waits for is time.
+                await trio.sleep(wait)
+        if not self.write_nowait(event, paced=True):
             await self._write((event,))
 
-    def write_nowait(self, event: Entry) -> bool:
-        """Queue the event if nothing goes before it and nothing stands in its way. Raises `RunBroken`."""
+    def write_nowait(self, event: Entry, *, paced: bool = False) -> bool:
+        """Queue the event if nothing goes before it and nothing stands in its way. Raises `RunBroken`.
+
+        `paced`: the run's rate allows it, which is otherwise not looked into here.
+        """
         writer = self.writer
-        if self._deltas or self._ended or writer.queued >= BURST:
+        if self._deltas or self._ended or writer.queued >= BURST or not (paced or self._pace is None):
             return False
         try:  # While another task of the run waits for room, there is none here.
             writer.append_nowait(event)

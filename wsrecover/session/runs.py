@@ -89,6 +89,7 @@ class Runs:
             timeout=config.timeouts.run,
             schemas=self._services.app.events,
             requests=self.requests,
+            events_per_second=self._quota.tier.events_per_second,
             show=self._show,
         )
         return Execution(place, agent, run=secrets.token_hex(16), input=given, thread=thread)
