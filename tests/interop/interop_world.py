@@ -140,7 +140,7 @@ async def running(
     command: Command, url: str, tokens: Callable[[], str], *, online: bool = True, **settings: Any
 ) -> AsyncIterator[Program]:
     """Run a client of the server at `url` for the block; `tokens` is asked for each token."""
-    settings = {"url": url, "hello": "url", "token": "header", **settings}
+    settings = {"url": url, "hello": "url", "token": "header", "from": "start", **settings}
     # A proxy of this machine's is not for a server on this machine.
     env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     process = await trio.lowlevel.open_process(

@@ -142,7 +142,7 @@ def test_a_lost_future_is_refused_at_once_and_after_the_head_has_passed_it() -> 
     ("position", "begin", "verdict"),
     [
         (None, "start", Verdict(3, resumed=False, reason="new")),
-        (None, "snapshot", Verdict(3, resumed=False, reason="new")),
+        (None, "snapshot", Verdict(6, resumed=False, reason="new")),
         (None, "live", Verdict(6, resumed=False, reason="new")),
         (Position("log-a", 1), "start", Verdict(3, resumed=False, reason="trimmed")),
         (Position("log-a", 1), "live", Verdict(6, resumed=False, reason="trimmed")),

@@ -41,10 +41,17 @@ def test_an_event_has_its_position_as_id() -> None:
     assert words.tell({**EVENT, "first_seq": 5, "seq": 9}) == [{**PLAIN_EVENT, "id": "e-1.9"}]
 
 
-@pytest.mark.parametrize("reason", ["trimmed", "ahead", "epoch_changed"])
+@pytest.mark.parametrize("reason", ["ahead", "epoch_changed"])
 def test_a_refused_id_is_a_gap_up_to_where_it_goes_on(reason: str) -> None:
     _, told = welcomed(resumed=False, reason=reason)
     assert told == [{"type": "gap", "reason": reason, "id": "e-1.7"}]
+
+
+def test_what_was_trimmed_is_one_gap() -> None:
+    words, told = welcomed(resumed=False, reason="trimmed")
+    assert told == []
+    gap = {"op": "gap", "stream": "user", "reason": "trimmed", "from": 3, "to": 7}
+    assert words.tell(gap) == [{"type": "gap", "reason": "trimmed", "id": "e-1.7"}]
 
 
 def test_to_begin_is_no_gap() -> None:

@@ -104,7 +104,7 @@ async def test_a_message_that_was_cut_goes_on_where_it_was_and_a_finished_one_co
         assert rest["data"]["offset"] == len("".join(TOKENS[:10]).encode("utf-16-le")) // 2
         assert rest["data"]["text"] == "".join(TOKENS[10:40])
         author.end.set()
-        async with local.peer() as peer:
+        async with local.peer(**{"from": "start"}) as peer:
             frames = await peer.until("event", type="agent_completed")
         # Whoever has a part of it is sent the rest, and then the whole.
         _, some = await missed(local, epoch, 12)

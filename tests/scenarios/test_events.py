@@ -195,10 +195,12 @@ class TestE03Bulk:
             await publish_in_bulk(local, after=BATCH)
             client.come_back()
             items = await until_head(client.session, BULK)
-        changed, *events = items
+        changed, gap, *events = items
         assert isinstance(changed, Changed)
         assert (changed.reason, changed.held.seq) == ("trimmed", BATCH)
         first = changed.position.seq + 1
+        assert isinstance(gap, Gap)
+        assert (gap.from_, gap.to) == (BATCH + 1, first - 1)
         assert BULK - kept * 1.2 < first <= BULK - kept + 1
         assert numbers(events) == list(range(first, BULK + 1))
         assert len(events) == BULK - first + 1, "nothing but events"
@@ -209,7 +211,9 @@ class TestE03Bulk:
     ) -> None:
         async with (
             local_server(retention=Retention(events=kept)) as local,
-            connect(local.url, token=local.token(), buffer_items=10, buffer_bytes=10_000) as session,
+            connect(
+                local.url, token=local.token(), from_="start", buffer_items=10, buffer_bytes=10_000
+            ) as session,
         ):
             await session.wait_status("live")
             # The app asks for nothing: the buffers on the way fill up, and then the log runs over.

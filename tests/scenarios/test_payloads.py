@@ -87,7 +87,7 @@ class TestE16Sizes:
             live = await event_of(session, "report")
             async with connect(local.url, token=local.token, from_="start") as later:
                 replayed = await event_of(later, "report")
-            async with local.peer() as peer:
+            async with local.peer(**{"from": "start"}) as peer:
                 frames = await peer.until("live")
         assert live.data == {"text": text}
         assert replayed == live
@@ -182,7 +182,7 @@ class TestR05CutInTheMiddle:
     ) -> None:
         await local.server.publish("acme", "ada", "report", {"text": "x" * 1000 * KB})
         await local.server.publish("acme", "ada", "after", {})
-        async with local.peer() as peer:
+        async with local.peer(**{"from": "start"}) as peer:
             (welcome,) = await peer.until("welcome")
             first = [(await peer.until("part"))[-1] for _ in range(held)]
             peer.socket.kill()

@@ -300,7 +300,11 @@ class TestC08AClientThatCrashes:
         while len(set(ledger.effects)) < self.EVENTS:
             with trio.fail_after(PATIENCE), trio.CancelScope() as process:
                 async with connect(
-                    local.url, token=local.token(), positions=ledger.positions, buffer_items=8
+                    local.url,
+                    token=local.token(),
+                    positions=ledger.positions,
+                    from_="start",
+                    buffer_items=8,
                 ) as session:
                     try:
                         while len(set(ledger.effects)) < self.EVENTS:

@@ -72,7 +72,7 @@ async def test_r09_a_hundred_resumes_with_one_client_id_leave_one_connection_and
     report, reports = trio.open_memory_channel[int](100)
 
     async def resume() -> None:
-        async with local.peer(client="one-tab") as peer:
+        async with local.peer(client="one-tab", **{"from": "start"}) as peer:
             try:
                 frames = await peer.until("live")
                 assert [frame["seq"] for frame in frames if frame["op"] == "event"] == list(range(1, 21))

@@ -40,7 +40,7 @@ async def publish(local: LocalServer, text: str, first: int, last: int) -> Posit
 
 async def resume(local: LocalServer, position: Position) -> tuple[Verdict, list[str]]:
     """What a client that comes from `position` is told, and the texts of all that it is sent."""
-    async with local.peer(resume={"user": [position.epoch, position.seq]}) as peer:
+    async with local.peer(resume={"user": [position.epoch, position.seq]}, **{"from": "start"}) as peer:
         welcome, *frames = await peer.until("live")
     verdict: Verdict = welcome["streams"]["user"]
     return verdict, [frame["data"]["text"] for frame in frames if frame["op"] == "event"]
@@ -134,7 +134,7 @@ async def test_fault_s7_a_client_that_stays_tells_its_app_that_another_history_g
     local = await nursery.start(serve_until, stop, None, f"sqlite:{live}")
     port = local.server.addresses[0][1]
     with trio.fail_after(30):
-        async with connect(local.url, token=local.token, rng=lambda: 0.02) as session:
+        async with connect(local.url, token=local.token, from_="start", rng=lambda: 0.02) as session:
             await publish(local, "lost", BACKED_UP + 1, HEAD)
             before = [await anext(session) for _ in range(HEAD)]
             lost = session.received["user"]

@@ -76,6 +76,7 @@ class Witness:
             "token": self.local.token(user, tenant=tenant),
             "rng": lambda: 0.0,
             "give_up_after": PATIENCE,
+            "from_": "start",  # It wants every event, not what they add up to.
             **options,
         }
         async with connect(url or self.local.url, dial=client.dial, **given) as session:

@@ -50,6 +50,8 @@ def _query(hello: Hello) -> str:
         values["part"] = hello.part
     if hello.threads is not None:
         values["threads"] = hello.threads
+    if hello.fresh:
+        values["fresh"] = hello.fresh
     texts = {"client": hello.client, **{name: _json(value) for name, value in values.items()}}
     if hello.from_ != "snapshot":
         texts["from"] = hello.from_

@@ -11,6 +11,7 @@ import trio
 from wsrecover.protocol.frames import Ephemeral, Event, Gap, Snapshot
 from wsrecover.protocol.receiver import Changed, Forgotten
 
+from .contexts import Contexts
 from .progress import Progress, Track
 
 __all__ = ["Entry", "Inbox", "Item"]
@@ -32,8 +33,9 @@ class Inbox:
     For one consumer at a time. An item counts as handled when the consumer asks for the next one.
     """
 
-    def __init__(self, progress: Progress, *, max_items: int, max_bytes: int) -> None:
+    def __init__(self, progress: Progress, contexts: Contexts, *, max_items: int, max_bytes: int) -> None:
         self._progress = progress
+        self._contexts = contexts
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._entries: deque[tuple[Entry, int]] = deque()
@@ -117,6 +119,7 @@ class Inbox:
             elif track is not None:
                 self._handed.append((track, seq))
             if item is not None:
+                self._contexts.note(item)
                 return item
         return None
 

@@ -23,6 +23,7 @@ from wsrecover.errors import ConnectionClosed, HandshakeRefused, TokenError, Tra
 from wsrecover.protocol.backoff import STABLE_AFTER, Backoff
 from wsrecover.protocol.closecodes import Action, CloseCode, after
 from wsrecover.protocol.frames import SUBPROTOCOL, From, Hello
+from wsrecover.protocol.receiver import USER
 
 from .entry import entry
 from .link import Link, Socket
@@ -64,7 +65,6 @@ class Route:
 
     url: str
     client: str
-    threads: tuple[str, ...] | None
     from_: From
     ssl_context: ssl.SSLContext | None
     connect_timeout: float
@@ -103,6 +103,7 @@ class Keeper:
         finally:
             shared.inbox.end(final)
             shared.outbox.end(final or TransportError("the session is closed"))
+            shared.following.end(final or TransportError("the session is closed"))
             shared.board.set("closed")
             self._done.set()
 
@@ -167,12 +168,13 @@ class Keeper:
 
     def _hello(self) -> Hello:
         receiver, route = self._shared.receiver, self.route
+        resume, part = receiver.resume(), receiver.part()
+        if self._shared.following.lacks:
+            resume.pop(USER, None)
+            part.pop(USER, None)
+        threads, fresh = self._shared.following.hello()
         return Hello(
-            client=route.client,
-            resume=receiver.resume(),
-            part=receiver.part(),
-            threads=route.threads,
-            from_=route.from_,
+            client=route.client, resume=resume, part=part, threads=threads, fresh=fresh, from_=route.from_
         )
 
     def _welcomed(self) -> None:
@@ -185,6 +187,7 @@ class Keeper:
         shared = self._shared
         action = _action(error)
         suspects = shared.outbox.detach(fatal=action == "fail_sends")
+        shared.following.detach()
         lasted = 0.0 if link is None or link.welcomed_at is None else trio.current_time() - link.welcomed_at
         if lasted >= STABLE_AFTER:
             self._replaced = False

@@ -27,6 +27,7 @@ from wsrecover.protocol.frames import (
     Bye,
     ClientFrame,
     Drain,
+    ErrorBody,
     ErrorFrame,
     Event,
     Live,
@@ -237,6 +238,8 @@ class Link:
             shared.progress.follow(streams)
             self._catching_up.update(streams)
         for item in items:
+            if isinstance(item, Snapshot):
+                shared.following.received(item)
             if isinstance(item, Forgotten):
                 shared.progress.forget(item.stream)
             if isinstance(item, Live | Forgotten):
@@ -254,6 +257,7 @@ class Link:
         self._start(self._keep_acknowledging)
         limit = frame.limits.get("message_bytes")
         shared.outbox.attach(self._post_bytes, limit if isinstance(limit, int) else None)
+        shared.following.attach(self._post_bytes)
         shared.welcome = frame
         self._on_welcome()
 
@@ -267,12 +271,15 @@ class Link:
             if reply.status == "error":
                 self._shared.tokens.refused()
             return
-        self._shared.outbox.reply(reply)
+        if not self._shared.following.answer(reply.id, reply.error):
+            self._shared.outbox.reply(reply)
 
     def _refused(self, error: ErrorFrame) -> None:
         if error.ref is None:
             self.retry_after = error.retry_after or 0.0
-        self._shared.outbox.refuse(error)
+        body = ErrorBody(error.code, error.message, field=error.field, retry_after=error.retry_after)
+        if not self._shared.following.answer(error.ref, body):
+            self._shared.outbox.refuse(error)
 
     async def _refresh(self, expires_in: float) -> None:
         """Hand in a fresh token, at a random moment of the first half of the time that is left."""

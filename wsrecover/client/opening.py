@@ -13,12 +13,14 @@ import trio
 
 from wsrecover.errors import ConfigError
 from wsrecover.protocol.cursor import Position
-from wsrecover.protocol.fields import MAX_THREADS, is_id
+from wsrecover.protocol.fields import is_id
 from wsrecover.protocol.frames import From
 from wsrecover.protocol.receiver import Receiver
 from wsrecover.transport import open_socket
 
+from .contexts import Contexts
 from .entry import check_url
+from .following import Following, check_threads
 from .inbox import Inbox
 from .keeper import Dial, Keeper, Route, new_client_id
 from .outbox import Outbox
@@ -84,7 +86,6 @@ async def connect(
     route = Route(
         url=check_url(url),
         client=_client(client_id),
-        threads=_threads(threads),
         from_=from_,
         ssl_context=ssl_context,
         connect_timeout=connect_timeout,
@@ -92,10 +93,14 @@ async def connect(
         dial=dial,
     )
     progress = Progress(positions or {})
-    inbox = Inbox(progress, max_items=buffer_items, max_bytes=buffer_bytes)
+    contexts = Contexts()
+    inbox = Inbox(progress, contexts, max_items=buffer_items, max_bytes=buffer_bytes)
     tokens = TokenSource(token, timeout=connect_timeout)
     board = StatusBoard(on_status)
-    shared = Shared(Receiver(positions), progress, inbox, Outbox(inbox.poke), tokens, board, rng)
+    receiver = Receiver(positions, snapshots=from_ == "snapshot")
+    following = Following(check_threads(threads))
+    outbox = Outbox(inbox.poke)
+    shared = Shared(receiver, progress, inbox, outbox, tokens, board, rng, following, contexts)
     async with _kept(Keeper(route, shared), shared) as session:
         yield session
 
@@ -130,12 +135,3 @@ def _client(client_id: str | None) -> str:
     if not is_id(client_id):
         raise ConfigError("client_id", "is not an id", "1 to 128 printable ASCII characters")
     return client_id
-
-
-def _threads(threads: Sequence[str] | None) -> tuple[str, ...] | None:
-    if threads is None:
-        return None
-    if isinstance(threads, str) or len(threads) > MAX_THREADS or not all(map(is_id, threads)):
-        accepted = f"at most {MAX_THREADS} ids of 1 to 128 printable ASCII characters"
-        raise ConfigError("threads", "is not a list of ids", accepted)
-    return tuple(threads)

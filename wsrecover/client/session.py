@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 import trio
 
 from wsrecover.errors import CommandError, Misfit, WsrecoverError
+from wsrecover.protocol.context import EMPTY, Context
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import PrincipalInfo, RunInfo, Welcome
 from wsrecover.protocol.schema import plain
@@ -29,7 +30,7 @@ class ClientSession:
             match item:
                 case Event():      # logged events: each once, in its stream's order
                 case Ephemeral():  # live only, not logged
-                case Snapshot():   # the threads' contexts as of a seq; `more` follow
+                case Snapshot():   # the threads' contexts as of a seq, see `context`; `more` follow
                 case Gap():        # events are gone; what follows is what `from_` asked for
                 case Changed():    # the held position was refused: what was derived from the stream is void
                 case Forgotten():  # the stream may no longer be followed
@@ -128,6 +129,32 @@ class ClientSession:
     async def cancel(self, run: str, *, timeout: float | None = None) -> dict[str, Any]:
         """Cancel a run; returns its `run` and `status`. Raises like `send`."""
         return await self.send("cancel_run", {"run": run}, timeout=timeout)
+
+    async def follow(self, threads: Sequence[str] | None, *, timeout: float | None = None) -> None:
+        """Follow only these threads of the user's stream from now on (None: all); at most 100.
+
+        Returns when that holds. Threads that were not followed before come as a `Snapshot` ahead of their
+        events, events without a thread always come; nothing is lost or repeated.
+
+        Raises `ConfigError` for what is no list of ids, `CommandError` where it was refused,
+        `trio.TooSlowError` after `timeout` seconds and `WsrecoverError` where the session has ended.
+        Cancelled, it may hold nevertheless.
+        """
+        with trio.fail_after(math.inf if timeout is None else timeout):
+            await self._shared.following.follow(threads)
+
+    def context(self, thread: str | None = None) -> Context:
+        """The context of a thread (None: of events without one) as of what the app was handed last.
+
+        It is what the server has, where the session began with a snapshot or with the first event. After a
+        start elsewhere (`positions`, `from_="live"`) it holds what came since. Do not change what is in it.
+        """
+        return self._shared.contexts.current().get(thread or "", EMPTY)
+
+    @property
+    def contexts(self) -> dict[str, Context]:
+        """The context of each thread there is; that of events without a thread under the empty name."""
+        return dict(self._shared.contexts.current())
 
     @property
     def status(self) -> Status:

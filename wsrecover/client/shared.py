@@ -10,6 +10,8 @@ from wsrecover.errors import WsrecoverError
 from wsrecover.protocol.frames import Welcome
 from wsrecover.protocol.receiver import Receiver
 
+from .contexts import Contexts
+from .following import Following
 from .inbox import Inbox
 from .outbox import Outbox
 from .progress import Progress
@@ -30,5 +32,7 @@ class Shared:
     tokens: TokenSource
     board: StatusBoard
     rng: Callable[[], float]
+    following: Following
+    contexts: Contexts
     welcome: Welcome | None = None
     last_error: WsrecoverError | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decode import decode_body, decode_client, decode_event, decode_hello, decode_server
+from .decode import decode_body, decode_client, decode_event, decode_hello, decode_server, decode_snapshot
 from .encode import (
     digest,
     encode,
@@ -13,6 +13,7 @@ from .encode import (
     event_prefix,
     join,
     parts,
+    snapshot_frame,
 )
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "decode_event",
     "decode_hello",
     "decode_server",
+    "decode_snapshot",
     "digest",
     "encode",
     "encode_event",
@@ -30,4 +32,5 @@ __all__ = [
     "event_prefix",
     "join",
     "parts",
+    "snapshot_frame",
 ]

@@ -18,15 +18,24 @@ from wsrecover.errors import FrameError
 
 from .events import Event
 from .fields import MAX_DEPTH, MAX_FRAMES, MAX_INT, is_id
-from .frames import CLIENT_FRAMES, SERVER_FRAMES, ClientFrame, Hello, ServerFrame
+from .frames import CLIENT_FRAMES, SERVER_FRAMES, ClientFrame, Hello, ServerFrame, Snapshot
 from .structure import structurer
 
-__all__ = ["decode_body", "decode_client", "decode_event", "decode_hello", "decode_server", "parse_strict"]
+__all__ = [
+    "decode_body",
+    "decode_client",
+    "decode_event",
+    "decode_hello",
+    "decode_server",
+    "decode_snapshot",
+    "parse_strict",
+]
 
 _CLIENT: Final = {op: structurer(cls) for op, cls in CLIENT_FRAMES.items()}
 _SERVER: Final = {op: structurer(cls) for op, cls in SERVER_FRAMES.items()}
 _structure_event: Final = structurer(Event)
 _structure_hello: Final = structurer(Hello)
+_structure_snapshot: Final = structurer(Snapshot)
 
 URL_TEXT: Final = frozenset({"client", "from"})
 URL_JSON: Final = frozenset({"resume", "part", "threads", "fresh"})
@@ -185,12 +194,20 @@ def decode_server(message: str | bytes) -> list[ServerFrame]:
     return frames
 
 
-def decode_event(data: bytes) -> Event:
+def decode_event(data: bytes | bytearray) -> Event:
     """The event of an encoded `event` frame, put together from its parts. Raises `FrameError`."""
     item = _loads(data)
     if not isinstance(item, dict) or item.get("op") != "event":
         raise FrameError("malformed", "the parts do not make an event")
     return _event(item)
+
+
+def decode_snapshot(data: bytes | bytearray) -> Snapshot:
+    """The same of a `snapshot` frame."""
+    item = _loads(data)
+    if not isinstance(item, dict) or item.get("op") != "snapshot":
+        raise FrameError("malformed", "the parts do not make a snapshot")
+    return _structure_snapshot(item)
 
 
 def decode_body(stream: str, seq: int, body: bytes) -> Event:
@@ -199,7 +216,7 @@ def decode_body(stream: str, seq: int, body: bytes) -> Event:
     return Event(stream, seq, item["ts"], item["type"], item["data"], item.get("thread"), item.get("run"))
 
 
-def _loads(message: str | bytes) -> Any:
+def _loads(message: str | bytes | bytearray) -> Any:
     try:
         return orjson.loads(message)
     except orjson.JSONDecodeError as exc:

@@ -47,6 +47,7 @@ __all__ = [
     "event_prefix",
     "join",
     "parts",
+    "snapshot_frame",
 ]
 
 _STRICT: Final = (
@@ -312,12 +313,30 @@ def join(frames: Sequence[bytes]) -> bytes:
     return b"[%b]" % b",".join(frames)
 
 
-def parts(stream: str, seq: int, frame: bytes, *, part_bytes: int, offset: int = 0) -> Iterator[bytes]:
+def snapshot_frame(stream: str, seq: int, threads: Mapping[str, bytes], *, more: bool) -> bytes:
+    """The `snapshot` frame of encoded contexts by thread."""
+    prefix = b'{"op":"snapshot","stream":%b,"seq":%d,"threads":{' % (orjson.dumps(stream), seq)
+    told = b",".join(b"%b:%b" % (orjson.dumps(name), context) for name, context in threads.items())
+    return b"%b%b}%b}" % (prefix, told, b',"more":true' if more else b"")
+
+
+def parts(
+    stream: str,
+    seq: int,
+    frame: bytes,
+    *,
+    part_bytes: int,
+    offset: int = 0,
+    of: str | None = None,
+) -> Iterator[bytes]:
     """Encoded `part` frames of an encoded event frame, from byte `offset` on, each of `part_bytes` of it.
+
+    `of` names what it is instead, where it is no event.
 
     An `offset` outside the frame, which a peer may claim, starts it over: else the event would never come.
     """
-    prefix = b'{"op":"part","stream":%b,"seq":%d,"offset":' % (orjson.dumps(stream), seq)
+    kind = b"" if of is None else b'"of":%b,' % orjson.dumps(of)
+    prefix = b'{"op":"part","stream":%b,"seq":%d,%b"offset":' % (orjson.dumps(stream), seq, kind)
     total = len(frame)
     begin = offset if 0 <= offset < total else 0
     for start in range(begin, total, part_bytes):

@@ -221,7 +221,7 @@ class Streams:
 
 @attrs.frozen
 class Part:
-    """A piece, base64 in `bytes`, of the encoded event `seq`, which has `total` bytes."""
+    """A piece, base64 in `bytes`, of the encoded event `seq`, or of what `of` names; it has `total` bytes."""
 
     op: ClassVar[str] = "part"
     stream: StreamName
@@ -229,6 +229,7 @@ class Part:
     offset: Seq
     total: Seq
     bytes: str = attrs.field(repr=False)
+    of: str | None = None
 
 
 @attrs.frozen

@@ -94,8 +94,8 @@ class Outward:
 
     def _welcome(self, state: Mapping[str, Any]) -> list[Word]:
         self._epoch = state["epoch"]
-        if state["resumed"] or state["reason"] == "new":
-            return []
+        if state["resumed"] or state["reason"] in ("new", "trimmed"):
+            return []  # Of what was trimmed a `gap` of its own follows.
         return [self._gap(state["reason"], state["from"] - 1)]
 
     def _gap(self, reason: str, to: int | None) -> Word:

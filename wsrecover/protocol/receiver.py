@@ -21,7 +21,7 @@ import attrs
 
 from wsrecover.errors import FrameError
 
-from .codec import decode_event
+from .codec import decode_event, decode_snapshot
 from .cursor import Position, Step, step
 from .events import COMPLETED, FRAGMENTS, Event
 from .frames import (
@@ -39,6 +39,9 @@ from .frames import (
 from .utf16 import units
 
 __all__ = ["MAX_PARTIAL_BYTES", "Changed", "Forgotten", "Hole", "Item", "Receiver"]
+
+USER: Final = "user"
+"""The stream that has snapshots."""
 
 MAX_PARTIAL_BYTES: Final = 8 * 1024 * 1024
 """Bytes of events under assembly, of all streams together."""
@@ -81,10 +84,11 @@ class Hole(FrameError):  # SPEC.md's word for it.
 
 @attrs.define
 class _Partial:
-    """An event under assembly."""
+    """An event, or what `of` names, under assembly."""
 
     seq: int
     total: int
+    of: str | None = None
     data: bytearray = attrs.field(factory=bytearray)
 
 
@@ -92,12 +96,15 @@ class _Partial:
 class _Place:
     """Where a stream is. `open` after a gap of unknown extent: whatever comes next is accepted as the next.
 
+    `awaits` a snapshot: without it the position says nothing. `begins`: nothing came of it yet.
     `message` and `end` are the message of the last fragment received, and the offset that it reached.
     """
 
     epoch: str
     last: int
     open: bool = False
+    awaits: bool = False
+    begins: bool = False
     partial: _Partial | None = None
     message: str | None = None
     end: int = 0
@@ -111,6 +118,7 @@ class _Place:
     def advance(self, seq: int) -> None:
         self.last = seq
         self.open = False
+        self.begins = False
         self.partial = None
         self.message = None
 
@@ -119,9 +127,17 @@ class Receiver:
     """The received positions of one client, by stream. Memory: one place per stream, bounded partials."""
 
     def __init__(
-        self, positions: Mapping[str, Position] | None = None, *, max_partial_bytes: int = MAX_PARTIAL_BYTES
+        self,
+        positions: Mapping[str, Position] | None = None,
+        *,
+        snapshots: bool = False,
+        max_partial_bytes: int = MAX_PARTIAL_BYTES,
     ) -> None:
-        """Start from `positions`, the processed ones that the app kept; none on a first start."""
+        """Start from `positions`, the processed ones that the app kept; none on a first start.
+
+        `snapshots`: its hello says `from` `"snapshot"`.
+        """
+        self._snapshots = snapshots
         self._places = {
             name: _Place(position.epoch, position.seq) for name, position in (positions or {}).items()
         }
@@ -130,7 +146,9 @@ class Receiver:
     def resume(self) -> dict[str, Position]:
         """The positions for the next `hello`."""
         return {
-            name: Position(place.epoch, place.last) for name, place in self._places.items() if not place.open
+            name: Position(place.epoch, place.last)
+            for name, place in self._places.items()
+            if not place.open and not place.awaits
         }
 
     def part(self) -> dict[str, tuple[int, int]]:
@@ -138,7 +156,7 @@ class Receiver:
         return {
             name: (place.partial.seq, len(place.partial.data))
             for name, place in self._places.items()
-            if place.partial is not None and not place.open
+            if place.partial is not None and place.partial.of is None and not place.open
         }
 
     def welcome(self, frame: Welcome) -> list[Item]:
@@ -160,13 +178,13 @@ class Receiver:
         items: list[Item] = []
         for name, info in streams.items():
             place = self._places.get(name)
-            if place is None or place.open:
-                self._places[name] = _Place(info.epoch, info.from_ - 1)
-            elif info.resumed:
+            if place is not None and info.resumed and not place.open:
                 place.enter(info.epoch)
-            else:
+                continue
+            awaits = self._snapshots and name == USER and info.from_ > 1
+            self._places[name] = _Place(info.epoch, info.from_ - 1, awaits=awaits, begins=True)
+            if place is not None and not place.open and not place.awaits:
                 held = Position(place.epoch, place.last)
-                self._places[name] = _Place(info.epoch, info.from_ - 1)
                 position = Position(info.epoch, info.from_ - 1)
                 if held.seq or position.seq:  # Else nothing was received of it, and nothing is missed.
                     items.append(Changed(name, info.reason or "epoch_changed", held, position))
@@ -221,7 +239,8 @@ class Receiver:
 
     def _part(self, part: Part) -> list[Item]:
         place = self._place(part.stream)
-        if part.seq <= place.last and not place.open:
+        known = part.of is None and part.seq <= place.last and not place.open
+        if known or part.of not in (None, "snapshot"):
             return []
         try:
             self._add(part, place)
@@ -232,23 +251,24 @@ class Receiver:
         if partial is None or len(partial.data) < partial.total:
             return []
         place.partial = None
-        event = decode_event(bytes(partial.data))
-        if (event.stream, event.seq) != (part.stream, part.seq):
-            raise FrameError("malformed", f"the parts of {part.seq} in {part.stream} make another event")
-        return self._event(event)
+        whole = decode_event(partial.data) if part.of is None else decode_snapshot(partial.data)
+        if (whole.stream, whole.seq) != (part.stream, part.seq):
+            raise FrameError("malformed", f"the parts of {part.seq} in {part.stream} make another")
+        return self.receive(whole)
 
     def _add(self, part: Part, place: _Place) -> None:
         partial = place.partial
         if partial is None or part.offset == 0:
-            partial = place.partial = _Partial(part.seq, part.total)
-            held = sum(other.partial.total for other in self._places.values() if other.partial is not None)
-            if held > self._max_partial_bytes:
+            partial = place.partial = _Partial(part.seq, part.total, part.of)
+            size = sum(other.partial.total for other in self._places.values() if other.partial is not None)
+            if size > self._max_partial_bytes:
                 raise FrameError(
                     "too_large",
-                    f"{held} bytes in parts, the limit is {self._max_partial_bytes}",
+                    f"{size} bytes in parts, the limit is {self._max_partial_bytes}",
                     field="total",
                 )
-        if (part.seq, part.total, part.offset) != (partial.seq, partial.total, len(partial.data)):
+        held = (partial.seq, partial.total, partial.of, len(partial.data))
+        if (part.seq, part.total, part.of, part.offset) != held:
             raise FrameError(
                 "malformed", f"a part of {part.stream} does not follow on the last", field="offset"
             )
@@ -269,12 +289,15 @@ class Receiver:
 
     def _gap(self, gap: Gap) -> list[Item]:
         place = self._place(gap.stream)
+        place.awaits = place.awaits or (self._snapshots and gap.stream == USER)
         if gap.to is None:
             place.open = True
             place.partial = None
             return [gap]
         if gap.to <= place.last and not place.open:
-            return []
+            # Behind a welcome it names what the client will not get, before the place where it goes on.
+            told, place.begins = place.begins, False
+            return [gap] if told else []
         if gap.from_ is not None and gap.from_ > place.last + 1 and not place.open:
             raise Hole(gap.stream, place.last, gap.from_)
         place.advance(gap.to)
@@ -284,6 +307,8 @@ class Receiver:
         place = self._place(snapshot.stream)
         if snapshot.seq > place.last or place.open:
             place.advance(snapshot.seq)
+        place.begins = False
+        place.awaits = place.awaits and snapshot.more
         return [snapshot]
 
     def _live(self, live: Live) -> list[Item]:

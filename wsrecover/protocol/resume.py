@@ -58,12 +58,13 @@ def judge(
     """Decide on a resume from `position` (None: the client gave none).
 
     `lineage` is the store's generations, oldest first, the current one last; `marks` are of this stream.
-    `oldest` is `head + 1` where nothing is kept. Where the position is refused, `begin` says where to start.
+    `oldest` is `head + 1` where nothing is kept. Where the position is refused, `begin` says where to start;
+    a snapshot stands for all up to the head.
     """
     reason = _refusal(position, incarnation, lineage, marks, oldest, head)
     if reason is None and position is not None:
         return Verdict(position.seq + 1, resumed=True)
-    return Verdict(head + 1 if begin == "live" else oldest, resumed=False, reason=reason)
+    return Verdict(oldest if begin == "start" else head + 1, resumed=False, reason=reason)
 
 
 def _refusal(

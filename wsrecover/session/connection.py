@@ -50,12 +50,14 @@ from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
 from . import audit
 from .calls import refusal
+from .contexts import Snapshot
 from .delivery import Delivery
 from .following import Following
 from .mishaps import QUIET_ENDS
 from .owner import Home
 from .presence import Member
 from .proof import prove, refused
+from .snapshots import first_switch
 from .turns import Turns
 
 __all__ = ["Connection", "ConnectionState"]
@@ -63,13 +65,15 @@ __all__ = ["Connection", "ConnectionState"]
 log = structlog.get_logger(__name__)
 
 Args = TypeVarTuple("Args")
-R = TypeVar("R", Send, Auth)
+R = TypeVar("R", Send, Auth, Follow)
 
 ConnectionState: TypeAlias = Literal["opening", "live", "lagging", "closing"]
 """Before its welcome; at the head of all its streams; behind in one, as in a replay; about to end."""
 
 AUTH_NOTICE: Final = 60.0
 """Seconds before a token's expiry at which the client is asked for another."""
+
+_SECOND_HELLO: Final = FrameError("invalid", "this connection had its hello", field="op")
 
 
 FLOODED: Final = encode(ErrorFrame("rate_limited", "too many pings and pongs", retry_after=1.0))
@@ -105,7 +109,7 @@ class Connection:
         self._alive = trio.CancelScope()
         self._entitled = trio.CancelScope(deadline=self._expiry())
         wanted = None if hello.threads is None else frozenset(hello.threads)
-        self._delivery = Delivery(self, socket, wanted)
+        self._delivery = Delivery(self, socket, wanted, snapshots=hello.from_ == "snapshot")
         self._following = Following(self._services, self.member, self._delivery)
 
     @property
@@ -185,7 +189,9 @@ class Connection:
 
     def _begin(self, hello: Hello, streams: Mapping[str, Stream]) -> None:
         start = self._following.start(hello, streams)
-        self._delivery.begin(streams, start.after, start.held, encode(self._welcome(start.infos)))
+        switch = first_switch(hello, start.infos["user"])
+        welcome = encode(self._welcome(start.infos))
+        self._delivery.begin(streams, start.after, start.held, welcome, gaps=start.gaps, switch=switch)
         self._services.presence.arrive(self)
 
     def _welcome(self, infos: dict[str, StreamInfo]) -> Welcome:
@@ -269,6 +275,11 @@ class Connection:
         """Count events that were sent from the log."""
         self._services.counts["replayed"] += events
 
+    async def snapshot(self) -> Snapshot:
+        """The contexts of the user's threads. Raises `StoreError`."""
+        self._services.counts["snapshots"] += 1
+        return await self._home.contexts.snapshot()
+
     def _on_message(self, message: str | bytes) -> None:
         try:
             frames = decode_client(message, max_bytes=self.limits.message_bytes)
@@ -297,12 +308,14 @@ class Connection:
                 self._delivery.control(Pong())
             case Auth():
                 self._request(self._authenticate, frame)
+            case Follow():
+                self._request(self._refilter, frame)
             case Bye():
                 self.close(CloseCode.NORMAL_CLOSURE, "bye")
             case Pong():
                 pass
             case _:
-                self._refuse(frame if isinstance(frame, FrameError) else _out_of_place(frame))
+                self._refuse(frame if isinstance(frame, FrameError) else _SECOND_HELLO)
 
     def _refuse(self, error: FrameError) -> None:
         self._services.note(f"frame.{error.code}")
@@ -339,6 +352,10 @@ class Connection:
         begun.set()
         reply = await self._home.commands.answer(self.grant.principal, send)
         self._delivery.control(reply)
+
+    async def _refilter(self, follow: Follow, _: trio.Event) -> None:
+        wanted = None if follow.threads is None else frozenset(follow.threads)
+        self._delivery.refilter(wanted, follow.id)
 
     async def _authenticate(self, auth: Auth, _: trio.Event) -> None:
         """Exchange the grant. What the client says behind its `auth` is held to the new one."""
@@ -381,9 +398,3 @@ class Connection:
         """The trio time at which the token, with its leeway, stops counting."""
         left = self.grant.expires_at + self.timeouts.token_leeway - self._services.clock()
         return trio.current_time() + left
-
-
-def _out_of_place(frame: Hello | Follow) -> FrameError:
-    if isinstance(frame, Hello):
-        return FrameError("invalid", "this connection had its hello", field="op")
-    return FrameError("unknown_op", "follow is not served by this release", field="op", ref=frame.id)

@@ -132,8 +132,6 @@ class UserContexts:
             state = await self._advanced()
             if state.seq == state.stored:
                 return
-            before = self._services.clock() - self._settings.age
-            state.forget(state.expired(before=before, most=self._settings.threads))
             changed = {name: _stored(state, name) for name in state.changed}
             unit = Unit(snapshots=(NewSnapshot(self._key, state.seq, changed),))
             await self._services.journal.commit(unit)
@@ -147,10 +145,16 @@ class UserContexts:
         try:
             if self._state is None:
                 self._state = await self._load()
+            self._expire(self._state)
             await self._advance(self._state, stream)
+            self._expire(self._state)
         finally:
             streams.release(stream)
         return self._state
+
+    def _expire(self, state: _State) -> None:
+        before = self._services.clock() - self._settings.age
+        state.forget(state.expired(before=before, most=self._settings.threads))
 
     async def _load(self) -> _State:
         stored = await self._services.store.snapshot(self._key)

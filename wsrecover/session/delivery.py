@@ -16,24 +16,26 @@ last write.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-import attrs
 import structlog
 import trio
 
-from wsrecover.errors import StoreCorrupt, StoreError
+from wsrecover.errors import CommandError, StoreCorrupt, StoreError
 from wsrecover.protocol.closecodes import CloseCode
-from wsrecover.protocol.coalesce import Coalescer
 from wsrecover.protocol.codec import encode
-from wsrecover.protocol.frames import Gap, Live, ServerFrame, Skip
+from wsrecover.protocol.frames import Live, ServerFrame, Skip
 from wsrecover.streams.store import Entry
-from wsrecover.streams.stream import Batch, Page, Stream
+from wsrecover.streams.stream import Batch, Stream
 from wsrecover.transport.websocket import ServerSocket, text_frame
 
+from .calls import refusal
+from .contexts import Snapshot
+from .lag import Lag
 from .owner import Owner
-from .replay import Filter, coalesced, frames_of, has_fragments, pack
+from .replay import Filter, frames_of, pack
+from .snapshots import MAX_SWITCHES, Switch
 
 __all__ = ["Delivery"]
 
@@ -49,18 +51,6 @@ STORE_RETRY = 1.0
 """Seconds between two tries to read a page from a store that is unavailable."""
 
 
-@attrs.define(eq=False)
-class Lag:
-    """Where a lagging stream's cursor is: all up to `after` was sent, or is in `frames` or `merging`."""
-
-    after: int
-    announce: bool
-    part: tuple[int, int] | None = None
-    frames: deque[bytes] = attrs.field(factory=deque)
-    merging: Coalescer[Entry] | None = None
-    page: Page | None = None
-
-
 class Delivery:
     """The sending half of a connection. A `Follower` of each of its `streams`, which are by wire name."""
 
@@ -73,15 +63,20 @@ class Delivery:
         "_outbox",
         "_owner",
         "_part_bytes",
+        "_snapshots",
         "_unsaid",
         "_wanted",
         "streams",
     )
 
-    def __init__(self, owner: Owner, socket: ServerSocket, wanted: Filter) -> None:
+    def __init__(
+        self, owner: Owner, socket: ServerSocket, wanted: Filter, *, snapshots: bool = False
+    ) -> None:
+        """`wanted` filters the user's stream; `snapshots`: where it has a gap, one follows."""
         self._owner = owner
         self._outbox = socket.outbox
         self._wanted = wanted
+        self._snapshots = snapshots
         self._limits = owner.limits
         self._part_bytes = owner.limits.part_bytes
         self.streams: Mapping[str, Stream] = {}
@@ -102,12 +97,23 @@ class Delivery:
         after: Mapping[str, int],
         part: Mapping[str, tuple[int, int]],
         first: bytes,
+        *,
+        gaps: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+        switch: Switch | None = None,
     ) -> None:
-        """Send `first`, then each stream from `after` on; as much as goes at once is one write."""
+        """Send `first`, then each stream from `after` on; as much as goes at once is one write.
+
+        `gaps` are told before, and the user's stream makes the `switch`.
+        """
         self.streams = streams
         self._controls.append(first)
         for name, stream in streams.items():
-            self._lags[stream] = Lag(after[name], announce=True, part=part.get(name))
+            lag = self._lags[stream] = Lag(after[name], announce=True, part=part.get(name))
+            if name in gaps:
+                lag.tell_gap(stream, gaps[name])
+            if switch is not None and stream.key.scope == "user":
+                self._wanted = switch.before
+                lag.switches.append(switch)
         self._go_on()
 
     def follow(self, streams: Mapping[str, Stream], after: Mapping[str, int], notice: ServerFrame) -> None:
@@ -124,6 +130,23 @@ class Delivery:
         self.control(notice)
         for name, seq in after.items():
             self._lags[streams[name]] = Lag(seq, announce=True)
+        self._go_on()
+
+    def refilter(self, wanted: Filter, ref: str) -> None:
+        """Change the filter of the user's stream, as the `follow` with the id `ref` asks."""
+        if self._ended:
+            return
+        stream = self.streams["user"]
+        lag = self._lags.get(stream)
+        if lag is None:
+            lag = self._note_lag(stream, stream.reached(self))
+            stream.leave(self)
+        if len(lag.switches) >= MAX_SWITCHES:
+            problem = f"{MAX_SWITCHES} follows wait for their snapshots"
+            self.control(refusal(ref, CommandError("overloaded", problem, retry_after=1.0)))
+            return
+        before = lag.switches[-1].after if lag.switches else self._wanted
+        lag.switches.append(Switch(before, wanted, ref=ref))
         self._go_on()
 
     def end(self) -> None:
@@ -206,9 +229,11 @@ class Delivery:
         # Not at once: the stream has yet to move its head, and joining it before that would miss what is new.
         self._start_catch_up()
 
-    def _note_lag(self, stream: Stream, after: int) -> None:
+    def _note_lag(self, stream: Stream, after: int) -> Lag:
+        lag = Lag(self._unsaid.pop(stream, after), announce=False)
         if not self._ended:
-            self._lags[stream] = Lag(self._unsaid.pop(stream, after), announce=False)
+            self._lags[stream] = lag
+        return lag
 
     def _filtered(self, stream: Stream, batch: Batch, wanted: frozenset[str]) -> bytes:
         """The batch as the filter sees it; if nothing passes, the skip waits for an event that does."""
@@ -274,7 +299,7 @@ class Delivery:
                 frames.append(frame)
                 taken += len(frame)
             room -= taken
-            if not lag.frames and stream.join(self, lag.after):
+            if not lag.frames and not lag.switches and stream.join(self, lag.after):
                 del self._lags[stream]
                 if lag.announce:
                     frames.append(encode(Live(stream.name, lag.after)))
@@ -288,40 +313,49 @@ class Delivery:
         return self._limits.page_bytes // len(self._lags)
 
     def _render(self, stream: Stream, lag: Lag) -> bool:
-        """Turn the next page into frames. False: it must be read from the store first."""
-        if lag.after >= stream.head:
+        """Turn the next page, or piece of a snapshot, into frames. False: it must be fetched first."""
+        while lag.switches:
+            if lag.taken is None:
+                if not lag.switches[0].is_silent:
+                    return False
+                self._tell(stream, lag, ())
+                lag.take(stream, Snapshot(lag.after, {}), part_bytes=self._part_bytes)
+            if not lag.tell_snapshot():
+                break
+            if lag.frames:
+                return True
+            self._wanted = lag.switches.popleft().after
+            lag.taken = None
+        return self._render_page(stream, lag)
+
+    def _render_page(self, stream: Stream, lag: Lag) -> bool:
+        upto = stream.head if lag.taken is None else lag.taken.seq
+        if lag.after >= upto:
             return True
         page, lag.page = lag.page, None
         if page is None:
-            page = stream.page_nowait(
-                lag.after,
-                max_events=self._limits.page_events,
-                max_bytes=self._page_bytes,
-            )
+            events = self._limits.page_events
+            page = stream.page_nowait(lag.after, max_events=events, max_bytes=self._page_bytes)
         if page is None:
             return False
         if page.gap is not None:
             self._tell(stream, lag, ())
-            lag.frames.append(encode(Gap(stream.name, "trimmed", from_=page.gap[0], to=page.gap[1])))
-            lag.after = page.gap[1]
+            lag.tell_gap(stream, page.gap)
             self._owner.missed(stream, *page.gap)
-        if page.entries:
-            lag.after = page.entries[-1].seq
-            self._tell(stream, lag, page.entries)
-            self._owner.replayed(len(page.entries))
+            if self._snapshots and stream.key.scope == "user":
+                lag.taken = None  # What is behind the gap as well is of no use.
+                lag.switches.appendleft(Switch(self._wanted, self._wanted, first=True))
+                return True
+        entries = page.entries[: max(0, upto - lag.after)]
+        if entries:
+            lag.after = entries[-1].seq
+            self._tell(stream, lag, entries, going_on=lag.after < upto)
+            self._owner.replayed(len(entries))
         return True
 
-    def _tell(self, stream: Stream, lag: Lag, entries: Sequence[Entry]) -> None:
-        """Add the frames of `entries`; none: of what was kept back in the hope for more of it."""
-        if lag.merging is None and has_fragments(entries):
-            lag.merging = Coalescer(stream.name, self._part_bytes)
-        if lag.merging is not None:
-            going_on = bool(entries) and lag.after < stream.head
-            entries = coalesced(entries, lag.merging, going_on=going_on)
-        part_bytes = self._limits.part_bytes
-        lag.frames.extend(
-            frames_of(stream, entries, wanted=self._wanted, part_bytes=part_bytes, resume_part=lag.part)
-        )
+    def _tell(self, stream: Stream, lag: Lag, entries: Sequence[Entry], *, going_on: bool = False) -> None:
+        wanted = self._wanted if stream.key.scope == "user" else None
+        lag.tell(stream, entries, wanted=wanted, part_bytes=self._part_bytes, going_on=going_on)
 
     async def _run_catch_up(self, scope: trio.CancelScope) -> None:
         """Send what is owed as the socket drains, reading the store where the tail does not reach back."""
@@ -346,6 +380,11 @@ class Delivery:
         stream, lag = next(iter(self._lags.items()))
         try:
             with trio.fail_after(self._owner.timeouts.store):
+                if lag.switches and lag.taken is None:
+                    snapshot = await self._owner.snapshot()
+                    if self._lags.get(stream) is lag:
+                        lag.take(stream, snapshot, part_bytes=self._part_bytes)
+                    return
                 page = await stream.page(
                     lag.after,
                     max_events=self._limits.page_events,

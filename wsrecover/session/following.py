@@ -16,6 +16,7 @@ from .delivery import Delivery
 from .entitled import entitled
 from .presence import Member
 from .services import Services
+from .snapshots import begin_of
 
 __all__ = ["Following", "Start"]
 
@@ -24,11 +25,15 @@ log = structlog.get_logger(__name__)
 
 @attrs.frozen
 class Start:
-    """From where each stream is sent: how it is told, the seq before it, what is held of the next event."""
+    """From where each stream is sent: how it is told, the seq before it, what is held of the next event.
+
+    `gaps` are the first and the last event that a peer missed for good.
+    """
 
     infos: dict[str, StreamInfo]
     after: dict[str, int]
     held: dict[str, tuple[int, int]]
+    gaps: dict[str, tuple[int, int]]
 
 
 class Following:
@@ -47,17 +52,21 @@ class Following:
         infos: dict[str, StreamInfo] = {}
         after: dict[str, int] = {}
         held: dict[str, tuple[int, int]] = {}
+        gaps: dict[str, tuple[int, int]] = {}
         for name, stream in streams.items():
-            verdict = stream.judge(hello.resume.get(name), hello.from_)
+            position = hello.resume.get(name)
+            verdict = stream.judge(position, begin_of(hello, stream))
             info = infos[name] = stream.info(verdict)
             after[name] = verdict.from_seq - 1
             if (part := held_part(hello, name, info)) is not None:
                 held[name] = part
+            if position is not None and verdict.reason == "trimmed":
+                gaps[name] = (position.seq + 1, stream.oldest - 1)
             if stream.key.scope == "user":
                 self._services.counts[f"resume.{verdict.reason or 'resumed'}"] += 1
             if not verdict.resumed and self._services.receipts:
                 self.missed(stream, 1, verdict.from_seq - 1)
-        return Start(infos, after, held)
+        return Start(infos, after, held, gaps)
 
     def missed(self, stream: Stream, first: int, last: int) -> None:
         """Note what the peer will never be sent."""

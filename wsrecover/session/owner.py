@@ -10,6 +10,7 @@ from wsrecover.config import Limits, Timeouts
 from wsrecover.streams.stream import Stream
 
 from .commands import Commands
+from .contexts import Snapshot, UserContexts
 from .members import Members
 from .quota import Quota
 from .runs import Runs
@@ -46,6 +47,9 @@ class Owner(Protocol):
     def replayed(self, events: int) -> None:
         """Count events that were sent from the log."""
 
+    async def snapshot(self) -> Snapshot:
+        """The contexts of the user's threads. Raises `StoreError`."""
+
 
 class Home(Protocol):
     """The session, as its connections see it."""
@@ -65,6 +69,10 @@ class Home(Protocol):
     @property
     def quota(self) -> Quota:
         """What the user may still take up."""
+
+    @property
+    def contexts(self) -> UserContexts:
+        """The contexts of the user's threads."""
 
     @property
     def runs(self) -> Runs:

@@ -1,0 +1,419 @@
+"""R01, R03, C01, C02, C05, E03, E09: the state that a client finds, and the threads that it follows."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import orjson
+import pytest
+import trio
+from memory_world import MemoryWorld, memory_world
+from serving import Frame
+from stage import Stage
+from trio.testing import MockClock
+
+from wsrecover.client import Changed, ClientSession, Dial, Event, Gap, Item, Snapshot, connect
+from wsrecover.config import Contexts, Limits, Retention
+from wsrecover.protocol.context import Context
+from wsrecover.session.contexts import UserContexts
+from wsrecover.streams.store import StreamKey
+from wsrecover.testing import LocalServer, MemoryNetwork, local_server
+from wsrecover.transport import open_socket
+
+ADA = StreamKey("user", "acme", "ada")
+
+
+async def contexts_of(local: LocalServer, user: str = "ada") -> dict[str, Context]:
+    """What the server would tell somebody new."""
+    contexts = UserContexts(local.server._services, StreamKey("user", "acme", user))
+    return dict((await contexts.snapshot()).contexts)
+
+
+async def say(local: LocalServer, text: str, thread: str | None = "t1", user: str = "ada") -> int:
+    data = {"text": text}
+    return (await local.server.publish("acme", user, "user_message", data, thread=thread)).seq
+
+
+def texts(frames: list[Frame]) -> list[str]:
+    return [frame["data"]["text"] for frame in frames if frame["op"] == "event"]
+
+
+def told(frames: list[Frame]) -> dict[str, list[str]]:
+    """The texts of each thread in the snapshots among `frames`."""
+    return {
+        thread: [message["text"] for message in context["messages"]]
+        for frame in frames
+        if frame["op"] == "snapshot"
+        for thread, context in frame["threads"].items()
+    }
+
+
+def ops(frames: list[Frame]) -> list[str]:
+    return [frame["op"] for frame in frames]
+
+
+async def until(session: ClientSession, seq: int) -> list[Item]:
+    """All items up to the event, or the end of the snapshot, with this seq."""
+    items: list[Item] = []
+    with trio.fail_after(30):
+        async for item in session:
+            items.append(item)
+            if isinstance(item, Event) and item.stream == "user" and item.seq >= seq:
+                break
+            if isinstance(item, Snapshot) and not item.more and item.seq >= seq:
+                break
+    return items
+
+
+async def work(stage: Stage) -> None:
+    """One run with all that makes a context."""
+    stage.tell("think", "tool", "app.own", "finish")
+
+
+class TestAFreshPage:
+    async def test_c01_finds_the_conversation_as_a_snapshot_and_what_follows_as_events(
+        self, local: LocalServer
+    ) -> None:
+        await say(local, "one")
+        await say(local, "two", "t2")
+        await say(local, "nowhere", None)
+        async with local.peer() as peer:
+            frames = await peer.until("live", stream="user")
+            state = frames[0]["streams"]["user"]
+            assert (state["from"], state["resumed"], state["reason"]) == (4, False, "new")
+            assert [frame["seq"] for frame in frames if frame["op"] == "snapshot"] == [3]
+            assert told(frames) == {"t1": ["one"], "t2": ["two"], "": ["nowhere"]}
+            assert texts(frames) == []
+            await say(local, "three")
+            assert texts(await peer.events(1)) == ["three"]
+
+    async def test_nothing_was_logged_and_there_is_no_snapshot(self, local: LocalServer) -> None:
+        async with local.peer() as peer:
+            assert "snapshot" not in ops(await peer.until("live", stream="user"))
+
+    @pytest.mark.parametrize(("begin", "seen"), [("start", ["one", "two"]), ("live", [])])
+    async def test_asks_for_something_else(self, local: LocalServer, begin: str, seen: list[str]) -> None:
+        await say(local, "one")
+        await say(local, "two")
+        async with local.peer(**{"from": begin}) as peer:
+            frames = await peer.until("live", stream="user")
+            assert (texts(frames), told(frames)) == (seen, {})
+
+    async def test_with_a_filter_is_told_those_threads(self, local: LocalServer) -> None:
+        for thread in ("t1", "t2", None):
+            await say(local, "hi", thread)
+        async with local.peer(threads=["t1", "t3"]) as peer:
+            assert told(await peer.until("live", stream="user")) == {"t1": ["hi"], "": ["hi"]}
+
+    async def test_many_threads_come_in_pages_and_a_large_one_in_parts(self) -> None:
+        limits = Limits(part_bytes=4096)
+        async with local_server(limits=limits) as local:
+            for number in range(40):
+                await say(local, "x" * 300, f"t{number}")
+            await say(local, "é" * 30_000, "large")
+            async with local.peer() as peer:
+                frames = await peer.until("live", stream="user")
+        whole = [frame for frame in assembled(frames) if frame["op"] == "snapshot"]
+        assert len(told(whole)) == 41
+        assert told(whole)["large"] == ["é" * 30_000]
+        assert [frame.get("more", False) for frame in whole] == [True] * (len(whole) - 1) + [False]
+        assert {frame["seq"] for frame in whole} == {41}
+        assert len(whole) > 4
+        assert all(len(orjson.dumps(frame)) < 8192 for frame in frames)
+        assert "part" in ops(frames)
+        async with local_server(limits=limits) as local:
+            await say(local, "é" * 30_000, "large")
+            async with connect(local.url, token=local.token()) as session:
+                await until(session, 1)
+                assert session.contexts == await contexts_of(local)
+
+
+def assembled(frames: list[Frame]) -> list[Frame]:
+    """`frames` with those that came in parts put together."""
+    out: list[Frame] = []
+    held = b""
+    for frame in frames:
+        if frame["op"] != "part":
+            out.append(frame)
+            continue
+        assert frame["offset"] == len(held)
+        assert frame["of"] == "snapshot"
+        held += base64.b64decode(frame["bytes"])
+        if len(held) == frame["total"]:
+            out.append(orjson.loads(held))
+            held = b""
+    assert held == b""
+    return out
+
+
+class TestR01StateSurvivesADrop:
+    async def test_r01_a_clients_context_is_the_servers_before_and_after_the_drop(
+        self, stage: Stage, local: LocalServer
+    ) -> None:
+        async with connect(local.url, token=local.token(), client_id="tab", rng=lambda: 0.0) as session:
+            run = await session.start_agent("worker", thread="t1")
+            stage.tell("think", "tool")
+            await until(session, 4)
+            before = await contexts_of(local)
+            assert session.contexts == before
+            async with local.peer(client="tab") as other:  # It takes the connection over.
+                await other.until("live", stream="user")
+            stage.tell("finish")
+            await until(session, 5)
+            assert session.runs == () or session.runs[0].run == run
+            after = await contexts_of(local)
+        assert session.contexts == after
+        assert after["t1"].json()["runs"][run]["status"] == "completed"
+        assert [tool["output"] for tool in after["t1"].json()["tools"]] == [{"hits": 1}]
+
+
+class TestC05AwayForLong:
+    @pytest.mark.parametrize("away", [10.0, 200.0])
+    async def test_c05_within_retention_everything_comes_as_events(
+        self, away: float, autojump_clock: MockClock
+    ) -> None:
+        async with memory_world(retention=Retention(age=300.0)) as world:
+            items = await away_for(world, away)
+        assert [item.data["text"] for item in items if isinstance(item, Event)] == ["2", "3", "4"]
+        assert len(items) == 3
+
+    async def test_c05_beyond_retention_there_is_a_gap_and_a_snapshot_with_an_equal_context(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with memory_world(retention=Retention(age=300.0)) as world:
+            changed, gap, snapshot = await away_for(world, 600.0)
+        assert isinstance(changed, Changed)
+        assert changed.reason == "trimmed"
+        assert isinstance(gap, Gap)
+        assert (gap.from_, gap.to) == (2, 4)
+        assert isinstance(snapshot, Snapshot)
+        assert list(told([{"op": "snapshot", "threads": snapshot.threads}])["t1"]) == ["1", "2", "3", "4"]
+
+    async def test_c05_where_even_the_context_expired_it_is_a_clean_start(
+        self, autojump_clock: MockClock
+    ) -> None:
+        settings: dict[str, Any] = {"retention": Retention(age=300.0), "contexts": Contexts(age=400.0)}
+        async with memory_world(**settings) as world:
+            changed, gap, snapshot = await away_for(world, 3600.0)
+        assert isinstance(gap, Gap)
+        assert isinstance(changed, Changed)
+        assert isinstance(snapshot, Snapshot)
+        assert snapshot.threads == {}
+
+
+def through(network: MemoryNetwork) -> Dial:
+    """Connects by way of `network`."""
+
+    def dial(url: str, **options: Any) -> Any:
+        return open_socket(url, dial=network.dial, **options)
+
+    return dial
+
+
+async def away_for(world: MemoryWorld, seconds: float) -> list[Item]:
+    """What one who had the first event is told when it comes back so much later."""
+    local = world.local
+    options: dict[str, Any] = {
+        "token": lambda: local.token(),
+        "client_id": "tab",
+        "dial": through(world.network),
+    }
+    async with connect(local.url, **options, from_="start") as session:
+        await say(local, "1")
+        await until(session, 1)
+        position = session.position
+    for text in ("2", "3", "4"):
+        await say(local, text)
+    await trio.sleep(seconds)
+    async with connect(local.url, **options, positions=position) as session:
+        items = await until(session, 4)
+        found = await contexts_of(local)
+        if not isinstance(items[0], Event):  # Else it has no state that belongs to its position.
+            assert session.contexts == found
+    return items
+
+
+class TestE03Context:
+    async def test_e03_one_who_is_away_while_the_log_overflows_has_an_equal_context(self) -> None:
+        settings: dict[str, Any] = {"retention": Retention(events=100), "contexts": Contexts(every=50)}
+        async with (
+            memory_world(**settings) as world,
+            connect(
+                world.local.url, token=world.local.token(), dial=through(world.network), rng=lambda: 0.01
+            ) as session,
+        ):
+            local = world.local
+            await say(local, "first")
+            await until(session, 1)
+            world.network.refusing = True
+            world.network.cut()
+            for number in range(1000):
+                await say(local, str(number), f"t{number % 3}")
+            world.network.refusing = False
+            items = await until(session, 1001)
+            gap = next(item for item in items if isinstance(item, Gap))
+            assert (gap.from_, gap.to is not None and gap.to > 800) == (2, True)
+            assert isinstance(items[-1], Snapshot)
+            assert session.contexts == await contexts_of(local)
+            assert len(session.context("t1").messages) == 334
+            await say(local, "after", "t1")
+            await until(session, 1002)
+            assert session.contexts == await contexts_of(local)
+
+
+class TestR03AndE09Following:
+    async def test_r03_a_newly_followed_thread_comes_as_a_snapshot_at_the_switch(
+        self, local: LocalServer
+    ) -> None:
+        async with local.peer(threads=["t1"]) as peer:
+            await peer.until("live", stream="user")
+            for text, thread in (("a", "t1"), ("b", "t2"), ("c", None), ("d", "t2")):
+                await say(local, text, thread)
+            await peer.send({"op": "follow", "id": "f1", "threads": ["t2", "t3"]})
+            frames = await peer.until("reply", id="f1")
+            assert texts(frames) == ["a", "c"]
+            assert told(frames) == {"t2": ["b", "d"], "t3": []}
+            assert (frames[-1]["status"], frames[-1]["result"]) == ("ok", {"seq": 4})
+            assert ops(frames).index("snapshot") == len(frames) - 2
+            for text, thread in (("e", "t1"), ("f", "t2"), ("g", "t3")):
+                await say(local, text, thread)
+            frames = await peer.until("event", seq=7)
+            assert texts(frames) == ["f", "g"]
+            assert_contiguous(frames, after=4)
+
+    async def test_e09_a_narrower_filter_needs_no_snapshot_and_all_threads_bring_the_others(
+        self, local: LocalServer
+    ) -> None:
+        async with local.peer(threads=["t1", "t2"]) as peer:
+            await peer.until("live", stream="user")
+            for thread in ("t1", "t2", "t3"):
+                await say(local, thread, thread)
+            await peer.send({"op": "follow", "id": "f1", "threads": ["t1"]})
+            frames = await peer.until("reply", id="f1")
+            assert (texts(frames), told(frames)) == (["t1", "t2"], {})
+            assert frames[-1]["result"]["seq"] in (2, 3), "what neither filter wants may lie on either side"
+            await peer.send({"op": "follow", "id": "f2", "threads": None})
+            frames = await peer.until("reply", id="f2")
+            assert told(frames) == {"t2": ["t2"], "t3": ["t3"]}
+            await say(local, "new", "t9")
+            assert texts(await peer.until("event")) == ["new"]
+            await peer.send([{"op": "follow", "id": f"g{n}", "threads": [f"t{n}"]} for n in range(4)])
+            frames = await peer.until("reply", id="g3")
+            assert [frame["id"] for frame in frames if frame["op"] == "reply"] == ["g0", "g1", "g2", "g3"]
+
+    async def test_r03_a_filter_that_changes_under_load_loses_and_repeats_nothing(
+        self, local: LocalServer, nursery: trio.Nursery
+    ) -> None:
+        """Every event of a thread that is followed comes once: in a snapshot, or after it as an event."""
+
+        async def publish() -> None:
+            for number in range(600):
+                await say(local, str(number), f"t{number % 3}")
+            await say(local, "end", None)
+
+        async with local.peer(threads=["t0"]) as peer:
+            await peer.until("live", stream="user")
+            nursery.start_soon(publish)
+            have: dict[str, list[str]] = {"t0": []}
+            chosen = {"t0"}
+            last = 0
+            for turn in range(40):
+                wanted = {f"t{turn % 3}", f"t{turn % 2}"}
+                ref = f"f{turn}"
+                await peer.send({"op": "follow", "id": ref, "threads": sorted(wanted)})
+                for frame in await peer.until("reply", id=ref):
+                    last = take(frame, have, chosen, last)
+                chosen = wanted
+            with trio.fail_after(20):
+                while last < 601:
+                    last = take(await peer.frame(), have, chosen, last)
+        for thread in chosen:
+            assert have[thread] == [str(n) for n in range(600) if f"t{n % 3}" == thread]
+
+    async def test_r03_a_client_that_follows_keeps_its_contexts_over_drops(self, local: LocalServer) -> None:
+        for number in range(6):
+            await say(local, str(number), f"t{number % 3}")
+        async with connect(
+            local.url, token=local.token(), client_id="tab", threads=["t0"], rng=lambda: 0.0
+        ) as session:
+            await until(session, 6)
+            assert sorted(session.contexts) == ["t0"]
+            async with local.peer(client="tab") as other:  # Now the session has no connection, or a new one.
+                await other.until("live", stream="user")
+                await session.follow(["t0", "t1"], timeout=10)
+            await say(local, "on", "t1")
+            await until(session, 7)
+            found = await contexts_of(local)
+            assert {thread: session.context(thread) for thread in ("t0", "t1")} == {
+                thread: found[thread] for thread in ("t0", "t1")
+            }
+            await session.follow(None, timeout=10)
+            await say(local, "end", None)
+            await until(session, 8)
+            assert session.contexts == await contexts_of(local)
+
+    async def test_fresh_threads_of_a_resume_come_as_a_snapshot(self, local: LocalServer) -> None:
+        for number in range(4):
+            await say(local, str(number), f"t{number % 2}")
+        async with local.peer(threads=["t0"], **{"from": "start"}) as peer:
+            frames = await peer.until("live", stream="user")
+            epoch = frames[0]["streams"]["user"]["epoch"]
+        await say(local, "4", "t0")
+        async with local.peer(threads=["t0", "t1"], fresh=["t1"], resume={"user": [epoch, 4]}) as peer:
+            frames = await peer.until("live", stream="user")
+            assert (texts(frames), told(frames)) == (["4"], {"t1": ["1", "3"]})
+
+
+def take(frame: Frame, have: dict[str, list[str]], chosen: set[str], last: int) -> int:
+    """Keep what `frame` brings, as a client that follows `chosen` does; how far it is now."""
+    match frame["op"]:
+        case "event":
+            assert frame["seq"] == last + 1, "a hole or a repeat"
+            if "thread" in frame:
+                assert frame["thread"] in chosen
+                have.setdefault(frame["thread"], []).append(frame["data"]["text"])
+            return int(frame["seq"])
+        case "skip":
+            assert frame["to"] > last
+            return int(frame["to"])
+        case "snapshot":
+            assert frame["seq"] >= last
+            for thread, context in frame["threads"].items():
+                have[thread] = [message["text"] for message in context["messages"]]
+            return int(frame["seq"])
+    return last
+
+
+def assert_contiguous(frames: list[Frame], *, after: int) -> None:
+    for frame in frames:
+        if frame["op"] == "event":
+            assert frame["seq"] == after + 1
+            after = frame["seq"]
+        elif frame["op"] == "skip":
+            after = frame["to"]
+
+
+class TestABreakInTheMiddle:
+    async def test_a_client_cut_off_within_its_snapshot_asks_for_it_again(self) -> None:
+        async with local_server(limits=Limits(part_bytes=2048)) as local:
+            for number in range(200):
+                await say(local, "x" * 200, f"t{number % 50}")
+            cuts = 0
+
+            async with connect(
+                local.url, token=local.token(), client_id="tab", buffer_items=1, rng=lambda: 0.0
+            ) as session:
+                with trio.fail_after(30):
+                    async for item in session:
+                        if isinstance(item, Snapshot) and not item.more:
+                            break
+                        if isinstance(item, Snapshot) and cuts < 3:
+                            cuts += 1
+                            async with local.peer(client="tab") as other:
+                                await other.until("welcome")
+                assert cuts == 3
+                assert session.contexts == await contexts_of(local)
+                await say(local, "after", "t1")
+                await until(session, 201)
+                assert session.contexts == await contexts_of(local)

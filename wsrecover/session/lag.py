@@ -1,0 +1,70 @@
+"""One stream of a connection that is not at its head."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import attrs
+
+from wsrecover.protocol.coalesce import Coalescer
+from wsrecover.protocol.codec import encode
+from wsrecover.protocol.frames import Gap
+from wsrecover.streams.store import Entry
+from wsrecover.streams.stream import Page, Stream
+
+from .contexts import Snapshot
+from .replay import Filter, coalesced, frames_of, has_fragments
+from .snapshots import Switch, Taken
+
+__all__ = ["Lag"]
+
+
+@attrs.define(eq=False)
+class Lag:
+    """Where a lagging stream's cursor is: all up to `after` was sent, or is in `frames` or `merging`.
+
+    `taken` is the snapshot of the first of `switches`: the stream is told up to it, and then it.
+    """
+
+    after: int
+    announce: bool
+    part: tuple[int, int] | None = None
+    frames: deque[bytes] = attrs.field(factory=deque)
+    merging: Coalescer[Entry] | None = None
+    page: Page | None = None
+    switches: deque[Switch] = attrs.field(factory=deque)
+    taken: Taken | None = None
+
+    def tell(
+        self, stream: Stream, entries: Sequence[Entry], *, wanted: Filter, part_bytes: int, going_on: bool
+    ) -> None:
+        """Add the frames of `entries`, and, unless it is `going_on`, of what was kept back for more of it."""
+        if self.merging is None and has_fragments(entries):
+            self.merging = Coalescer(stream.name, part_bytes)
+        if self.merging is not None:
+            entries = coalesced(entries, self.merging, going_on=going_on)
+        self.frames.extend(
+            frames_of(stream, entries, wanted=wanted, part_bytes=part_bytes, resume_part=self.part)
+        )
+
+    def tell_gap(self, stream: Stream, gap: tuple[int, int]) -> None:
+        """Say that these events, the first and the last of them, are gone."""
+        self.frames.append(encode(Gap(stream.name, "trimmed", from_=gap[0], to=gap[1])))
+        self.after = max(self.after, gap[1])
+
+    def take(self, stream: Stream, snapshot: Snapshot, *, part_bytes: int) -> None:
+        """This is the snapshot of the first switch."""
+        switch = self.switches[0]
+        self.taken = Taken(stream.name, switch, snapshot, part_bytes=part_bytes)
+        if switch.first:
+            self.after = snapshot.seq
+
+    def tell_snapshot(self) -> bool:
+        """Add its next frame, if there is one left. False: the stream has not come as far."""
+        if self.taken is None or self.after < self.taken.seq:
+            return False
+        frame = self.taken.next_frame()
+        if frame is not None:
+            self.frames.append(frame)
+        return True
