@@ -187,10 +187,13 @@ class Site:
         self.head = "HTTP/1.1 200 OK"
         self.requests = 0
         self.url = ""
+        self.held: trio.Event | None = None
 
     async def answer(self, stream: trio.SocketStream) -> None:
         await stream.receive_some()
         self.requests += 1
+        if self.held is not None:
+            await self.held.wait()
         head = f"{self.head}\r\nConnection: close\r\nContent-Length: {len(self.body)}\r\n\r\n"
         await stream.send_all(head.encode() + self.body)
 
@@ -233,6 +236,29 @@ class TestUrl:
             for _ in range(5):
                 with pytest.raises(UnknownKey):
                     await tokens.authenticate(shown(old))
+            assert there.requests == 2
+
+    async def test_who_asks_while_it_is_fetched_waits_for_that(
+        self, old: Signer, new: Signer, mock_clock: MockClock, nursery: trio.Nursery
+    ) -> None:
+        async with site(key_set(old)) as there:
+            source = KeySource(there.url)
+            await source.load()
+            nursery.start_soon(source.run)
+            tokens = verifier(source)
+            mock_clock.jump(60)
+            there.body, there.held = key_set(new), trio.Event()
+
+            async def come_back() -> None:
+                assert await tokens.authenticate(shown(new)) is not None
+
+            async with trio.open_nursery() as many:
+                many.start_soon(come_back)
+                while there.requests < 2:
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+                many.start_soon(come_back)
+                await trio.testing.wait_all_tasks_blocked(0.001)
+                there.held.set()
             assert there.requests == 2
 
     @pytest.mark.parametrize(

@@ -56,12 +56,12 @@ class KeySource:
         while True:
             with trio.move_on_at(self._read_at + MAX_AGE):
                 await self._asked.wait()
-            self._asked = trio.Event()
+            self._asked.set()  # Who asks while it is read waits for that, too.
             try:
                 await self._read()
             except ValueError as error:
                 log.warning("key_set_not_read", location=self.location, error=str(error))
-            done, self._done = self._done, trio.Event()
+            done, self._done, self._asked = self._done, trio.Event(), trio.Event()
             done.set()
 
     async def refreshed(self) -> bool:
