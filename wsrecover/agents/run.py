@@ -7,10 +7,11 @@ from typing import Any, Final, TypeVar, overload
 import trio
 
 from wsrecover.errors import InvalidEvent
-from wsrecover.protocol.events import CRITICAL, TERMINAL
+from wsrecover.protocol.events import CRITICAL, STATE_PATCH, TERMINAL
 from wsrecover.protocol.schema import Schema, fitted
 
 from .asking import Request
+from .documents import Document, history
 from .ending import Status
 from .parts import MessageScope, ToolScope
 from .runlog import RunLog
@@ -19,8 +20,8 @@ __all__ = ["Run"]
 
 T = TypeVar("T")
 
-RESERVED: Final = frozenset({"agent_started", TERMINAL})
-"""Types that only the run's own lifecycle may emit."""
+RESERVED: Final = frozenset({"agent_started", TERMINAL, STATE_PATCH})
+"""Types that only the run's own lifecycle and documents may emit."""
 
 
 class Run:
@@ -28,7 +29,7 @@ class Run:
 
     `input` is what `start_agent` gave; `started` is in unix seconds; `status` changes from "running" to its
     last value when the terminal event is on stable storage. `usage` may be set to a JSON object (tokens,
-    cost): it goes into `agent_completed`.
+    cost): it goes into `agent_completed`. `memory` and `workflow` are documents that belong to the thread.
 
     Events appear in the log in the order in which one task makes them. What raises `InvalidEvent` logged
     nothing, and the run goes on. After a commit that failed every call raises `RunBroken`, after the end of
@@ -57,6 +58,8 @@ class Run:
         self._log = log
         self._schemas = log.place.schemas
         self._parts = 0
+        self.memory: Final = Document(log, "memory")
+        self.workflow: Final = Document(log, "workflow")
 
     async def emit(self, type: str, data: Any) -> None:  # noqa: A002  # The word of the wire.
         """Emit an event of the app's own type, or a protocol type that no scope makes.
@@ -67,7 +70,7 @@ class Run:
         it was not queued.
         """
         if type in RESERVED:
-            raise InvalidEvent("type", f"{type} is emitted by the run's own lifecycle")
+            raise InvalidEvent("type", f"{type} is emitted by the run's own lifecycle or documents")
         log = self._log
         if data.__class__ is not dict or type in self._schemas:
             data = fitted(type, data, self._schemas)
@@ -119,6 +122,15 @@ class Run:
             raise InvalidEvent("prompt", f"must be a string, not {type(prompt).__name__}")
         described = None if schema is None else Schema(schema, name="schema")
         return await Request(self._part_id("request"), prompt, described, timeout, self._log).ask()
+
+    async def history(self) -> list[dict[str, Any]]:
+        """The conversation in this run's thread, oldest first, with all that this run has said so far.
+
+        Messages as in SPEC.md, Contexts: `message_id`, `role`, `text`, `complete`, `run?`, `data?`, `seq`.
+        Of a very long one the oldest are gone. Raises `StoreError` where the log cannot be read, and what
+        `flush` raises. Cancelling is safe.
+        """
+        return await history(self._log)
 
     async def flush(self) -> None:
         """Wait until everything emitted so far is on stable storage.

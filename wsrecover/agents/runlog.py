@@ -18,6 +18,7 @@ from wsrecover.streams.store import Entry, StreamKey, Unit
 
 from .ending import is_cancelled
 from .requests import Requests
+from .threads import Threads
 
 __all__ = ["RunLog", "RunPlace"]
 
@@ -39,7 +40,8 @@ class RunPlace:
     to write the terminal event while the store is down; the last one is repeated. `show` hands an event that
     is not logged to whoever is connected; it raises `InvalidEvent` for a large one. None: nobody ever is.
     `events_per_second` is how many events a run may make, and as many at once; above it its author waits.
-    Text, which is coalesced, is not counted. None: as many as the journal takes.
+    Text, which is coalesced, is not counted. None: as many as the journal takes. `threads` are the contexts
+    of the user's threads; None: nobody keeps them.
     """
 
     journal: Journal
@@ -53,6 +55,7 @@ class RunPlace:
     requests: Requests = attrs.field(factory=Requests)
     show: Callable[[Entry], object] | None = None
     events_per_second: int | None = None
+    threads: Threads | None = None
 
 
 @attrs.define(eq=False)

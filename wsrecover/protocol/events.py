@@ -16,6 +16,7 @@ __all__ = [
     "CRITICAL",
     "EVENT_TYPE",
     "FRAGMENTS",
+    "STATE_PATCH",
     "TERMINAL",
     "TYPES",
     "Event",
@@ -26,6 +27,9 @@ EVENT_TYPE: Final = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
 
 TERMINAL: Final = "agent_completed"
 """The one event that ends a run."""
+
+STATE_PATCH: Final = "state_patch"
+"""Changes a document of its thread; made by the server, which knows whether it applies."""
 
 AGENT_EVENTS: Final = (
     "agent_started",

@@ -26,6 +26,7 @@ from cattrs import BaseValidationError, Converter
 
 from wsrecover.errors import ConfigError, InvalidEvent, Misfit
 
+from .events import STATE_PATCH
 from .fields import MAX_DEPTH
 from .strict import Hook, UnfitError, misfit, strict_converter, text, wire_name
 
@@ -109,8 +110,11 @@ def plain(value: Any, path: str, *, depth: int = 0) -> Any:
 def fitted(type: str, data: Any, schemas: Mapping[str, Schema[Any]]) -> Any:  # noqa: A002  # The word of the wire.
     """The data of an event of `type`, held to what is registered for it.
 
-    That, and an instance of an attrs class, comes as `plain` makes it. Raises `InvalidEvent` for a misfit.
+    That, and an instance of an attrs class, comes as `plain` makes it. Raises `InvalidEvent` for a misfit,
+    and for a type that only the server makes.
     """
+    if type == STATE_PATCH:
+        raise InvalidEvent("type", f"{STATE_PATCH} is made by run.memory and run.workflow")
     schema = schemas.get(type) if isinstance(type, str) else None
     if schema is None and not attrs.has(data.__class__):
         return data

@@ -109,6 +109,7 @@ class UserContexts:
         self._settings = services.config.contexts
         self._key = key
         self._lock = trio.Lock()
+        self.patching = trio.Lock()
         self._state: _State | None = None
 
     async def snapshot(self) -> Snapshot:

@@ -18,6 +18,7 @@ from wsrecover.errors import CommandError, StoreFailed, WsrecoverError
 from wsrecover.protocol.frames import RunInfo
 from wsrecover.streams.store import Answer, Applied, Entry, Outcome, StreamKey
 
+from .contexts import UserContexts
 from .members import Members
 from .quota import Quota
 from .services import Services
@@ -46,7 +47,9 @@ class Runs:
         members: Members,
         quota: Quota,
         show: Callable[[Entry], object],
+        contexts: UserContexts,
     ) -> None:
+        self._contexts = contexts
         self._services = services
         self._show = show
         self._key = key
@@ -91,6 +94,7 @@ class Runs:
             requests=self.requests,
             events_per_second=self._quota.tier.events_per_second,
             show=self._show,
+            threads=self._contexts,
         )
         return Execution(place, agent, run=secrets.token_hex(16), input=given, thread=thread)
 

@@ -67,7 +67,7 @@ class Session:
         self.members = Members()
         self.contexts = UserContexts(services, self.key)
         self.quota = Quota(services.quotas, self.key)
-        self.runs = Runs(services, self.key, self.members, self.quota, self.show)
+        self.runs = Runs(services, self.key, self.members, self.quota, self.show, self.contexts)
         self.commands = Commands(services, self.key, self.runs)
         self._forget = forget
         self._ended = False
