@@ -6,14 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import orjson
 import pytest
 import trio
 from figures import Figure
 from serving import START, frames_until_closed, log_of
 
 from wsrecover.access import sign
-from wsrecover.errors import HandshakeRefused, TokenError
+from wsrecover.errors import ConnectionClosed, HandshakeRefused, TokenError
 from wsrecover.testing import LocalServer, Peer, local_server
+from wsrecover.transport import open_socket
 
 
 class Clock:
@@ -197,3 +199,24 @@ async def test_a8_the_log_of_a_session_that_ended_is_kept_for_a_new_token(local:
     local.wall_clock.now += 1  # type: ignore[attr-defined]  # it is the Clock of this module
     _, events = await log_of(local)
     assert [event["type"] for event in events] == ["chat"]
+
+
+async def test_m08_in_the_plain_mode_too(local: LocalServer) -> None:
+    headers = {"Authorization": f"Bearer {token_of(local)}"}
+    mode = ["wsrecover.plain.v1"]
+    async with open_socket(
+        f"{local.url}/v1/connect", headers=headers, subprotocols=mode, timeout=5, max_message_bytes=65536
+    ) as socket:
+        await local.server.publish("acme", "ada", "noted", {"n": 1})
+        assert orjson.loads(await socket.receive())["data"] == {"n": 1}
+        await local.server.revoke("acme", "ada")
+        await local.server.publish("acme", "ada", "noted", {"n": 2})
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.receive()
+        assert closed.value.code == 4503
+    with pytest.raises(HandshakeRefused) as refused:
+        async with open_socket(
+            f"{local.url}/v1/connect", headers=headers, subprotocols=mode, timeout=5, max_message_bytes=65536
+        ):
+            pass
+    assert refused.value.status == 401
