@@ -98,7 +98,8 @@ class Quota:
     def take_command(self, wait: float, *, repeat: bool) -> None:
         """Note a command in a message for which there is room in `wait` seconds.
 
-        Raises `CommandError("rate_limited")` where that is not now, or where it is one command too many.
+        Raises `CommandError("rate_limited")` where that is not now, or where it is one command too many; what
+        the tenant's rate alone refuses has counted for the user.
 
         A repeat has as much room again as there may be commands unanswered: a client that comes back asks
         what became of them, and a refusal would leave it in doubt.
