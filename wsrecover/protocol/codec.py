@@ -12,6 +12,7 @@ from .encode import (
     event_frame,
     event_prefix,
     join,
+    live_frame,
     parts,
     snapshot_frame,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "event_frame",
     "event_prefix",
     "join",
+    "live_frame",
     "parts",
     "snapshot_frame",
 ]

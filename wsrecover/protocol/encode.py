@@ -46,6 +46,7 @@ __all__ = [
     "event_frame",
     "event_prefix",
     "join",
+    "live_frame",
     "parts",
     "snapshot_frame",
 ]
@@ -293,7 +294,7 @@ _LEAVES: Final[dict[type, Any]] = {
 @functools.lru_cache(maxsize=4096)
 def event_prefix(stream: str) -> bytes:
     """What every event frame of `stream` begins with, up to its seq."""
-    return b'{"op":"event","stream":%b,"seq":' % orjson.dumps(stream)
+    return b'{"op":"event",%b' % _stream_fields(stream)
 
 
 def event_frame(stream: str, seq: int, body: bytes) -> bytes:
@@ -304,6 +305,16 @@ def event_frame(stream: str, seq: int, body: bytes) -> bytes:
 def ephemeral_frame(stream: str, body: bytes) -> bytes:
     """The `ephemeral` frame of a body that `encode_event` made."""
     return b'{"op":"ephemeral","stream":%b,%b' % (orjson.dumps(stream), body[1:])
+
+
+def live_frame(stream: str, seq: int) -> bytes:
+    """The `live` frame: each connection is sent one for each of its streams."""
+    return b'{"op":"live",%b%d}' % (_stream_fields(stream), seq)
+
+
+@functools.lru_cache(maxsize=4096)
+def _stream_fields(stream: str) -> bytes:
+    return b'"stream":%b,"seq":' % orjson.dumps(stream)
 
 
 def join(frames: Sequence[bytes]) -> bytes:

@@ -24,8 +24,8 @@ import trio
 
 from wsrecover.errors import CommandError, StoreCorrupt, StoreError
 from wsrecover.protocol.closecodes import CloseCode
-from wsrecover.protocol.codec import encode
-from wsrecover.protocol.frames import Live, ServerFrame, Skip
+from wsrecover.protocol.codec import encode, live_frame
+from wsrecover.protocol.frames import ServerFrame, Skip
 from wsrecover.streams.store import Entry
 from wsrecover.streams.stream import Batch, Stream
 from wsrecover.transport.websocket import ServerSocket, text_frame
@@ -108,13 +108,27 @@ class Delivery:
         self.streams = streams
         self._controls.append(first)
         for name, stream in streams.items():
-            lag = self._lags[stream] = Lag(after[name], announce=True, part=part.get(name))
-            if name in gaps:
-                lag.tell_gap(stream, gaps[name])
-            if switch is not None and stream.key.scope == "user":
-                self._wanted = switch.before
-                lag.switches.append(switch)
+            own = switch if stream.key.scope == "user" else None
+            self._set_out(stream, after[name], part.get(name), gaps.get(name), own)
         self._go_on()
+
+    def _set_out(
+        self,
+        stream: Stream,
+        after: int,
+        part: tuple[int, int] | None = None,
+        gap: tuple[int, int] | None = None,
+        switch: Switch | None = None,
+    ) -> None:
+        if gap is None and switch is None and stream.join(self, after):
+            self._controls.append(live_frame(stream.name, after))
+            return
+        lag = self._lags[stream] = Lag(after, announce=True, part=part)
+        if gap is not None:
+            lag.tell_gap(stream, gap)
+        if switch is not None:
+            self._wanted = switch.before
+            lag.switches.append(switch)
 
     def follow(self, streams: Mapping[str, Stream], after: Mapping[str, int], notice: ServerFrame) -> None:
         """Send `notice`, then follow `streams` alone; those in `after` are new, and begin there."""
@@ -129,7 +143,7 @@ class Delivery:
         self.streams = streams
         self.control(notice)
         for name, seq in after.items():
-            self._lags[streams[name]] = Lag(seq, announce=True)
+            self._set_out(streams[name], seq)
         self._go_on()
 
     def refilter(self, wanted: Filter, ref: str) -> None:
@@ -302,7 +316,7 @@ class Delivery:
             if not lag.frames and not lag.switches and stream.join(self, lag.after):
                 del self._lags[stream]
                 if lag.announce:
-                    frames.append(encode(Live(stream.name, lag.after)))
+                    frames.append(live_frame(stream.name, lag.after))
             else:
                 self._lags[stream] = self._lags.pop(stream)
         return frames
