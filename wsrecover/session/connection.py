@@ -181,8 +181,7 @@ class Connection:
 
     async def _open_streams(self) -> Mapping[str, Stream] | None:
         try:
-            with trio.fail_after(self.timeouts.store):
-                return await self._home.open_streams(self.grant.principal)
+            return await self._home.open_streams(self.grant.principal)
         except (StoreError, trio.TooSlowError) as error:
             log.warning("streams_unavailable", error=repr(error))
             return None

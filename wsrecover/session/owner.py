@@ -79,7 +79,10 @@ class Home(Protocol):
         """The user's runs under way."""
 
     async def open_streams(self, principal: Principal) -> Mapping[str, Stream]:
-        """The streams that the principal follows, by wire name. Raises `StoreError`."""
+        """The streams that the principal follows, by wire name.
+
+        Raises `StoreError` and `trio.TooSlowError`; no checkpoint where they are open already.
+        """
 
     def detach(self, client: str, connection: object) -> None:
         """Forget `connection`, unless `client` has a newer one by now."""

@@ -102,15 +102,17 @@ class Session:
         """The streams that this user follows with what it is entitled to now, by wire name, its own first.
 
         They stay open as long as the session, for the next connection: no checkpoint where they are open
-        already. Raises `StoreUnavailable`, `StoreFailed` or `StoreCorrupt`; the next call tries again.
+        already. Raises `StoreUnavailable`, `StoreFailed` or `StoreCorrupt`, and `trio.TooSlowError` after
+        `timeouts.store`; the next call tries again.
         """
         entitlement = principal.roles, principal.tier
         streams = self._streams.get(entitlement)
         if streams is None:
-            async with self._opening:
-                streams = self._streams.get(entitlement)
-                if streams is None:
-                    streams = self._streams[entitlement] = await self._open(entitled(principal))
+            with trio.fail_after(self.services.config.timeouts.store):
+                async with self._opening:
+                    streams = self._streams.get(entitlement)
+                    if streams is None:
+                        streams = self._streams[entitlement] = await self._open(entitled(principal))
         return streams
 
     async def _open(self, keys: Sequence[StreamKey]) -> dict[str, Stream]:

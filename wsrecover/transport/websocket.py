@@ -281,6 +281,9 @@ class ServerSocket:
 
         Closed in any case, also when cancelled. May be called while another task is in `run`, or without one.
         """
+        if self.outbox.closed and self._scope is None:
+            await trio.lowlevel.checkpoint()
+            return
         try:
             self._close(code, reason, timeout)
             with (
