@@ -227,6 +227,7 @@ def _serve(control: Connection, config: Config, profile: str | None) -> None:
         processors=[structlog.processors.add_log_level, structlog.processors.KeyValueRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,  # As `serve` has it.
     )
     if profile is None:
         trio.run(_host, control, config)
