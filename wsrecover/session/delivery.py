@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeAlias
 
 import structlog
 import trio
@@ -34,7 +35,7 @@ from .calls import refusal
 from .contexts import Snapshot
 from .lag import Lag
 from .owner import Owner
-from .replay import Filter, frames_of, pack
+from .replay import Filter, frames_of, pack, passes
 from .snapshots import MAX_SWITCHES, Switch
 
 __all__ = ["Delivery"]
@@ -51,8 +52,15 @@ STORE_RETRY = 1.0
 """Seconds between two tries to read a page from a store that is unavailable."""
 
 
+Pair: TypeAlias = tuple[int, int] | None
+"""The seq and offset of a part that is held, or the first and last seq of a gap."""
+
+
 class Delivery:
-    """The sending half of a connection. A `Follower` of each of its `streams`, which are by wire name."""
+    """The sending half of a connection. A `Follower` of each of its `streams`, which are by wire name.
+
+    `wanted` is the filter of the user's stream. With `snapshots` a gap in that is followed by one.
+    """
 
     __slots__ = (
         "_catch_up",
@@ -65,17 +73,16 @@ class Delivery:
         "_part_bytes",
         "_snapshots",
         "_unsaid",
-        "_wanted",
         "streams",
+        "wanted",
     )
 
     def __init__(
         self, owner: Owner, socket: ServerSocket, wanted: Filter, *, snapshots: bool = False
     ) -> None:
-        """`wanted` filters the user's stream; `snapshots`: where it has a gap, one follows."""
         self._owner = owner
         self._outbox = socket.outbox
-        self._wanted = wanted
+        self.wanted = wanted
         self._snapshots = snapshots
         self._limits = owner.limits
         self._part_bytes = owner.limits.part_bytes
@@ -95,10 +102,10 @@ class Delivery:
         self,
         streams: Mapping[str, Stream],
         after: Mapping[str, int],
-        part: Mapping[str, tuple[int, int]],
+        part: Mapping[str, Pair],
         first: bytes,
         *,
-        gaps: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+        gaps: Mapping[str, Pair] = MappingProxyType({}),
         switch: Switch | None = None,
     ) -> None:
         """Send `first`, then each stream from `after` on; as much as goes at once is one write.
@@ -113,12 +120,7 @@ class Delivery:
         self._go_on()
 
     def _set_out(
-        self,
-        stream: Stream,
-        after: int,
-        part: tuple[int, int] | None = None,
-        gap: tuple[int, int] | None = None,
-        switch: Switch | None = None,
+        self, stream: Stream, after: int, part: Pair = None, gap: Pair = None, switch: Switch | None = None
     ) -> None:
         if gap is None and switch is None and stream.join(self, after):
             self._controls.append(live_frame(stream.name, after))
@@ -127,7 +129,7 @@ class Delivery:
         if gap is not None:
             lag.tell_gap(stream, gap)
         if switch is not None:
-            self._wanted = switch.before
+            self.wanted = switch.before
             lag.switches.append(switch)
 
     def follow(self, streams: Mapping[str, Stream], after: Mapping[str, int], notice: ServerFrame) -> None:
@@ -159,7 +161,7 @@ class Delivery:
             problem = f"{MAX_SWITCHES} follows wait for their snapshots"
             self.control(refusal(ref, CommandError("overloaded", problem, retry_after=1.0)))
             return
-        before = lag.switches[-1].after if lag.switches else self._wanted
+        before = lag.switches[-1].after if lag.switches else self.wanted
         lag.switches.append(Switch(before, wanted, ref=ref))
         self._go_on()
 
@@ -196,15 +198,6 @@ class Delivery:
         self._controls.append(encoded)
         self._go_on()
 
-    @property
-    def wanted(self) -> Filter:
-        """The filter of the user's stream."""
-        return self._wanted
-
-    def wants(self, thread: str | None) -> bool:
-        """Whether the filter of the user's stream lets this thread pass."""
-        return self._wanted is None or thread is None or thread in self._wanted
-
     def show(self, message: bytes) -> bool:
         """Send what may be lost, a framed message, iff nothing else is owed: it is the first to be shed."""
         if self._ended or self._lags or self._controls or not self.streams:
@@ -219,8 +212,8 @@ class Delivery:
     def deliver(self, stream: Stream, batch: Batch) -> bool:
         """What was just committed, straight to the socket. False: this stream lags now (`Follower`)."""
         frame = batch.framed
-        if self._wanted is not None and stream.key.scope == "user":
-            frame = self._filtered(stream, batch, self._wanted)
+        if self.wanted is not None and stream.key.scope == "user":
+            frame = self._filtered(stream, batch, self.wanted)
             if not frame:
                 return True
         elif frame is None:
@@ -251,8 +244,7 @@ class Delivery:
 
     def _filtered(self, stream: Stream, batch: Batch, wanted: frozenset[str]) -> bytes:
         """The batch as the filter sees it; if nothing passes, the skip waits for an event that does."""
-        passing = [entry for entry in batch.entries if entry.thread is None or entry.thread in wanted]
-        if not passing:
+        if not any(passes(wanted, entry.thread) for entry in batch.entries):
             since = self._unsaid.setdefault(stream, batch.first - 1)
             if batch.last - since < SKIP_EVERY:
                 return b""
@@ -297,8 +289,7 @@ class Delivery:
 
         Those that still lag then go to the end of the line, so that none is stuck behind another's backlog.
         """
-        frames = list(self._controls)
-        self._controls.clear()
+        frames, self._controls = self._controls, []
         room = self._limits.part_bytes - sum(map(len, frames))
         owing = len(self._lags)
         for stream, lag in list(self._lags.items()):
@@ -307,12 +298,9 @@ class Delivery:
             share, owing = room // owing, owing - 1
             if not lag.frames and not self._render(stream, lag):
                 continue
-            taken = 0
-            while lag.frames and (taken < share or not taken):
-                frame = lag.frames.popleft()
-                frames.append(frame)
-                taken += len(frame)
-            room -= taken
+            taken = lag.pop(share)
+            frames += taken
+            room -= sum(map(len, taken))
             if not lag.frames and not lag.switches and stream.join(self, lag.after):
                 del self._lags[stream]
                 if lag.announce:
@@ -338,7 +326,7 @@ class Delivery:
                 break
             if lag.frames:
                 return True
-            self._wanted = lag.switches.popleft().after
+            self.wanted = lag.switches.popleft().after
             lag.taken = None
         return self._render_page(stream, lag)
 
@@ -358,7 +346,7 @@ class Delivery:
             self._owner.missed(stream, *page.gap)
             if self._snapshots and stream.key.scope == "user":
                 lag.taken = None  # What is behind the gap as well is of no use.
-                lag.switches.appendleft(Switch(self._wanted, self._wanted, first=True))
+                lag.switches.appendleft(Switch(self.wanted, self.wanted, first=True))
                 return True
         entries = page.entries[: max(0, upto - lag.after)]
         if entries:
@@ -368,7 +356,7 @@ class Delivery:
         return True
 
     def _tell(self, stream: Stream, lag: Lag, entries: Sequence[Entry], *, going_on: bool = False) -> None:
-        wanted = self._wanted if stream.key.scope == "user" else None
+        wanted = self.wanted if stream.key.scope == "user" else None
         lag.tell(stream, entries, wanted=wanted, part_bytes=self._part_bytes, going_on=going_on)
 
     async def _run_catch_up(self, scope: trio.CancelScope) -> None:
@@ -399,11 +387,8 @@ class Delivery:
                     if self._lags.get(stream) is lag:
                         lag.take(stream, snapshot, part_bytes=self._part_bytes)
                     return
-                page = await stream.page(
-                    lag.after,
-                    max_events=self._limits.page_events,
-                    max_bytes=self._page_bytes,
-                )
+                events = self._limits.page_events
+                page = await stream.page(lag.after, max_events=events, max_bytes=self._page_bytes)
         except StoreCorrupt:
             raise
         except (StoreError, trio.TooSlowError) as error:

@@ -48,6 +48,15 @@ class Lag:
             frames_of(stream, entries, wanted=wanted, part_bytes=part_bytes, resume_part=self.part)
         )
 
+    def pop(self, share: int) -> list[bytes]:
+        """Take about `share` bytes of frames: whole ones, and at least one."""
+        taken: list[bytes] = []
+        size = 0
+        while self.frames and (size < share or not taken):
+            taken.append(self.frames.popleft())
+            size += len(taken[-1])
+        return taken
+
     def tell_gap(self, stream: Stream, gap: tuple[int, int]) -> None:
         """Say that these events, the first and the last of them, are gone."""
         self.frames.append(encode(Gap(stream.name, "trimmed", from_=gap[0], to=gap[1])))

@@ -14,10 +14,15 @@ from wsrecover.streams.store import Entry
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import text_frame
 
-__all__ = ["Filter", "coalesced", "frames_of", "has_fragments", "pack"]
+__all__ = ["Filter", "coalesced", "frames_of", "has_fragments", "pack", "passes"]
 
 Filter = frozenset[str] | None
 """The threads that are wanted, or None for all; events without a thread always pass."""
+
+
+def passes(wanted: Filter, thread: str | None) -> bool:
+    """Whether an event of `thread` is sent under this filter."""
+    return wanted is None or thread is None or thread in wanted
 
 
 def has_fragments(entries: Sequence[Entry]) -> bool:
@@ -56,7 +61,7 @@ def frames_of(
     """
     skipped: int | None = None
     for entry in entries:
-        if wanted is not None and entry.thread is not None and entry.thread not in wanted:
+        if not passes(wanted, entry.thread):
             skipped = entry.seq
             continue
         if skipped is not None:

@@ -33,6 +33,7 @@ from .contexts import UserContexts
 from .entitled import entitled
 from .members import Members
 from .quota import Quota
+from .replay import passes
 from .runs import Runs
 from .services import Services
 
@@ -162,7 +163,7 @@ class Session:
             )
         message = text_frame(frame)
         deliveries = [connection.delivery for connection in self.connections.values()]
-        taken = [one.show(message) for one in deliveries if one.wants(event.thread)]
+        taken = [one.show(message) for one in deliveries if passes(one.wanted, event.thread)]
         self.services.counts["ephemeral.sent"] += sum(taken)
         self.services.counts["ephemeral.shed"] += len(taken) - sum(taken)
         return sum(taken)

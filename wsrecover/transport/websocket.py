@@ -2,8 +2,7 @@
 
 The only module that imports trio_websocket and wsproto. `_Engine` is trio-websocket's connection without its
 channel and without its reader task: whoever waits for messages reads, so that a connection costs one task.
-The private names that it uses are those of 0.12; `tests/transport/test_trio_websocket_contract.py` guards
-them.
+The private names are those of 0.12; `tests/transport/test_trio_websocket_contract.py` guards them.
 """
 
 from __future__ import annotations
