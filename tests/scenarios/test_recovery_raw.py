@@ -120,7 +120,7 @@ async def test_e07_connections_of_one_user_are_independent(stage: Stage) -> None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_read_whole_event, well)
         (session,) = (each for each in local.server.registry.sessions.values())
-        lagging = [connection for connection in session.connections.values() if connection.lagging]
+        lagging = [connection for connection in session.connections.values() if connection.state == "lagging"]
         assert len(lagging) == 1
 
 
