@@ -8,7 +8,10 @@ from typing import TypeAlias
 
 import attrs
 import pytest
+import trio
 
+from wsrecover.client.contexts import Contexts
+from wsrecover.demo.away import Absence, stay_away
 from wsrecover.demo.judging import Verdict
 from wsrecover.demo.proof import Plan, Report, Sight, prove
 from wsrecover.errors import ConfigError
@@ -41,6 +44,23 @@ async def test_without_cuts_the_file_is_read_once(text_file: Path) -> None:
     assert (report.cuts, report.resumes) == (0, 0)
 
 
+@pytest.mark.parametrize("text", ["", "one", "many words " * 500])
+async def test_one_who_is_away_for_long_finds_the_gap_and_the_state(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "text.md"
+    file.write_text(text)
+    absence = await stay_away(file, text)
+    assert absence.recovered
+    assert absence.events > 5
+    assert not (await stay_away(file, text + "!")).equal
+
+
+async def test_a_state_that_lacks_something_is_seen(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Contexts, "_replace", lambda self, snapshot: None)
+    absence = await stay_away(text_file, await trio.Path(text_file).read_text())
+    assert absence.events > 0
+    assert not absence.equal
+
+
 async def test_a_store_that_is_given_is_kept_and_serves_again(text_file: Path, tmp_path: Path) -> None:
     plan = Plan(file=text_file, cuts=2, store=f"sqlite:{tmp_path / 'kept.db'}")
     first = await prove(plan)
@@ -60,6 +80,8 @@ def with_fault(harm: Harm, receive: Callable[[Receiver, Event], list[Item]]) -> 
     def receive_badly(self: Receiver, event: Event) -> list[Item]:
         nonlocal taken
         items = receive(self, event)
+        if event.thread is not None:
+            return items  # Of the one who is away.
         taken += len(items)
         return harm(event) if items and taken == 10 else items
 
@@ -124,6 +146,7 @@ def test_every_fault_is_named(tmp_path: Path) -> None:
         longest_outage=0.1,
         seconds=1.0,
         text_arrived=True,
+        absence=Absence(9, equal=True),
     )
     assert clean.proven
     for fault in ("duplicates", "missing", "reordered", "altered"):
@@ -131,3 +154,5 @@ def test_every_fault_is_named(tmp_path: Path) -> None:
         assert f"1 {fault}" in report.faults
     assert not attrs.evolve(clean, cuts=1).proven
     assert not attrs.evolve(clean, text_arrived=False).proven
+    assert not attrs.evolve(clean, absence=Absence(0, equal=True)).proven
+    assert not attrs.evolve(clean, absence=Absence(9, equal=False)).proven

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ from serving import Frame
 from stage import Stage
 from trio.testing import MockClock
 
+from wsrecover.agents import App, Run
 from wsrecover.client import Changed, ClientSession, Dial, Event, Gap, Item, Snapshot, connect
 from wsrecover.config import Contexts, Limits, Retention
 from wsrecover.protocol.context import Context
@@ -417,3 +419,60 @@ class TestABreakInTheMiddle:
                 await say(local, "after", "t1")
                 await until(session, 201)
                 assert session.contexts == await contexts_of(local)
+
+
+class TestC02WhatTheAgentKeeps:
+    async def test_c02_memory_workflow_and_tools_are_there_after_a_reconnect_and_a_restart(
+        self, tmp_path: Path
+    ) -> None:
+        app = App()
+
+        @app.agent("keeper")
+        async def keeper(run: Run) -> None:
+            async with run.tool("look", {"at": "it"}) as tool:
+                await tool.complete({"seen": True})
+            await run.memory.set("name", "Ada")
+            await run.workflow.patch([{"op": "add", "path": "/step", "value": 2}])
+
+        store = f"sqlite:{tmp_path / 'log.db'}"
+        async with local_server(app, store=store) as local:
+            async with connect(local.url, token=local.token()) as session:
+                run = await session.start_agent("keeper", thread="t1")
+                while session.context("t1").json()["runs"].get(run, {}).get("status") != "completed":
+                    await anext(session)
+                live = session.contexts
+            assert live == await contexts_of(local)
+        async with (
+            local_server(app, store=store) as local,
+            connect(local.url, token=local.token()) as session,
+        ):
+            await until(session, 1)
+            found = session.contexts
+        assert found == live
+        kept = found["t1"].json()
+        assert (kept["memory"], kept["workflow"]) == ({"name": "Ada"}, {"step": 2})
+        assert [tool["output"] for tool in kept["tools"]] == [{"seen": True}]
+
+    async def test_a_replay_of_many_tokens_makes_the_context_that_the_live_events_made(self) -> None:
+        app = App()
+
+        @app.agent("talker")
+        async def talker(run: Run) -> None:
+            async with run.message() as message:
+                for number in range(2_000):
+                    await message.text(f"{number} é𝄞 ")
+                    if number % 10 == 0:
+                        await run.flush()
+
+        async with (
+            local_server(app) as local,
+            connect(local.url, token=local.token(), from_="start") as live,
+        ):
+            await live.start_agent("talker", thread="t1")
+            async for item in live:
+                if isinstance(item, Event) and item.type == "agent_completed":
+                    break
+            async with connect(local.url, token=local.token(), from_="start") as late:
+                seen = await until(late, item.seq)
+                assert len(seen) < 20, "merged"
+                assert late.contexts == live.contexts == await contexts_of(local)

@@ -32,6 +32,7 @@ from wsrecover.streams.store import Entry, StreamKey
 from wsrecover.testing.link import Cut, LossyLink
 
 from .agents import AGENT, demo_app, readme
+from .away import Absence, stay_away
 from .judging import Verdict, judge, recited
 from .overlap import dial_overlapping
 
@@ -98,6 +99,7 @@ class Report:
     longest_outage: float
     seconds: float
     text_arrived: bool
+    absence: Absence
 
     @property
     def faults(self) -> list[str]:
@@ -112,6 +114,7 @@ class Report:
                 (f"{verdict.altered} altered", verdict.altered),
                 (f"{self.cuts} cuts instead of {self.wanted}", self.cuts != self.wanted),
                 ("the text did not arrive as it is in the file", not self.text_arrived),
+                ("one who was away for long found no gap, or another state", not self.absence.recovered),
             )
             if at_fault
         ]
@@ -150,7 +153,7 @@ async def prove(plan: Plan, watch: Callable[[Sight], object] = lambda _: None) -
     file = plan.file or readme()
     text = await _text(file)
     with _store(plan.store) as store:
-        return await _Demo(plan, file, text, store, watch).run()
+        return await _Demo(plan, file, text, store, watch).run(await stay_away(file, text))
 
 
 async def _text(file: Path) -> str:
@@ -197,7 +200,7 @@ class _Demo:
         self._got: list[Event] = []
         self._run = ""
 
-    async def run(self) -> Report:
+    async def run(self, absence: Absence) -> Report:
         began = time.perf_counter()
         app = demo_app(self._file, pace=self._pace, again=self._cuts_to_come)
         async with trio.open_nursery() as nursery:
@@ -221,6 +224,7 @@ class _Demo:
             longest_outage=self._outages.longest,
             seconds=took,
             text_arrived=self._text_arrived(),
+            absence=absence,
         )
 
     def _cuts(self) -> Iterator[Cut | None]:

@@ -76,6 +76,8 @@ def show_report(console: Console, report: Report) -> None:
         ("altered", verdict.altered),
         ("cuts", report.cuts),
         ("resumes", report.resumes),
+        ("gone from the log while away", report.absence.events),
+        ("state found after that", "equal" if report.absence.equal else "another"),
         ("longest outage", f"{report.longest_outage * 1000:.0f} ms"),
         ("time", f"{report.seconds:.1f} s"),
     ):
