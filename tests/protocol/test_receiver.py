@@ -313,3 +313,92 @@ class TestParts:
             receiver.receive(end)
         assert last(receiver) == 4
         assert receiver.part() == {}
+
+
+def asking(seq: int | None = None) -> Receiver:
+    """One whose hello asks for a snapshot, at a position or new."""
+    return Receiver(None if seq is None else {"user": Position("e", seq)}, snapshots=True)
+
+
+class TestSnapshots:
+    def test_a_position_counts_once_its_snapshot_is_whole(self) -> None:
+        receiver = asking()
+        assert receiver.welcome(welcome(user=state(6, resumed=False, reason="new"))) == []
+        assert receiver.resume() == {}
+        page, end = Snapshot("user", 7, {"t": {}}, more=True), Snapshot("user", 7, {"u": {}})
+        assert receiver.receive(page) == [page]
+        assert receiver.resume() == {}
+        assert receiver.receive(end) == [end]
+        assert receiver.resume() == {"user": Position("e", 7)}
+        assert receiver.receive(event(8)) == [event(8)]
+
+    def test_one_cut_off_before_begins_anew_and_nothing_changed(self) -> None:
+        receiver = asking()
+        receiver.welcome(welcome(user=state(6, resumed=False, reason="new")))
+        receiver.receive(Snapshot("user", 7, {"t": {}}, more=True))
+        assert receiver.welcome(welcome(user=state(9, resumed=False, reason="new"))) == []
+        assert receiver.resume() == {}
+
+    @pytest.mark.parametrize(("snapshots", "from_"), [(True, 1), (False, 6)])
+    def test_none_is_awaited_where_there_is_nothing_or_nobody_asked(
+        self, snapshots: bool, from_: int
+    ) -> None:
+        receiver = Receiver(snapshots=snapshots)
+        receiver.welcome(welcome(user=state(from_, resumed=False, reason="new")))
+        assert receiver.resume() == {"user": Position("e", from_ - 1)}
+
+    def test_other_streams_have_none(self) -> None:
+        receiver = asking()
+        receiver.welcome(welcome(all=state(6, resumed=False, reason="new")))
+        receiver.receive(Gap("all", "trimmed", 6, 9))
+        assert receiver.resume() == {"all": Position("e", 9)}
+
+    def test_behind_a_gap_the_position_waits_for_it(self) -> None:
+        receiver = asking(4)
+        receiver.welcome(welcome(user=state(5)))
+        gap = Gap("user", "trimmed", 5, 9)
+        assert receiver.receive(gap) == [gap]
+        assert receiver.resume() == {}
+        receiver.receive(Snapshot("user", 12, {}))
+        assert receiver.resume() == {"user": Position("e", 12)}
+
+    def test_what_was_trimmed_is_told_behind_welcome_though_the_position_is_past_it(self) -> None:
+        receiver = asking(4)
+        (changed,) = receiver.welcome(welcome(user=state(21, resumed=False, reason="trimmed")))
+        assert isinstance(changed, Changed)
+        gap = Gap("user", "trimmed", 5, 9)
+        assert receiver.receive(gap) == [gap]
+        assert receiver.receive(gap) == []
+
+    def test_a_snapshot_of_some_threads_leaves_the_position_good(self) -> None:
+        receiver = asking(4)
+        receiver.welcome(welcome(user=state(5)))
+        receiver.receive(Snapshot("user", 6, {"t": {}}, more=True))
+        assert receiver.resume() == {"user": Position("e", 6)}
+
+    def test_a_large_one_comes_in_parts_of_which_none_is_kept_for_the_next_connection(self) -> None:
+        receiver = asking()
+        receiver.welcome(welcome(user=state(6, resumed=False, reason="new")))
+        whole = Snapshot("user", 5, {"t": {"text": "x" * 100}})
+        first, *others = (
+            part
+            for piece in parts("user", 5, encode(whole), part_bytes=40, of="snapshot")
+            for part in decode_server(piece)
+        )
+        assert receiver.receive(first) == []
+        assert receiver.part() == {}
+        told = [item for part in others for item in receiver.receive(part)]
+        assert told == [whole]
+        assert receiver.resume() == {"user": Position("e", 5)}
+
+    def test_parts_of_what_it_does_not_know_are_ignored(self) -> None:
+        receiver = at(4)
+        assert receiver.receive(Part("user", 9, 0, 10, "eA==", of="later")) == []
+        assert receiver.part() == {}
+
+    def test_parts_that_make_something_else_are_refused(self) -> None:
+        receiver = at(4)
+        (piece,) = parts("user", 5, encode(event(5)), part_bytes=4096, of="snapshot")
+        (part,) = decode_server(piece)
+        with pytest.raises(FrameError, match="do not make a snapshot"):
+            receiver.receive(part)
