@@ -8,7 +8,7 @@ import attrs
 import pytest
 import trio
 from memory_world import MemoryWorld, memory_world
-from serving import frames_until_closed, until_none
+from serving import START, frames_until_closed, until_none
 from stage import Stage
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -181,7 +181,7 @@ class TestM02WaitConnected:
             found: list[list[int]] = []
 
             async def come() -> None:
-                async with local.peer() as peer:
+                async with local.peer(**START) as peer:
                     found.append([event["data"]["n"] for event in await peer.events(2)])
 
             nursery.start_soon(come)
