@@ -61,7 +61,8 @@ async def test_r11_large_events_of_one_stream_let_another_pass_between_their_par
             await world.local.server.publish("acme", "ada", "large", {"pad": "x" * 500_000})
         await world.local.server.broadcast("all", "notice", {})
         frames = await peer.until("event", stream="all")
-        assert 0 < sum(frame["op"] == "part" for frame in frames) < 20
+        # Two that the network and one write hold, and one of the turn before.
+        assert 0 < sum(frame["op"] == "part" for frame in frames) < 6
 
 
 async def test_r11_ephemeral_events_are_shed_first_and_logged_ones_never(mock_clock: MockClock) -> None:
