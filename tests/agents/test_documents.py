@@ -141,6 +141,37 @@ async def test_patches_of_many_tasks_are_checked_against_what_they_apply_to() ->
         assert [patch["patch"][-1]["value"] for patch in patches] == list(range(memory["n"] + 1))
 
 
+async def test_patches_of_runs_that_go_on_at_once_are_checked_against_what_they_apply_to() -> None:
+    app = App()
+    accepted: list[int] = []
+    go = trio.Event()
+
+    @app.agent("counter")
+    async def counter(run: Run) -> None:
+        await go.wait()
+        for n in range(1, 20):
+            test = {"op": "test", "path": "/n", "value": n - 1}
+            try:
+                await run.memory.patch([test, {"op": "replace", "path": "/n", "value": n}])
+            except InvalidEvent:
+                continue
+            accepted.append(n)
+
+    async def begin(run: Run) -> None:
+        await run.memory.set("n", 0)
+
+    async with local_server(app) as local:
+        await runs(begin, local=local)
+        for _ in range(4):
+            await local.server.start_agent("acme", "ada", "counter", {}, thread="t")
+        go.set()
+        with trio.fail_after(10):
+            while local.server.statistics().sessions.runs:
+                await trio.lowlevel.checkpoint()
+        found = (await context_json(local))["memory"]
+    assert sorted(accepted) == list(range(1, found["n"] + 1)), "each was accepted once, and took effect"
+
+
 async def test_history_is_the_conversation_with_what_the_run_has_just_said() -> None:
     async def talk(run: Run) -> Any:
         async with run.message() as message:

@@ -13,8 +13,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from wsrecover.config import Limits, Retention, Timeouts
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import encode_event
+from wsrecover.protocol.context import EMPTY
 from wsrecover.protocol.frames import Pong
+from wsrecover.session.contexts import Snapshot
 from wsrecover.session.delivery import Delivery, Lag
+from wsrecover.session.snapshots import Switch
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.memory import open_memory
 from wsrecover.streams.registry import Streams
@@ -36,6 +39,9 @@ class Connection:
         self.closed: list[int] = []
         self.sent_from_log = 0
         self.gone: list[tuple[int, int]] = []
+        self.snapshots: list[int] = []
+        self.before_snapshot: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.head: Callable[[], int] = lambda: 0
         self._nursery = nursery
 
     def start(self, member: Callable[..., Awaitable[None]], *args: object) -> None:
@@ -52,6 +58,11 @@ class Connection:
 
     def replayed(self, events: int) -> None:
         self.sent_from_log += events
+
+    async def snapshot(self) -> Snapshot:
+        await self.before_snapshot()
+        self.snapshots.append(self.head())
+        return Snapshot(self.head(), {"a": EMPTY, "b": EMPTY})
 
 
 class Bench:
@@ -408,3 +419,59 @@ class TestCoalescing:
         assert ops(frames) == ["welcome", "event", "skip", "event", "live"]
         assert spans(frames) == [(1, 10), (21, 30)]
         assert reconstruct(frames) == 30
+
+
+async def test_a_reader_that_was_trimmed_past_and_wants_snapshots_gets_one_behind_the_gap(
+    bench: Bench,
+) -> None:
+    bench.delivery = Delivery(bench.connection, bench.socket, None, snapshots=True)
+    bench.connection.head = lambda: bench.stream.head
+    bench.begin()
+    await bench.publish(20, size=400)
+    await bench.publish(200)
+    frames = await bench.frames()
+    told = [op for op in ops(frames) if op != "event"]
+    assert told == ["welcome", "gap", "snapshot", "live"] or told == ["welcome", "live", "gap", "snapshot"]
+    place = ops(frames).index("snapshot")
+    assert frames[place]["seq"] == 220
+    assert numbers(frames[place:]) == []
+    await bench.publish(1)
+    assert numbers(await bench.frames()) == [221]
+
+
+async def test_a_first_snapshot_may_be_newer_than_welcome_said(bench: Bench) -> None:
+    await bench.publish(3)
+
+    async def meanwhile() -> None:
+        await bench.publish(4)
+
+    bench.connection.before_snapshot = meanwhile
+    bench.connection.head = lambda: bench.stream.head
+    switch = Switch(None, None, first=True)
+    bench.delivery.begin({"user": bench.stream}, {"user": 3}, {}, b'{"op":"welcome"}', switch=switch)
+    frames = await bench.frames()
+    assert ops(frames) == ["welcome", "snapshot", "live"]
+    assert (frames[1]["seq"], frames[2]["seq"]) == (7, 7)
+
+
+async def test_a_filter_holds_from_its_snapshot_on_also_in_the_middle_of_a_page(bench: Bench) -> None:
+    bench.delivery = Delivery(bench.connection, bench.socket, frozenset("a"))
+    for thread in "abababab":
+        await bench.publish(1, thread=thread)
+    bench.connection.head = lambda: 8
+    bench.delivery.begin({"user": bench.stream}, {"user": 0}, {}, b'{"op":"welcome"}')
+    await bench.frames()
+
+    async def meanwhile() -> None:
+        for thread in "abab":
+            await bench.publish(1, thread=thread)
+
+    bench.connection.before_snapshot = meanwhile
+    bench.connection.head = lambda: bench.stream.head - 2
+    bench.delivery.refilter(frozenset("b"), "f1")
+    frames = await bench.frames()
+    place = ops(frames).index("snapshot")
+    assert frames[place]["seq"] == 10
+    assert numbers(frames[:place]) == [9]
+    assert numbers(frames[place:]) == [12]
+    assert [frame["result"] for frame in frames if frame["op"] == "reply"] == [{"seq": 10}]
