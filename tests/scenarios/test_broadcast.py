@@ -14,6 +14,8 @@ from wsrecover.access.tokens import sign
 from wsrecover.client import Event, connect
 from wsrecover.config import Limits, Retention, Tokens
 from wsrecover.errors import InvalidEvent
+from wsrecover.protocol.closecodes import CloseCode
+from wsrecover.protocol.cursor import Position
 from wsrecover.streams.store import StreamKey
 from wsrecover.testing import LocalServer, Peer, local_server
 from wsrecover.transport import ClientSocket, open_socket
@@ -252,6 +254,17 @@ async def test_s10_what_is_trimmed_before_it_is_heard_is_told_as_a_gap_and_not_a
             await peer.send([{"op": "ack", "pos": {"all": 4}}, {"op": "ping"}])
             await peer.until("pong")
             assert receipt.counts == ReceiptCounts(1, 0, 0, 1)
+
+
+async def test_s10_who_is_about_to_be_closed_is_not_counted(local: LocalServer) -> None:
+    async with local.peer(client="c") as peer:
+        await peer.until("live")
+        (session,) = local.server.registry.sessions.values()
+        receipts = local.server._services.receipts
+        at = Position("e", 1)
+        assert receipts.open("before", StreamKey("all"), at, 60.0).counts.entitled == 1
+        session.connections["c"].close(CloseCode.TOO_SLOW, "told to")
+        assert receipts.open("after", StreamKey("all"), at, 60.0).counts.entitled == 0
 
 
 async def test_s10_a_receipt_says_when_it_has_ended(local: LocalServer) -> None:
