@@ -160,7 +160,8 @@ async def test_patches_of_runs_that_go_on_at_once_are_checked_against_what_they_
     async def begin(run: Run) -> None:
         await run.memory.set("n", 0)
 
-    async with local_server(app) as local:
+    # With a connection the stream is open, and to look where it ends takes no time in which one could commit.
+    async with local_server(app) as local, local.peer():
         await runs(begin, local=local)
         for _ in range(4):
             await local.server.start_agent("acme", "ada", "counter", {}, thread="t")
