@@ -28,6 +28,7 @@ from .thread import (
     Request,
     RunState,
     ToolCall,
+    grow,
     parse,
     put,
     put_document,
@@ -122,9 +123,7 @@ def _delta(context: Context, event: Event) -> Context:
         text = between(text, known, MESSAGE_UNITS - offset)
     if not text:
         return context
-    grown = len(orjson.dumps(text)) - 2
-    message = attrs.evolve(message, text=message.text.plus(text), size=message.size + grown)
-    return attrs.evolve(context, messages=context.messages.put(name, message), size=context.size + grown)
+    return grow(context, message, text, len(orjson.dumps(text)) - 2)
 
 
 def _completed(context: Context, event: Event) -> Context:
