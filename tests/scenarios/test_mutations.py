@@ -89,7 +89,7 @@ async def test_p9_mutated_messages_are_answered_and_leave_nothing(
         async with local_server(**endless) as local:
             async with local.peer() as warm:
                 await warm.until("live")
-            await settled(local, held())
+            await settled_peers(local, 0)
             before = held()
             while sent < MESSAGES:
                 async with local.peer() as peer:
