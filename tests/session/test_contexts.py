@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from wsrecover.config import Config, Contexts, Retention
 from wsrecover.errors import StoreUnavailable
-from wsrecover.session.contexts import UserContexts, store_each
+from wsrecover.session.contexts import UserContexts, tend
 from wsrecover.session.services import Services
 from wsrecover.streams.store import StoredSnapshot, StreamKey
 from wsrecover.testing import LocalServer, local_server
@@ -101,6 +101,24 @@ async def test_after_a_restart_only_what_follows_the_snapshot_is_read(
         monkeypatch.setattr(log.services.store, "read", noting)
         assert await log.contexts().thread("t") == whole
         assert read == [20]
+
+
+async def test_what_keeps_up_has_nothing_to_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with log_of() as log:
+        contexts = log.contexts()
+        await log.say("one")
+        await contexts.keep_up()
+        assert contexts._state is None
+        assert await said(contexts) == ["one"]
+        await log.say("two")
+        await contexts.keep_up()
+
+        async def gone(*_: object, **__: object) -> Any:
+            raise AssertionError("the log was read")
+
+        monkeypatch.setattr(log.services.store, "read", gone)
+        assert await said(contexts) == ["one", "two"]
+        assert (await log.stored()).seq == 0
 
 
 async def test_only_what_changed_is_stored_again() -> None:
@@ -205,7 +223,7 @@ async def test_what_cannot_be_stored_is_logged_and_tried_again() -> None:
         broken = log.contexts()
         broken._advanced = break_down  # type: ignore[method-assign,assignment]
         with capture_logs() as logs:
-            await store_each([bad, broken, good])
+            await tend([bad, broken, good], store=True)
         assert [entry["event"] for entry in logs] == ["snapshot_not_stored", "snapshot_failed"]
         assert (await log.stored()).seq == 1
 

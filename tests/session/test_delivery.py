@@ -145,7 +145,7 @@ async def bench(nursery: trio.Nursery) -> AsyncIterator[Bench]:
         clock=trio.current_time,
     )
 
-    async def cover(keys: Sequence[StreamKey]) -> None:
+    async def cover(keys: Sequence[StreamKey], store: bool) -> None:
         await journal.commit(Unit(snapshots=(NewSnapshot(KEY, stream.head, {}),)))
 
     journal.make_snapshots_with(cover)

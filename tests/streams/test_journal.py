@@ -433,7 +433,9 @@ class TestCancellation:
 def covering(journal: Journal, store: Store, asked: list[list[StreamKey]]) -> None:
     """Have the journal's snapshots made, empty ones; `asked` gets the keys of each time."""
 
-    async def snapshots(keys: Sequence[StreamKey]) -> None:
+    async def snapshots(keys: Sequence[StreamKey], stored: bool) -> None:
+        if not stored:
+            return
         asked.append(list(keys))
         for key in keys:
             head = (await store.load(key)).head
@@ -509,6 +511,31 @@ class TestRetention:
                 await trio.testing.wait_all_tasks_blocked(0.001)
         assert asked == [[ANN]] * 3
         assert (await bench.store.snapshot(ANN)).seq == 30
+
+    async def test_what_grows_is_reduced_often_and_stored_now_and_then(self, bench: Bench) -> None:
+        journal = Journal(
+            bench.store,
+            bench.streams,
+            max_units=100,
+            max_bytes=1 << 20,
+            retention=lambda _: Retention(),
+            clock=lambda: 1000.0,
+            snapshot_events=600,
+        )
+        asked: list[tuple[int, bool]] = []
+
+        async def snapshots(keys: Sequence[StreamKey], store: bool) -> None:
+            assert keys == [ANN]
+            asked.append((journal.statistics().committed * 50, store))
+
+        journal.make_snapshots_with(snapshots)
+        async with running(journal):
+            writer = journal.writer()
+            for _ in range(28):
+                await writer.commit(unit(ANN, *["x"] * 50))
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        stored = {600, 1200}
+        assert asked == [(events, events in stored) for events in range(200, 1401, 200)]
 
     async def test_a_log_without_snapshots_is_kept(self, bench: Bench) -> None:
         limit = Retention(events=32, bytes=1 << 20, age=1e6)

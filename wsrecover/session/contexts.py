@@ -27,7 +27,7 @@ from wsrecover.streams.stream import Page, Stream
 
 from .services import Services
 
-__all__ = ["NO_THREAD", "Snapshot", "UserContexts", "store_each"]
+__all__ = ["NO_THREAD", "Snapshot", "UserContexts", "tend"]
 
 log = structlog.get_logger(__name__)
 
@@ -140,6 +140,15 @@ class UserContexts:
             state.changed.clear()
             self._let_go(state)
 
+    async def keep_up(self) -> None:
+        """Reduce what came since, where there is something in memory to go on from.
+
+        Raises `StoreError`; may be abandoned at any time.
+        """
+        if self._state is not None:
+            async with self._lock:
+                self._let_go(await self._advanced())
+
     async def _advanced(self) -> _State:
         streams = self._services.streams
         stream = await streams.open(self._key)
@@ -186,11 +195,11 @@ def _stored(state: _State, name: str) -> StoredContext | None:
     return None if context is None else StoredContext(orjson.dumps(context.json()), state.used[name])
 
 
-async def store_each(all_contexts: Sequence[UserContexts]) -> None:
-    """Store a snapshot of each. Where that fails it is logged, and tried again when it is due again."""
+async def tend(all_contexts: Sequence[UserContexts], *, store: bool) -> None:
+    """Store a snapshot of each, or have each keep up. What fails is logged, and tried when due again."""
     for contexts in all_contexts:
         try:
-            await contexts.store()
+            await (contexts.store() if store else contexts.keep_up())
         except WsrecoverError as error:
             log.warning("snapshot_not_stored", error=repr(error))
         except Exception:

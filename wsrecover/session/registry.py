@@ -12,7 +12,7 @@ from wsrecover.access.principal import Principal
 from wsrecover.errors import StoreFailed
 from wsrecover.streams.store import StreamKey
 
-from .contexts import UserContexts, store_each
+from .contexts import UserContexts, tend
 from .services import Services
 from .session import Session, SessionStatistics
 
@@ -77,14 +77,14 @@ class Registry:
             connection.state in ("live", "lagging") for connection in session.connections.values()
         )
 
-    async def _store_contexts(self, keys: Sequence[StreamKey]) -> None:
-        sessions = [(key, self._sessions.get((key.tenant, key.name))) for key in keys]
-        await store_each(
-            [
-                UserContexts(self._services, key) if session is None else session.contexts
-                for key, session in sessions
-            ]
-        )
+    async def _store_contexts(self, keys: Sequence[StreamKey], store: bool) -> None:  # noqa: FBT001  # As `Snapshots` has it.
+        found = [(key, self._sessions.get((key.tenant, key.name))) for key in keys]
+        contexts = [
+            UserContexts(self._services, key) if session is None else session.contexts
+            for key, session in found
+            if store or session is not None
+        ]
+        await tend(contexts, store=store)
 
     def _forget(self, session: Session) -> None:
         if self._sessions.get((session.tenant, session.user)) is session:

@@ -18,11 +18,15 @@ __all__ = ["Retainer", "Snapshots"]
 
 _log = structlog.get_logger(__name__)
 
-Snapshots: TypeAlias = Callable[[Sequence[StreamKey]], Awaitable[None]]
-"""Stores a snapshot of each of these users' streams. What it raises but `StoreError` ends the journal."""
+Snapshots: TypeAlias = Callable[[Sequence[StreamKey], bool], Awaitable[None]]
+"""Stores a snapshot of each of these users' streams; or, with False, reduces what their tails hold by now, so
+that a later one need not read it. What it raises but `StoreError` ends the journal."""
 
 _SHARE: Final = 16
 """A stream is looked at when it grew by this fraction of what it may hold: that much more it may hold."""
+
+_LOOK_EVENTS: Final = 200
+"""Events after which a user's stream is looked at in any case: its tail still holds them."""
 
 _MAX_TRACKED: Final = 16_384
 _PAGE: Final = 1000
@@ -43,7 +47,7 @@ class Retainer:
     `sweep_interval` (seconds) is how often a page of all the streams that the store knows is looked at, grown
     or not: that is how events go by age.
 
-    Whoever sets `snapshots` is asked for one of each user's stream that is looked at because it grew, after
+    Whoever sets `snapshots` is asked for one of each user's stream that grew by its share, after
     `snapshot_events` at the latest, and of those that cannot be trimmed without.
     """
 
@@ -65,6 +69,7 @@ class Retainer:
         self._interval = sweep_interval
         self._snapshot_events = snapshot_events
         self._growth: dict[StreamKey, _Growth] = {}
+        self._looks_since: dict[StreamKey, int] = {}
         self._grown: set[StreamKey] = set()
         self._due: set[StreamKey] = set()
         self._wake = trio.Event()
@@ -91,7 +96,7 @@ class Retainer:
         limit = self._retention(key)
         per_event = _SHARE / max(limit.events, 1)
         if key.scope == "user":
-            per_event = max(per_event, 1 / self._snapshot_events)
+            per_event = max(per_event, 1 / self._snapshot_events, 1 / _LOOK_EVENTS)
         return _Growth(per_event, _SHARE / max(limit.bytes, 1))
 
     async def run(self) -> None:
@@ -105,7 +110,7 @@ class Retainer:
             if self._grown or self._due:
                 grown, due = self._grown, self._due
                 self._grown, self._due = set(), set()
-                await self._snapshot([key for key in grown if key.scope == "user"])
+                await self._look([key for key in grown if key.scope == "user"])
                 await self._apply(grown | due)
             if trio.current_time() >= next_sweep:
                 last = await self._sweep(last)
@@ -126,11 +131,32 @@ class Retainer:
             await self._snapshot(held)
             await self._trim(held)
 
-    async def _snapshot(self, keys: Sequence[StreamKey]) -> None:
+    async def _look(self, users: Sequence[StreamKey]) -> None:
+        """Store the snapshots that are due of these, which have grown, and prepare those of the others."""
+        due, early = [], []
+        for key in users:
+            looks = self._looks_since.pop(key, 0) + 1
+            if looks < self._looks(key):
+                self._looks_since[key] = looks
+                early.append(key)
+            else:
+                due.append(key)
+        if len(self._looks_since) > _MAX_TRACKED:
+            due += self._looks_since
+            self._looks_since.clear()
+        await self._snapshot(early, store=False)
+        await self._snapshot(due)
+
+    def _looks(self, key: StreamKey) -> float:
+        """How often a stream is looked at for each snapshot."""
+        share = max(self._retention(key).events, 1) / _SHARE
+        return min(self._snapshot_events, share) / _LOOK_EVENTS
+
+    async def _snapshot(self, keys: Sequence[StreamKey], *, store: bool = True) -> None:
         if not keys or self.snapshots is None:
             return
         try:
-            await self.snapshots(keys)
+            await self.snapshots(keys, store)
         except StoreError as error:
             _log.warning("snapshots failed", error=str(error), streams=len(keys))
 
