@@ -54,6 +54,16 @@ async def test_e06_a_silent_peer_is_asked_and_then_cut_with_4003(
         assert await ended(peer) == 4003
 
 
+async def test_e06_one_that_answers_at_once_is_asked_again(local: LocalServer, mock_clock: MockClock) -> None:
+    async with local.peer() as peer:
+        await peer.until("live")
+        for _ in range(3):
+            mock_clock.jump(25.5)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await peer.send({"op": "ping"})
+            assert [(await peer.frame())["op"] for _ in range(2)] == ["ping", "pong"]
+
+
 async def test_e08_no_hello_within_the_handshake_time_gives_4501(
     local: LocalServer, mock_clock: MockClock
 ) -> None:

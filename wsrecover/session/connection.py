@@ -225,7 +225,7 @@ class Connection:
         `now` is trio's time, `unix` the wall clock's.
         """
         silent_since = self.socket.received_at
-        if now - silent_since >= self.timeouts.heartbeat and self._asked_at < silent_since:
+        if now - silent_since >= self.timeouts.heartbeat and self._asked_at <= silent_since:
             self._asked_at = now
             self._delivery.control(Ping())
         expires_in = self.grant.expires_at - unix
