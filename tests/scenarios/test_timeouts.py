@@ -61,7 +61,8 @@ async def test_e06_one_that_answers_at_once_is_asked_again(local: LocalServer, m
             mock_clock.jump(25.5)
             await trio.testing.wait_all_tasks_blocked(0.01)
             await peer.send({"op": "ping"})
-            assert [(await peer.frame())["op"] for _ in range(2)] == ["ping", "pong"]
+            assert (await peer.frame())["op"] == "ping"
+            assert (await peer.frame())["op"] == "pong"
 
 
 async def test_e08_no_hello_within_the_handshake_time_gives_4501(
