@@ -90,6 +90,8 @@ class TestWhatIsTaken:
             (b'{"keys": [1]}', "key set"),
             (b'{"keys": []}', "no key"),
             (b'{"keys": [{"kty": ["RSA"]}]}', "no key"),
+            (b'{"keys": [{"kty": "EC", "crv": ["P-256"]}]}', "no key"),
+            (b'{"keys": [{"kty": "OKP", "crv": {}}]}', "no key"),
             (b'{"keys": [{"kty": "RSA", "key_ops": 1}]}', "no key"),
             (b'{"keys": [{"kty": "RSA", "kid": 1}]}', "kid"),
             (b'{"keys": [{"kty": "RSA", "n": "canary", "e": "AQAB"}]}', "cannot be read|bits"),

@@ -110,7 +110,8 @@ def _key(member: Mapping[str, Any], *, secrets: bool) -> Key | None:
     if not (kid is None or isinstance(kid, str)):
         raise ValueError("has a kid that is no text")
     curve = member.get("crv") if kty in ("EC", "OKP") else None
-    usable = _ALGORITHMS.get((kty, curve), ()) if isinstance(kty, str) else ()
+    named = isinstance(kty, str) and isinstance(curve, str | None)
+    usable = _ALGORITHMS.get((str(kty), curve), ()) if named else ()
     algorithm = member.get("alg", usable[0] if usable else None)
     if algorithm not in usable:
         return None
