@@ -71,8 +71,9 @@ class Presence:
         try:
             await waiting.park()
         finally:
-            if not waiting:
-                self._awaited.pop(place, None)
+            # Of several who end in one step, an earlier one may be back already, and wait in a newer place.
+            if not waiting and self._awaited.get(place) is waiting:
+                del self._awaited[place]
 
 
 def _follows(connection: Present, name: str, key: StreamKey) -> bool:
