@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from wsrecover.errors import StoreFailed
 from wsrecover.streams.room import Room
 
 
@@ -45,3 +46,20 @@ async def test_who_waited_behind_an_admitted_one_is_admitted_after_it(nursery: t
     nursery.start_soon(enter, 2)
     await wait_all_tasks_blocked()
     assert order == [1, 2]
+
+
+async def test_closing_it_again_before_those_who_wait_have_run_wakes_them_once() -> None:
+    room, refused = Room(1, 1000), list[str]()
+
+    async def enter() -> None:
+        with pytest.raises(StoreFailed) as failure:
+            await room.take(1)
+        refused.append(str(failure.value))
+
+    await room.take(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(enter)
+        await wait_all_tasks_blocked()
+        room.close(StoreFailed("first"))
+        room.close(StoreFailed("second"))
+    assert refused == ["first"]

@@ -90,6 +90,8 @@ class Room:
 
     def close(self, error: StoreError) -> None:
         """Admit nobody any more: those who wait, and those who come, get `error`."""
+        if self._closed is not None:  # Those who wait are awake already, and may not have run yet.
+            return
         self._closed = error
         for task in self._waiting:  # Those admitted before have left already, and may still enter.
             trio.lowlevel.reschedule(task)
