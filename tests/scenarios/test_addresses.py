@@ -140,6 +140,21 @@ async def test_r3_in_a_storm_those_who_come_back_are_let_in_before_those_who_are
         assert [await back() for _ in range(6)] == [(101, None)] * 5 + [(503, 1)]
 
 
+async def test_r3_a_token_in_hello_gets_nobody_past_the_limit(mock_clock: MockClock) -> None:
+    limits = Limits(fresh_connects_per_second=1)
+
+    async def greet(local: LocalServer) -> str:
+        async with local.stranger() as peer:
+            await peer.send({"op": "hello", "client": "tab", "token": local.token()})
+            frame = await peer.frame()
+            return str(frame.get("code", frame["op"]))
+
+    async with local_server(limits=limits, wall_clock=trio.current_time) as local:
+        assert [await greet(local) for _ in range(12)] == ["welcome"] * 10 + ["overloaded"] * 2
+        mock_clock.jump(1)
+        assert [await greet(local) for _ in range(2)] == ["welcome", "overloaded"]
+
+
 async def test_r3_a_bad_token_takes_nothing_from_those_with_a_good_one(mock_clock: MockClock) -> None:
     limits = Limits(fresh_connects_per_second=1)
     async with local_server(limits=limits, wall_clock=trio.current_time) as local:

@@ -206,7 +206,7 @@ class Admission:
                 return Goodbye(
                     CloseCode.AUTHENTICATION_FAILED, "no token came, neither in the handshake nor in hello"
                 )
-            grant = grant or await prove(self._services, hello.token or "", socket.peer)
+            grant = grant or await self._prove(hello, socket.peer)
         except FrameError as error:
             frame = ErrorFrame(error.code, error.message, field=error.field, ref=error.ref)
             return Goodbye(CloseCode.PROTOCOL_ERROR, error.message, frame)
@@ -217,6 +217,13 @@ class Admission:
             return Goodbye(refused(error), str(error))
         self._attach(socket, grant, hello, early)
         return None
+
+    async def _prove(self, hello: Hello, peer: str) -> Grant:
+        """Who brings its token in `hello`: it is counted here, as others are with their request."""
+        grant = await prove(self._services, hello.token or "", peer)
+        if wait := self._shed(hello):
+            raise CommandError("overloaded", "more connect than there is time for", retry_after=wait)
+        return grant
 
     def _decode(self, messages: Sequence[str | bytes]) -> list[ClientFrame | FrameError]:
         limit = self._services.config.limits.message_bytes
