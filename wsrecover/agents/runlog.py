@@ -185,10 +185,7 @@ class RunLog:
             last.size += size
         else:
             self._deltas.append(_Delta(message_id, offset, [text], size))
-        if self.writer.settled:
-            self._send_text()
-        else:
-            self._listen()
+        self._tell_text()
         if sum(delta.size for delta in self._deltas) > TEXT_BYTES:
             await self._write(())
 
@@ -239,6 +236,8 @@ class RunLog:
         finally:
             self._taken = 0
             self._lock.release()
+        if self._deltas:  # Text that came meanwhile found the lock held.
+            self._tell_text()
 
     def _encode_deltas(self) -> tuple[Entry, ...]:
         return tuple(
@@ -248,6 +247,13 @@ class RunLog:
             )
             for delta in self._deltas
         )
+
+    def _tell_text(self) -> None:
+        """Send the buffered text at once, or when what is under way is settled."""
+        if self.writer.settled:
+            self._send_text()
+        else:
+            self._listen()
 
     def _listen(self) -> None:
         if not self._listens:
