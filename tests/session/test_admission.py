@@ -146,6 +146,20 @@ class TestHello:
             assert (await peer.frame())["op"] == "error"
             assert await close_code(peer) == 4502
 
+    async def test_what_is_bad_behind_it_in_the_same_read_is_answered_and_it_counts(
+        self, local: LocalServer
+    ) -> None:
+        headers = {"Authorization": f"Bearer {local.token()}"}
+        async with local.stranger(headers=headers) as peer:
+            messages = (b'{"op":"hello","client":"c1"}', b"{nope", b'{"op":"ping"}')
+            # Unmasked by a mask of zeros; one write, so that the server reads them at once.
+            peer.socket.outbox.put(
+                b"".join(bytes((0x81, 0x80 | len(one))) + bytes(4) + one for one in messages)
+            )
+            ops = [frame["op"] for frame in await peer.until("pong")]
+        assert ops[0] == "welcome"
+        assert ops.count("error") == 1
+
     async def test_a_second_one_is_refused_and_the_connection_lives(self, local: LocalServer) -> None:
         async with local.peer() as peer:
             await peer.until("live")

@@ -226,8 +226,17 @@ class Admission:
         return grant
 
     def _decode(self, messages: Sequence[str | bytes]) -> list[ClientFrame | FrameError]:
+        """The frames of what came. Raises `FrameError` for the first message alone: whoever takes the socket
+        over answers the others, as it would have later."""
         limit = self._services.config.limits.message_bytes
-        return [frame for message in messages for frame in decode_client(message, max_bytes=limit)]
+        first, *later = messages
+        frames = list(decode_client(first, max_bytes=limit))
+        for message in later:
+            try:
+                frames += decode_client(message, max_bytes=limit)
+            except FrameError as error:
+                frames.append(error)
+        return frames
 
 
 def _say(socket: ServerSocket, goodbye: Goodbye) -> None:
