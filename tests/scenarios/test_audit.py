@@ -92,6 +92,15 @@ async def test_a4_each_decision_is_told_with_who_and_why(log: Log) -> None:
     assert "expired" in reasons[-1]
 
 
+async def test_a4_a_close_code_is_told_as_its_number() -> None:
+    async with local_server() as local:
+        with structlog.testing.capture_logs() as lines:
+            async with local.stranger() as stranger:
+                await stranger.send({"op": "hello", "client": "c2", "token": "nonsense"})
+                await frames_until_closed(stranger)
+    assert [repr(line["code"]) for line in lines if line["event"] == "rejected"] == ["4501"]
+
+
 async def everything_with(local: LocalServer, one: str) -> list[str]:
     """Bring a token to every place in which somebody may put it; what the server answers."""
     said: list[str] = []

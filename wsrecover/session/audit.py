@@ -35,7 +35,10 @@ def refreshed(grant: Grant, *, client: str, peer: str) -> None:
 
 def rejected(code: int, reason: str, *, peer: str, grant: Grant | None = None) -> None:
     """Somebody was turned away: `code` is an HTTP status or a close code."""
-    _audit.info("rejected", code=code, reason=reason.strip(), peer=peer, **(_who(grant) if grant else {}))
+    # A console shows the repr: of an enum's member that is more than the number.
+    _audit.info(
+        "rejected", code=int(code), reason=reason.strip(), peer=peer, **(_who(grant) if grant else {})
+    )
 
 
 def replaced(grant: Grant, *, client: str, peer: str) -> None:
