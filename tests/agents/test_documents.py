@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from agents_world import World
 
 from wsrecover.agents import App, Run
 from wsrecover.errors import InvalidEvent, RunError
 from wsrecover.protocol.patch import DOCUMENT_BYTES
 from wsrecover.session.contexts import UserContexts
-from wsrecover.streams.store import StreamKey
+from wsrecover.streams.store import StreamKey, Unit
 from wsrecover.testing import LocalServer, local_server
 
 ADA = StreamKey("user", "acme", "ada")
@@ -219,3 +220,43 @@ async def test_a_run_that_nobody_keeps_a_context_for_says_so(world: World) -> No
                 await use()
 
     assert (await world.finish(attempt))["status"] == "completed"
+
+
+async def test_a_patch_that_was_cancelled_on_its_way_is_known_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scope, queued, told = trio.CancelScope(), trio.Event(), list[Any]()
+    app = App()
+
+    @app.agent("first")
+    async def first(run: Run) -> None:
+        await run.memory.set("x", 1)
+        with scope:
+            await run.memory.patch([{"op": "remove", "path": "/x"}])
+
+    @app.agent("second")
+    async def second(run: Run) -> None:
+        await queued.wait()
+        with pytest.raises(InvalidEvent):
+            await run.memory.patch([{"op": "replace", "path": "/x", "value": 2}])
+        told.append(await run.memory.get())
+
+    async with local_server(app) as local:
+        store = local.server._services.store
+        commit = store.commit
+
+        async def slow(units: Sequence[Unit]) -> Any:
+            if any(b'"remove"' in entry.body for unit in units for entry in unit.entries):
+                scope.cancel()
+                queued.set()
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            return await commit(units)
+
+        monkeypatch.setattr(store, "commit", slow)
+        for agent in ("second", "first"):
+            await local.server.start_agent("acme", "ada", agent, {}, thread="t")
+        async with local.peer(**{"from": "start"}) as peer:
+            for _ in range(2):
+                await peer.until("event", type="agent_completed")
+    assert scope.cancelled_caught
+    assert told == [{}]

@@ -53,6 +53,8 @@ class Document:
         """
         log = self._log
         async with _threads(log).patching:
+            # A patch whose run was cancelled while it waited may be on its way yet.
+            await log.place.journal.flush()
             document = getattr(await _read(log), self._target)
             changed = patched(document, patch)
             await log.write(log.encode("state_patch", {"target": self._target, "patch": list(patch)}))

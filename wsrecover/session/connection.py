@@ -24,7 +24,7 @@ from wsrecover.access.claims import Grant
 from wsrecover.access.limits import Bucket, Rate
 from wsrecover.config import Limits, Timeouts
 from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError
-from wsrecover.protocol.closecodes import CloseCode
+from wsrecover.protocol.closecodes import RULES, CloseCode
 from wsrecover.protocol.codec import decode_client, encode
 from wsrecover.protocol.frames import (
     VERSION,
@@ -150,9 +150,10 @@ class Connection:
             self._delivery.end()
             self._services.presence.leave(self)
             self._home.detach(self.member.client, self)
-            self._services.counts[f"closed.{ending.code}"] += 1
+            code = ending.code if ending.code in RULES else "other"  # A peer may make up thousands.
+            self._services.counts[f"closed.{code}"] += 1
             if ending.code not in QUIET_ENDS:
-                self._services.note(f"connection.{ending.code}")
+                self._services.note(f"connection.{code}")
             with trio.move_on_after(CLOSE_TIMEOUT + 1, shield=True):
                 await self.socket.aclose(ending.code, ending.reason, timeout=CLOSE_TIMEOUT)
             self.socket.kill()

@@ -86,6 +86,7 @@ class Journal:
             snapshot_events=snapshot_events,
         )
         self._open: Group | None = None
+        self._newest: Group | None = None
         self._ended = trio.Event()
         self._batches = 0
         self._failed = 0
@@ -198,7 +199,7 @@ class Journal:
         if group is None:
             group = Group()
             self._send.send_nowait(group)
-            self._open = group
+            self._open = self._newest = group
         group.units.append(unit)
         group.authors.append(author)
         group.size += size
@@ -216,6 +217,13 @@ class Journal:
         waiter = Waiter(then=then)
         await self.submit(unit, None, waiter)
         return await waiter.wait()
+
+    async def flush(self) -> None:
+        """Wait until the fate of all that is queued by now, whosever it is, is known. May be abandoned."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        newest = self._newest
+        if newest is not None and not newest.settled:
+            await newest.wait()
 
     def writer(self) -> Writer:
         """A new author."""
