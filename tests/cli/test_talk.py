@@ -119,6 +119,19 @@ class TestTail:
             cli.run("send", *ada, "chat", '{"text": "after"}')
             assert tail.wait_for('"after"', stream="stdout").split()[1] == "1"
 
+    @pytest.mark.parametrize("since", ["3", "2"])
+    def test_a_seq_beyond_the_head_is_told_and_withholds_nothing(self, cli: Cli, since: str) -> None:
+        with cli.serving() as (_, url):
+            ada = ("--url", url, "--token-file", cli.token())
+            for text in ("one", "two"):
+                cli.run("send", *ada, "chat", f'{{"text": "{text}"}}')
+            with cli.start("tail", *ada, "--since", since) as tail:
+                tail.wait_for("following")
+                cli.run("send", *ada, "chat", '{"text": "three"}')
+                tail.wait_for("three", stream="stdout")
+        shown = [line.split()[1] for line in tail.said if not line.startswith("following")]
+        assert shown == (["user", "1", "2", "3"] if since == "3" else ["3"])
+
     @pytest.mark.parametrize("since", ["x", "1.x", "-1", "²"])
     def test_a_position_that_is_none_is_refused(self, cli: Cli, since: str) -> None:
         assert "EPOCH.SEQ" in cli.run("tail", f"--since={since}", code=2).stderr

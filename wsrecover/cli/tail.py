@@ -115,6 +115,11 @@ class _Follower:
             if not self._as_json:
                 who = session.principal
                 sys.stderr.write(f"following {who.user} of {who.tenant} at {self._url}\n")
+            state = session.streams["user"]
+            if self._skip > state.head:  # Nobody else compares it: without an epoch it is no position.
+                held, position = Position(state.epoch, self._skip), Position(state.epoch, state.from_ - 1)
+                self._skip = 0
+                self._show(Changed("user", "ahead", held, position), None)
             async for item in session:
                 if isinstance(item, Event) and item.stream == "user":
                     if item.seq > self._skip:

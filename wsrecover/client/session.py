@@ -12,7 +12,7 @@ import trio
 from wsrecover.errors import CommandError, Misfit, WsrecoverError
 from wsrecover.protocol.context import EMPTY, Context
 from wsrecover.protocol.cursor import Position
-from wsrecover.protocol.frames import PrincipalInfo, RunInfo, Welcome
+from wsrecover.protocol.frames import PrincipalInfo, RunInfo, StreamInfo, Welcome
 from wsrecover.protocol.schema import plain
 
 from .inbox import Inbox, Item
@@ -203,6 +203,11 @@ class ClientSession:
     def runs(self) -> tuple[RunInfo, ...]:
         """The runs that were under way when the current connection began."""
         return self._welcome.runs
+
+    @property
+    def streams(self) -> dict[str, StreamInfo]:
+        """Each stream as the server had it when the current connection began, by name."""
+        return dict(self._welcome.streams)
 
     @property
     def limits(self) -> dict[str, Any]:
