@@ -8,7 +8,7 @@ from __future__ import annotations
 from .access import Authenticator, Credentials, Grant, Principal
 from .agents import AgentError, App, Command, Run
 from .client import Changed, ClientSession, Ephemeral, Event, Forgotten, Gap, Position, Snapshot, connect
-from .config import Config, Limits, Origins, Retention, Tier, Timeouts, Tokens
+from .config import Config, Contexts, Limits, Origins, Retention, Tier, Timeouts, Tokens, load_config
 from .errors import (
     CommandError,
     ConfigError,
@@ -39,6 +39,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "ConnectionView",
+    "Contexts",
     "Credentials",
     "Ephemeral",
     "ErrorCount",
@@ -71,5 +72,6 @@ __all__ = [
     "TransportError",
     "WsrecoverError",
     "connect",
+    "load_config",
     "serve",
 ]

@@ -6,6 +6,7 @@ import contextlib
 from functools import reduce as fold
 from typing import Any
 
+import attrs
 import orjson
 import pytest
 from context_logs import logs, merged, talks
@@ -25,6 +26,11 @@ def event(
     seq: int, kind: str, data: dict[str, Any], *, run: str | None = "r", first: int | None = None
 ) -> Event:
     return Event("user", seq, float(seq), kind, data, "t", run, first)
+
+
+@attrs.frozen
+class Placed:
+    seq: int
 
 
 def context_of(*log: Event) -> Context:
@@ -323,12 +329,62 @@ class TestPersistent:
         assert [str(text) for text in (base, one, other, one.plus("e"))] == ["ab", "abc", "abd", "abce"]
 
     def test_a_map_keeps_what_it_was(self) -> None:
-        full = Map[int]().put("a", 1).put("b", 2)
-        assert (full.get("a"), full.without("a").get("a"), full.put("a", 3).get("a")) == (1, None, 3)
-        assert (len(full), len(full.without("a")), len(full.put("a", 3)), len(full.without("x"))) == (
-            2,
-            1,
-            2,
-            2,
-        )
-        assert sorted(full.values()) == [1, 2]
+        one, two, three = Placed(1), Placed(2), Placed(3)
+        full = Map[Placed]().put("a", one).put("b", two)
+        assert (full.get("a"), full.without("a").get("a"), full.put("a", three)["a"]) == (one, None, three)
+        sizes = [len(each) for each in (full, full.without("a"), full.put("a", three), full.without("x"))]
+        assert sizes == [2, 1, 2, 2]
+        assert list(full.values()) == [one, two]
+
+    @given(seqs=st.lists(st.integers(1, 99), unique=True))
+    def test_a_map_is_a_mapping_in_the_order_of_seq(self, seqs: list[int]) -> None:
+        made = Map[Placed]()
+        for seq in seqs:
+            made = made.put(f"key {seq}", Placed(seq))
+        expected = {f"key {seq}": Placed(seq) for seq in sorted(seqs)}
+        assert list(made) == list(made.keys()) == list(expected)
+        assert list(made.items()) == list(expected.items())
+        assert list(made.values()) == list(expected.values())
+        assert made == expected
+        assert repr(made) == f"Map({expected!r})"
+        assert "key 0" not in made
+        assert made.put("key 0", Placed(0)) != made
+        with pytest.raises(KeyError):
+            made["key 0"]
+
+    def test_text_is_equal_to_what_it_says_and_shows_it(self) -> None:
+        text = Text("It ").plus("blinks.")
+        assert text == "It blinks." == text
+        assert text == Text("It blinks.")
+        assert text != Text("It ")
+        assert text != 7
+        assert {text} == {"It blinks."}
+        assert (str(text), f"{text}", repr(text)) == ("It blinks.", "It blinks.", "Text('It blinks.')")
+
+
+class TestSight:
+    """What an app sees of a context."""
+
+    LOG = (
+        event(1, "message_completed", {"message_id": "z", "role": "user", "text": "It blinks."}),
+        event(2, "tool_executing", {"tool_call_id": "z", "tool": "search", "input": {}}),
+        event(3, "tool_executing", {"tool_call_id": "a", "tool": "switch", "input": {}}),
+        delta(4, 0, "Turn it ", "a"),
+        delta(5, 8, "off.", "a"),
+    )
+
+    def test_messages_and_tools_come_in_the_order_of_the_log(self) -> None:
+        context = context_of(*self.LOG)
+        assert [message.text for message in context.messages.values()] == ["It blinks.", "Turn it off."]
+        assert [message.id for message in context.conversation] == list(context.messages) == ["z", "a"]
+        assert [call.tool for call in context.tools.values()] == ["search", "switch"]
+
+    def test_what_is_equal_on_both_sides_of_the_wire_is_equal_piece_by_piece(self) -> None:
+        here, there = context_of(*self.LOG), over_the_wire(context_of(*self.LOG))
+        assert (here.messages, here.tools) == (there.messages, there.tools)
+        assert here.messages != context_of(*self.LOG[:-1]).messages
+
+    def test_it_shows_what_it_holds(self) -> None:
+        shown = repr(context_of(*self.LOG))
+        assert "Text('Turn it off.')" in shown
+        assert "Map({'z': ToolCall(id='z', tool='search'" in shown

@@ -6,21 +6,27 @@ new one costs what is new, not what there is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Final, Protocol, TypeVar
 
 from .utf16 import units
 
 __all__ = ["Map", "Text"]
 
-V = TypeVar("V")
+
+class _Placed(Protocol):
+    @property
+    def seq(self) -> int: ...
+
+
+V = TypeVar("V", bound=_Placed)
 
 _BUCKETS: Final = 64
 """A change copies one bucket of so many: of 10,000 entries about 160."""
 
 
-class Map(Generic[V]):
-    """From text to values, in no order."""
+class Map(Mapping[str, V]):
+    """From text to values, in the order of their `seq`; a look-up costs the same however many there are."""
 
     __slots__ = ("_buckets", "_count")
 
@@ -31,14 +37,15 @@ class Map(Generic[V]):
     def __len__(self) -> int:
         return self._count
 
-    def get(self, key: str) -> V | None:
-        """The value at `key`, if there is one."""
-        return self._buckets[hash(key) % _BUCKETS].get(key)
+    def __iter__(self) -> Iterator[str]:
+        placed = [(value.seq, key) for bucket in self._buckets for key, value in bucket.items()]
+        return iter([key for _, key in sorted(placed)])
 
-    def values(self) -> Iterator[V]:
-        """All values."""
-        for bucket in self._buckets:
-            yield from bucket.values()
+    def __getitem__(self, key: str) -> V:
+        return self._buckets[hash(key) % _BUCKETS][key]
+
+    def __repr__(self) -> str:
+        return f"Map({dict(self)!r})"
 
     def put(self, key: str, value: V) -> Map[V]:
         """The same with `value` at `key`."""
@@ -59,7 +66,7 @@ class Map(Generic[V]):
 
 
 class Text:
-    """Text that grows at its end. `units` is its length in UTF-16 units."""
+    """Text that grows at its end, equal to the `str` that it is. `units` is its length in UTF-16 units."""
 
     __slots__ = ("_count", "_pieces", "units")
 
@@ -73,6 +80,15 @@ class Text:
             self._pieces = ["".join(self._pieces[: self._count])]
             self._count = 1
         return self._pieces[0]
+
+    def __repr__(self) -> str:
+        return f"Text({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other) if isinstance(other, (Text, str)) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(str(self))
 
     def plus(self, text: str) -> Text:
         """This and `text` behind it. Costs what `text` costs, unless somebody else went on from here."""

@@ -43,7 +43,7 @@ def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-@attrs.frozen(eq=False, kw_only=True)
+@attrs.frozen(kw_only=True)
 class Message:
     """One message of the conversation; `seq` is where it began.
 
@@ -59,7 +59,7 @@ class Message:
     seq: int
     run: str | None = None
     data: Mapping[str, Any] | None = None
-    size: int = 0
+    size: int = attrs.field(default=0, eq=False, repr=False)
 
     def json(self) -> dict[str, Any]:
         """As it is on the wire."""
@@ -67,7 +67,7 @@ class Message:
         return {**item, **_given(run=self.run, data=self.data), "seq": self.seq}
 
 
-@attrs.frozen(eq=False, kw_only=True)
+@attrs.frozen(kw_only=True)
 class ToolCall:
     """One tool call; `seq` is where it began, `duration` in seconds. `output` counts once it is completed."""
 
@@ -81,7 +81,7 @@ class ToolCall:
     output: Any = None
     error: Any = None
     duration: float | None = None
-    size: int = 0
+    size: int = attrs.field(default=0, eq=False, repr=False)
 
     def json(self) -> dict[str, Any]:
         """As it is on the wire."""
@@ -91,7 +91,7 @@ class ToolCall:
         return {**item, **ended, **more, "status": self.status, "seq": self.seq}
 
 
-@attrs.frozen(eq=False, kw_only=True)
+@attrs.frozen(kw_only=True)
 class RunState:
     """One run; `started` and `ended` are in unix seconds. `seq` is where it ended, or began until then."""
 
@@ -104,7 +104,7 @@ class RunState:
     ended: float | None = None
     result: Any = None
     error: Any = None
-    size: int = 0
+    size: int = attrs.field(default=0, eq=False, repr=False)
 
     def json(self) -> dict[str, Any]:
         """As it is on the wire."""
@@ -112,7 +112,7 @@ class RunState:
         return {**item, **_given(ended=self.ended, result=self.result, error=self.error), "seq": self.seq}
 
 
-@attrs.frozen(eq=False, kw_only=True)
+@attrs.frozen(kw_only=True)
 class Request:
     """A question that nobody has answered yet; `expires_at` is in unix seconds."""
 
@@ -123,7 +123,7 @@ class Request:
     run: str | None = None
     schema: Any = None
     expires_at: float | None = None
-    size: int = 0
+    size: int = attrs.field(default=0, eq=False, repr=False)
 
     def json(self) -> dict[str, Any]:
         """As it is on the wire."""
@@ -150,15 +150,15 @@ class Context:
     @property
     def conversation(self) -> tuple[Message, ...]:
         """The messages in their order."""
-        return tuple(sorted(self.messages.values(), key=_by_seq))
+        return tuple(self.messages.values())
 
     def json(self) -> dict[str, Any]:
         """As it is on the wire (SPEC.md, Contexts)."""
         context = {
             "messages": [message.json() for message in self.conversation],
-            "tools": [tool.json() for tool in sorted(self.tools.values(), key=_by_seq)],
-            "runs": {run.id: run.json() for run in sorted(self.runs.values(), key=_by_seq)},
-            "requests": {ask.id: ask.json() for ask in sorted(self.requests.values(), key=_by_seq)},
+            "tools": [tool.json() for tool in self.tools.values()],
+            "runs": {run.id: run.json() for run in self.runs.values()},
+            "requests": {ask.id: ask.json() for ask in self.requests.values()},
             "memory": self.memory,
             "workflow": self.workflow,
         }
