@@ -91,6 +91,9 @@ async def _serve(
     wall_clock: Callable[[], float],
     task_status: trio.TaskStatus[Server],
 ) -> Never:
+    if authenticator is not None and not callable(getattr(authenticator, "authenticate", None)):
+        accepted = "None, or an object with an async method `authenticate(credentials)`"
+        raise ConfigError("authenticator", f"is a {type(authenticator).__name__}", accepted)
     if not structlog.is_configured():
         logs.configure(config)
     admits: AbstractAsyncContextManager[Authenticator] = (

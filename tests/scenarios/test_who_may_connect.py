@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -13,8 +15,10 @@ from forgery import AUDIENCE, CLAIMS, ISSUER, NOW, Mint, forged, valid
 from serving import frames_until_closed
 
 from wsrecover.access import Credentials, Grant, Principal
-from wsrecover.config import Tokens
-from wsrecover.errors import HandshakeRefused, TokenError
+from wsrecover.agents import App
+from wsrecover.config import Config, Tokens
+from wsrecover.errors import ConfigError, HandshakeRefused, TokenError
+from wsrecover.server import serve
 from wsrecover.testing import LocalServer, local_server
 
 
@@ -138,6 +142,32 @@ class ByCookie:
         if credentials.headers.get("Cookie") != "sid=of-ada":
             return None
         return Grant(Principal("acme", "ada", ("service",)), NOW + 60)
+
+
+async def test_s03_what_cannot_decide_is_refused_at_once() -> None:
+    decide: Any = ByCookie.authenticate
+    with pytest.raises(ConfigError, match=r"^authenticator: is a function; accepted: .*authenticate"):
+        await serve(App(), Config(port=0, store="memory"), authenticator=decide)
+
+
+@pytest.mark.parametrize("expires_at", [None, math.inf, math.nan, "1", True])
+def test_s03_a_grant_has_a_time_at_which_it_expires(expires_at: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^Grant\.expires_at: .*never expires"):
+        Grant(Principal("acme", "ada"), expires_at)
+
+
+async def test_s03_a_key_may_count_for_as_good_as_ever() -> None:
+    class Lasting(ByCookie):
+        async def authenticate(self, credentials: Credentials) -> Grant | None:
+            await trio.lowlevel.checkpoint()
+            return Grant(Principal("acme", "ada"), NOW + 1e9)
+
+    async with (
+        local_server(authenticator=Lasting(), secret=None, wall_clock=lambda: NOW) as local,
+        local.stranger() as peer,
+    ):
+        await peer.send({"op": "hello", "client": "c1"})
+        assert (await peer.frame())["token_expires_in"] == 1e9
 
 
 async def test_s03_an_embedder_may_decide_by_a_cookie_or_a_key() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
 
 from wsrecover.config import Tokens
-from wsrecover.errors import TokenError
+from wsrecover.errors import ConfigError, TokenError
 
 from .principal import Principal
 
@@ -27,15 +28,31 @@ OPERATOR: Final = "operator"
 _MISSING: Final[Any] = object()
 
 
+_FARTHEST: Final = sys.float_info.max
+"""Unix seconds: `welcome` tells the time that is left as a JSON number, and JSON has no infinity."""
+
+
+def _check_expiry(_: object, attribute: attrs.Attribute[float], value: object) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not abs(value) <= _FARTHEST:  # type: ignore[arg-type]  # a number here
+        raise ConfigError(
+            f"Grant.{attribute.name}",
+            f"is {value!r}",
+            "a finite number of unix seconds; for a key that never expires a time far ahead, "
+            "such as time.time() + 1e9",
+        )
+
+
 @attrs.frozen
 class Grant:
-    """What a token proves: who, and until when (`expires_at`, unix seconds).
+    """What a token proves: who, and until when (`expires_at`, unix seconds, finite: what never expires has a
+    time far ahead).
 
-    `token_id` is its `jti`, `issued_at` its `iat`, `issuer` its `iss`.
+    `token_id` is its `jti`, `issued_at` its `iat`, `issuer` its `iss`. Raises `ConfigError`.
     """
 
     principal: Principal
-    expires_at: float
+    expires_at: float = attrs.field(validator=_check_expiry)
     token_id: str | None = None
     issued_at: float | None = None
     issuer: str | None = None
