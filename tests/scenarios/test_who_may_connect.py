@@ -13,6 +13,7 @@ import trio
 from figures import Figure
 from forgery import AUDIENCE, CLAIMS, ISSUER, NOW, Mint, forged, valid
 from serving import frames_until_closed
+from structlog.testing import capture_logs
 
 from wsrecover.access import Credentials, Grant, Principal
 from wsrecover.agents import App
@@ -101,8 +102,16 @@ async def test_s03_the_role_operator_is_dropped_where_the_issuer_is_not_named(
             (None, ["service"]),
         ]:
             token = mint.token("RS256", {**claims, "iss": issuer})
-            async with local.peer(token=token) as peer:
-                assert (await peer.frame())["principal"]["roles"] == roles
+            with capture_logs() as lines:
+                for client in ("c1", "c2"):
+                    async with local.peer(token=token, client=client) as peer:
+                        assert (await peer.frame())["principal"]["roles"] == roles
+                        reply = await peer.command("broadcast", {"to": "all", "type": "notice", "data": {}})
+            told = [line["issuer"] for line in lines if line["event"] == "operator_dropped"]
+            assert told == ([] if "operator" in roles else [issuer])
+            if "operator" not in roles:
+                assert reply["error"]["code"] == "forbidden"
+                assert "operator_issuers" in reply["error"]["message"]
 
 
 async def test_s03_claims_have_the_names_that_the_settings_give_them(mint: Mint, tmp_path: Path) -> None:
@@ -147,7 +156,8 @@ class ByCookie:
 async def test_s03_what_cannot_decide_is_refused_at_once() -> None:
     decide: Any = ByCookie.authenticate
     with pytest.raises(ConfigError, match=r"^authenticator: is a function; accepted: .*authenticate"):
-        await serve(App(), Config(port=0, store="memory"), authenticator=decide)
+        with trio.fail_after(5):
+            await serve(App(), Config(port=0, store="memory"), authenticator=decide)
 
 
 @pytest.mark.parametrize("expires_at", [None, math.inf, math.nan, "1", True])

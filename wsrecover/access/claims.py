@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
+import structlog
 
 from wsrecover.config import Tokens
 from wsrecover.errors import ConfigError, TokenError
@@ -15,6 +16,8 @@ from wsrecover.errors import ConfigError, TokenError
 from .principal import Principal
 
 __all__ = ["MAX_TOKEN_ID", "OPERATOR", "SERVICE", "Grant", "granted"]
+
+log = structlog.get_logger(__name__)
 
 MAX_TOKEN_ID: Final = 256
 """Characters of a `jti`."""
@@ -75,7 +78,8 @@ def granted(claims: Mapping[str, Any], rules: Tokens, *, now: float, leeway: flo
     roles = _claim(claims, rules.roles_claim)
     if roles is not _MISSING and not isinstance(roles, list):
         raise TokenError("roles: must be a list of strings")
-    if roles is not _MISSING and OPERATOR in roles and issuer not in rules.operator_issuers:
+    dropped = roles is not _MISSING and OPERATOR in roles and issuer not in rules.operator_issuers
+    if dropped:
         roles = [role for role in roles if role != OPERATOR]
     tier = _claim(claims, rules.tier_claim)
     principal = Principal(
@@ -84,6 +88,9 @@ def granted(claims: Mapping[str, Any], rules: Tokens, *, now: float, leeway: flo
         () if roles is _MISSING else tuple(roles),
         None if tier is _MISSING else tier,
     )
+    if dropped and now < expires_at + leeway:  # One that has expired is looked at each time that it comes.
+        problem = "the role is dropped: operator_issuers does not list who issued the token"
+        log.warning("operator_dropped", problem=problem, issuer=issuer, tenant=principal.tenant)
     issued_at = float(claims["iat"]) if "iat" in claims else None
     return Grant(principal, expires_at, token_id, issued_at, issuer)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
+from typing import Final
 
 from wsrecover.errors import CommandError
 
 from .claims import OPERATOR, SERVICE
 from .principal import Principal
 
-__all__ = ["chosen_tenant", "may", "require_service"]
+__all__ = ["chosen_tenant", "may", "require_operator", "require_service"]
+
+_COUNTS: Final = "which counts only in a token of one of the server's operator_issuers"
+"""Said to all who lack the role: a token may well have it, and be of another issuer."""
 
 
 def may(principal: Principal, roles: AbstractSet[str]) -> bool:
@@ -20,7 +24,7 @@ def may(principal: Principal, roles: AbstractSet[str]) -> bool:
 def require_service(principal: Principal, command: str) -> None:
     """Raises `CommandError("forbidden")` for whoever speaks for nobody but itself."""
     if not may(principal, {SERVICE, OPERATOR}):
-        raise CommandError("forbidden", f"{command} needs the role {SERVICE} or {OPERATOR}")
+        raise CommandError("forbidden", f"{command} needs the role {SERVICE} or {OPERATOR}, {_COUNTS}")
 
 
 def chosen_tenant(principal: Principal, tenant: str | None) -> str:
@@ -30,6 +34,12 @@ def chosen_tenant(principal: Principal, tenant: str | None) -> str:
     """
     if tenant is None or tenant == principal.tenant:
         return principal.tenant
-    if OPERATOR not in principal.roles:
-        raise CommandError("forbidden", f"what leaves the tenant needs the role {OPERATOR}")
+    require_operator(principal)
     return tenant
+
+
+def require_operator(principal: Principal) -> None:
+    """Raises `CommandError("forbidden")` for whoever may not reach beyond its tenant."""
+    if not may(principal, {OPERATOR}):
+        problem = f"what leaves the tenant needs the role {OPERATOR}, {_COUNTS}"
+        raise CommandError("forbidden", problem)

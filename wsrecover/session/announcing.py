@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from wsrecover.access.claims import OPERATOR
-from wsrecover.access.policy import chosen_tenant, require_service
+from wsrecover.access.policy import chosen_tenant, require_operator, require_service
 from wsrecover.errors import CommandError, InvalidEvent
 from wsrecover.streams.store import Applied, Conflict, Duplicate, Unit
 from wsrecover.streams.stream import wire_name
@@ -40,8 +40,8 @@ def _broadcast(services: Services, call: Call) -> Broadcast:
     data = call.send.data
     to, kind = (text_field(data, name, path="data") for name in ("to", "type"))
     named = text_field(data, "tenant", path="data", required=False) or None
-    if to == "all" and OPERATOR not in call.principal.roles:
-        raise CommandError("forbidden", f"what leaves the tenant needs the role {OPERATOR}")
+    if to == "all":
+        require_operator(call.principal)
     tenant = named if to == "all" else chosen_tenant(call.principal, named)
     key = audience(to, tenant)
     return Broadcast.of(services, key, kind, object_field(data, "data", path="data"))
