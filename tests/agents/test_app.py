@@ -112,6 +112,18 @@ def sync(command: Command, data: Order) -> None:
     return None
 
 
+async def of_an_instance(command: Command, data: Order("lamp")) -> None:  # type: ignore[valid-type]  # That is the test.
+    return None
+
+
+async def of_no_attribute(command: Command, data: Order.Line) -> None:  # type: ignore[name-defined]  # That is the test.
+    return None
+
+
+async def by_keyword(command: Command, *, data: Order) -> None:
+    return None
+
+
 class TestACommand:
     def test_that_is_registered_is_found_with_what_its_data_must_be(self) -> None:
         app = App()
@@ -158,6 +170,25 @@ class TestACommand:
     def test_whose_handler_is_not_as_said_is_refused(self, function: Any) -> None:
         with pytest.raises(ConfigError, match="command 'order'"):
             App().command("order")(function)
+
+    @pytest.mark.parametrize(
+        ("function", "problem"),
+        [
+            (untyped, "its parameter `data` is of no attrs class"),
+            (of_any_object, "its parameter `data: dict[str, typing.Any]` is of no attrs class"),
+            (of_an_instance, "is of no attrs class"),
+            (of_no_attribute, "AttributeError"),
+            (by_keyword, "is not positional"),
+            (of_three, "is a function of 3 parameters"),
+        ],
+    )
+    def test_whose_data_is_of_no_attrs_class_is_told_what_is_wanted(
+        self, function: Any, problem: str
+    ) -> None:
+        with pytest.raises(ConfigError) as refused:
+            App().command("order")(function)
+        assert problem in str(refused.value)
+        assert "a Command and of its data, an attrs class" in str(refused.value)
 
 
 class TestAnEvent:

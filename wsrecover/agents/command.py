@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, get_origin
 
 import attrs
 
@@ -85,8 +85,14 @@ def data_schema(name: str, function: HandlerFunction) -> Schema[Any]:
     accepted = "an async function of a Command and of its data, an attrs class"
     try:
         parameters = [*inspect.signature(function, eval_str=True).parameters.values()]
-    except NameError as error:
-        raise ConfigError(f"command {name!r}", f"is {function!r}: {error}", accepted) from error
-    if len(parameters) != 2 or not attrs.has(parameters[1].annotation):
-        raise ConfigError(f"command {name!r}", f"is {function!r}", accepted)
-    return Schema(parameters[1].annotation, name=f"command {name!r}")
+    except Exception as error:  # Whatever evaluating the text of an annotation comes to.
+        raise ConfigError(f"command {name!r}", f"is {function!r}: {error!r}", accepted) from error
+    if len(parameters) != 2:
+        raise ConfigError(f"command {name!r}", f"is a function of {len(parameters)} parameters", accepted)
+    second = parameters[1]
+    if second.kind not in (second.POSITIONAL_ONLY, second.POSITIONAL_OR_KEYWORD):
+        raise ConfigError(f"command {name!r}", f"its parameter {second} is not positional", accepted)
+    cls = get_origin(second.annotation) or second.annotation
+    if not (isinstance(cls, type) and attrs.has(cls)):
+        raise ConfigError(f"command {name!r}", f"its parameter `{second}` is of no attrs class", accepted)
+    return Schema(second.annotation, name=f"command {name!r}")
