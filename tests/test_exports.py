@@ -51,7 +51,7 @@ def test_every_module_with_code_says_what_is_public(name: str) -> None:
 
 
 def test_the_package_promises_what_the_documentation_uses() -> None:
-    documented = {"App", "Config", "Run", "connect", "serve"}
+    documented = {"App", "Config", "Contexts", "Run", "connect", "load_config", "serve"}
     assert documented <= set(wsrecover.__all__)
 
 

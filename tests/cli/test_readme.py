@@ -6,20 +6,22 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from wsrecover import Credentials, TokenError
 from wsrecover.cli.main import commands
 from wsrecover.config import load_config
 from wsrecover.demo.agents import readme
+from wsrecover.testing import local_server
 
 if TYPE_CHECKING:
     from .conftest import Cli
 
 README = readme().read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-AGENT, EMBEDDED, BROADCAST, MANAGER, CLIENT, SHOP, BUYER = (
+AGENT, BY_KEY, EMBEDDED, BROADCAST, MANAGER, CLIENT, SHOP, BUYER = (
     text for language, text in BLOCKS if language == "python"
 )
 SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
@@ -43,10 +45,11 @@ def mentioned() -> set[str]:
 
 @pytest.fixture
 def folder(cli: Cli) -> Cli:
-    """A current folder with `triage.py`, the secret and the token, made as the README says."""
+    """A current folder with `triage.py`, the secret and the tokens, made as the README says."""
     (cli.home / "triage.py").write_text(AGENT)
     cli.shell(said("python3 -c").replace("python3", shlex.quote(sys.executable), 1))
-    cli.shell(said("wsrecover token"))
+    for user in ("ada", "backend", "root"):
+        cli.shell(said(f"wsrecover token --tenant acme --user {user} "))
     return cli
 
 
@@ -71,7 +74,7 @@ def test_the_server_says_who_is_there(folder: Cli) -> None:
 
 
 def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: Cli) -> None:
-    serve = shlex.split(said("wsrecover serve"))[1:]
+    serve = shlex.split(said("wsrecover serve --app"))[1:]
     with folder.start(*serve, "--port", "0", "--store", "memory", "--log-format", "json") as process:
         url = process.ready()["url"]
         assert URL in CLIENT
@@ -80,7 +83,12 @@ def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: 
         types = [line.split()[1] for line in lines]
         assert types[0] == "agent_started"
         assert {"agent_thinking", "tool_executing", "tool_completed", "message_delta"} < set(types)
-        assert "'answer': 42" in lines[-1]
+        assert "order_shipped" in types
+        assert "'answer': 42" in lines[-3]
+        assert lines[-2:] == [
+            "assistant: Turn it off and on again.",
+            "search {'q': 'It blinks.'} completed {'hits': 3}",
+        ]
         tail = shlex.split(said("wsrecover tail"))[1:]
         with folder.start(*tail, "--url", url, "--since", "0") as follower:
             folder.shell(f"{said('wsrecover send --token-file token ')} --url {url}")
@@ -90,11 +98,37 @@ def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: 
 
 def test_a_command_of_the_apps_own_starts_an_agent_that_asks(folder: Cli) -> None:
     (folder.home / "shop.py").write_text(SHOP)
-    serve = shlex.split(said("wsrecover serve").replace("triage:app", "shop:app"))[1:]
+    serve = shlex.split(said("wsrecover serve --app").replace("triage:app", "shop:app"))[1:]
     with folder.start(*serve, "--port", "0", "--store", "memory", "--log-format", "json") as process:
         assert URL in BUYER
         (folder.home / "buyer.py").write_text(BUYER.replace(URL, process.ready()["url"]))
         assert folder.shell(f"{shlex.quote(sys.executable)} buyer.py").stdout == "{'shipped': True}\n"
+
+
+def test_a_service_speaks_to_its_tenant_and_an_operator_to_all(folder: Cli) -> None:
+    serve = shlex.split(said("wsrecover serve --operator-issuer"))[1:]
+    with folder.start(*serve, "--port", "0", "--store", "memory", "--log-format", "json") as process:
+        url = process.ready()["url"]
+        send = f"{said('wsrecover send --token-file service-token')} --url {url}"
+        folder.shell(send)
+        to_all = send.replace('"to": "tenant"', '"to": "all"')
+        assert "forbidden" in folder.shell(to_all, code=1).stderr
+        folder.shell(to_all.replace("service-token", "operator-token"))
+
+
+async def test_who_embeds_the_server_may_go_by_a_key() -> None:
+    given: dict[str, Any] = {}
+    exec(BY_KEY, given)
+    by_key = given["ByKey"]()
+    async with (
+        local_server(authenticator=by_key, secret=None) as local,
+        local.stranger(headers={"X-API-Key": "a key of ada's"}) as ada,
+    ):
+        await ada.send({"op": "hello", "client": "c1"})
+        assert (await ada.frame())["principal"]["user"] == "ada"
+    assert await by_key.authenticate(Credentials(None, {}, "peer")) is None
+    with pytest.raises(TokenError, match="no such key"):
+        await by_key.authenticate(Credentials(None, {"X-API-Key": "another"}, "peer"))
 
 
 @pytest.mark.parametrize("name", sorted({text.split()[1] for text in mentioned()}))
