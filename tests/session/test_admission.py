@@ -90,6 +90,16 @@ class TestBeforeTheUpgrade:
         assert refused.status == 400
         assert refused.body.count(field) == 1
 
+    async def test_parameters_of_other_names_are_ignored(self, local: LocalServer) -> None:
+        async with open_socket(
+            local.url + "/v1/connect?client=c1&theme=dark",
+            headers={"Authorization": f"Bearer {local.token()}"},
+            subprotocols=["wsrecover.v1"],
+            timeout=5,
+            max_message_bytes=65536,
+        ) as socket:
+            assert (await Peer(socket).frame())["op"] == "welcome"
+
     async def test_plain_http_is_told_how_to_connect(self, local: LocalServer) -> None:
         stream = await trio.open_tcp_stream(*local.server.addresses[0])
         async with stream:
@@ -234,6 +244,8 @@ async def test_a_refresh_with_an_expired_token_ends_with_4001(local: LocalServer
     async with local.peer() as peer:
         await peer.until("live")
         await peer.send({"op": "auth", "id": "a1", "token": local.token(lifetime=-60)})
+        reply = (await peer.until("reply"))[-1]
+        assert (reply["id"], reply["error"]["code"]) == ("a1", "forbidden")
         assert await close_code(peer) == 4001
 
 
