@@ -34,8 +34,8 @@ from _load import EVENT, LIVE, Fleet, upgrade
 EVENT_BYTES: Final = 300
 ROUNDS: Final = 20
 TARGET: Final = 2.5
-WARM_UP: Final = 4
-"""Measurements after the log was filled that do not count: the allocator and the WAL are busy with it yet."""
+WARM_UP: Final = 20
+"""Measurements after the log was filled that do not count: snapshots of all that are being made yet."""
 
 
 class Bench:
