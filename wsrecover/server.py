@@ -175,8 +175,10 @@ async def _running_journal(
         clock=clock,
         snapshot_events=config.contexts.every,
     )
+    # Made here, not in its task: a cancellation between the two would find a shield that nobody ends.
+    shield = trio.CancelScope(shield=True)
     async with trio.open_nursery() as nursery:
-        shield = await nursery.start(_run_journal, journal)
+        nursery.start_soon(_run_journal, journal, shield)
         try:
             yield journal, streams
         finally:
@@ -185,12 +187,9 @@ async def _running_journal(
                 await journal.aclose()
 
 
-async def _run_journal(
-    journal: Journal, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Shielded: whoever started it sets the shield's deadline when it stops serving."""
-    with trio.CancelScope(shield=True) as scope:
-        task_status.started(scope)
+async def _run_journal(journal: Journal, shield: trio.CancelScope) -> None:
+    """Commit behind a shield, whose deadline is set by whoever stops serving."""
+    with shield:
         await journal.run()
 
 

@@ -100,7 +100,7 @@ async def of_three(command: Command, data: Order, more: int = 0) -> None:
     return None
 
 
-async def of_what_is_not_there(command: Command, data: NoSuchName) -> None:  # type: ignore[name-defined]  # noqa: F821
+async def of_what_is_not_there(command: Command, data: NoSuchName) -> None:  # type: ignore[name-defined]  # noqa: F821  # That is the test.
     return None
 
 

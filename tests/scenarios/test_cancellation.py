@@ -17,7 +17,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from witness import Client, Witness
 
 from wsrecover.agents import App, Command
-from wsrecover.config import Limits
+from wsrecover.config import Config, Limits
+from wsrecover.server import serve
 from wsrecover.streams.memory import MemoryStore
 from wsrecover.streams.store import StreamKey
 
@@ -307,3 +308,12 @@ async def test_s08_a_server_that_stops_at_any_step_of_a_command_runs_its_handler
         told[outcome] += 1
         step += 1
     assert set(told) == {"ok", "duplicate", "outcome_unknown"}, told
+
+
+@pytest.mark.parametrize("step", range(30))
+async def test_m03_a_server_that_is_stopped_while_it_starts_ends(step: int) -> None:
+    config = Config(port=0, store="memory", secret=b"for this test alone, not a secret")
+    async with trio.open_nursery() as nursery, interrupted(step, nursery.cancel_scope.cancel):
+        nursery.start_soon(serve, App(), config)
+        await wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()

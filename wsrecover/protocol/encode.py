@@ -57,7 +57,6 @@ _STRICT: Final = (
     | orjson.OPT_PASSTHROUGH_DATACLASS
     | orjson.OPT_PASSTHROUGH_SUBCLASS
 )
-"""Values of these types are what they were once orjson took them: no depth, and no null that was none."""
 
 _REQUIRED: Final = object()
 _ID: Final = f"must be 1 to {MAX_ID} printable ASCII characters"
