@@ -493,15 +493,7 @@ class TestRetention:
             await journal.aclose()
 
     async def test_a_users_stream_gets_a_snapshot_each_so_many_events(self, bench: Bench) -> None:
-        journal = Journal(
-            bench.store,
-            bench.streams,
-            max_units=100,
-            max_bytes=1 << 20,
-            retention=lambda _: Retention(),
-            clock=lambda: 1000.0,
-            snapshot_events=10,
-        )
+        journal = bench.journal(snapshot_events=10)
         covering(journal, bench.store, asked := [])
         async with running(journal):
             writer = journal.writer()
@@ -513,15 +505,7 @@ class TestRetention:
         assert (await bench.store.snapshot(ANN)).seq == 30
 
     async def test_what_grows_is_reduced_often_and_stored_now_and_then(self, bench: Bench) -> None:
-        journal = Journal(
-            bench.store,
-            bench.streams,
-            max_units=100,
-            max_bytes=1 << 20,
-            retention=lambda _: Retention(),
-            clock=lambda: 1000.0,
-            snapshot_events=600,
-        )
+        journal = bench.journal(snapshot_events=600)
         asked: list[tuple[int, bool]] = []
 
         async def snapshots(keys: Sequence[StreamKey], store: bool) -> None:
