@@ -249,6 +249,17 @@ class TestM04Errors:
             }
             assert all(0 <= local.wall_clock() - error.last < 60 for error in errors.values())
 
+    async def test_m04_codes_that_peers_make_up_count_as_one(self) -> None:
+        async with local_server() as local:
+            for code in (3000, 3999, 4999):
+                async with local.peer() as peer:
+                    await peer.until("live")
+                    await peer.socket.aclose(code, timeout=5)
+                await until_none(local, "connections")
+            statistics = local.server.statistics()
+        assert {kind: error.count for kind, error in statistics.errors.items()} == {"connection.other": 3}
+        assert statistics.sessions.counts["closed.other"] == 3
+
     async def test_m04_statistics_do_not_change(self, local: LocalServer) -> None:
         statistics = local.server.statistics()
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
