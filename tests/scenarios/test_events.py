@@ -238,6 +238,7 @@ class TestE05TheLifeOfASession:
         self, stage: Stage, autojump_clock: MockClock
     ) -> None:
         async with memory_world(stage.app) as world:
+            await wait_all_tasks_blocked()
             before = held(world)
             assert state(world) == (None, 0, 0)
             async with self.session(world) as session:
@@ -275,6 +276,7 @@ class TestE05TheLifeOfASession:
         self, autojump_clock: MockClock
     ) -> None:
         async with memory_world() as world:
+            await wait_all_tasks_blocked()
             before = held(world)
             linger = world.local.config.timeouts.linger
             for away, started in ((linger - 1, 1), (linger - 1, 1), (linger + 1, 1), (linger + 1, 2)):
