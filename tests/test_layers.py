@@ -51,8 +51,8 @@ ONLY_BELOW = {"client": {"errors", "config", "protocol", "transport"}}
 """Rooms that use less than their floor allows: a client does not need a server to be installed around it."""
 
 DOORS = {
-    "trio_websocket": ("transport/websocket.py",),
-    "wsproto": ("transport/websocket.py",),
+    "trio_websocket": ("transport/engine.py",),
+    "wsproto": ("transport/engine.py",),
     "apsw": ("streams/sqlite",),
     "joserfc": ("access/keys.py",),
     "httpx": ("access/jwks.py",),
@@ -166,7 +166,7 @@ def test_a_stray_import_is_found(path: str, source: str) -> None:
     [
         ("protocol/codec.py", "from .frames import Hello\nfrom ..errors import FrameError\nimport orjson"),
         ("streams/sqlite.py", "import apsw\nimport trio\nfrom ..protocol.cursor import Position"),
-        ("transport/websocket.py", "from trio_websocket import WebSocketConnection"),
+        ("transport/engine.py", "from trio_websocket import WebSocketConnection"),
         ("session/session.py", "from .. import errors\nfrom ..agents.run import Run"),
         ("cli/serve.py", "from ..demo import show\nfrom ..server import serve\nimport cyclopts"),
     ],

@@ -1,4 +1,4 @@
-"""What `websocket.py` builds on in trio-websocket 0.12, private names included, and in wsproto."""
+"""What `engine.py` builds on in trio-websocket 0.12, private names included, and in wsproto."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Ping, TextMessage
 
 from wsrecover.testing import PipeStream, memory_pipe_pair
+from wsrecover.transport.engine import Engine
+from wsrecover.transport.outbox import Outbox
 
 
 def connection() -> trio_websocket.WebSocketConnection:
@@ -25,12 +27,22 @@ def test_the_version_is_the_one_it_was_written_against() -> None:
 
 
 async def test_the_private_names_exist() -> None:
-    names = vars(connection())
-    assert {"_wsproto", "_pings", "_close_reason", "_connection_proposal"} <= set(names)
     for method in ("_send", "_handle_ping_event", "_handle_pong_event"):
         function = getattr(trio_websocket.WebSocketConnection, method)
         assert inspect.iscoroutinefunction(function)
         assert list(inspect.signature(function).parameters) == ["self", "event"]
+    assert inspect.iscoroutinefunction(trio_websocket.WebSocketConnection._abort_web_socket)
+
+
+@pytest.mark.parametrize("method", ["_send", "_handle_pong_event", "ping"])
+async def test_what_the_library_reads_of_itself_is_there_without_its_constructor(method: str) -> None:
+    pipe, _ = memory_pipe_pair()
+    engine = Engine(Outbox(pipe), b"", 1024)
+    library = trio_websocket.WebSocketConnection
+    code = inspect.unwrap(getattr(library, method)).__code__
+    own = {name for name in code.co_names if name in vars(connection())}
+    assert own, "nothing is read: the test looks at the wrong code"
+    assert own <= set(vars(engine))
 
 
 async def test_sending_maps_a_lost_stream_to_the_librarys_error() -> None:
