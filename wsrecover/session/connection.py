@@ -27,7 +27,6 @@ from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreEr
 from wsrecover.protocol.closecodes import RULES, CloseCode
 from wsrecover.protocol.codec import decode_client, encode
 from wsrecover.protocol.frames import (
-    VERSION,
     Ack,
     Auth,
     AuthRequired,
@@ -38,12 +37,9 @@ from wsrecover.protocol.frames import (
     Hello,
     Ping,
     Pong,
-    PrincipalInfo,
     Reply,
     Send,
     ServerFrame,
-    StreamInfo,
-    Welcome,
 )
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
@@ -59,6 +55,7 @@ from .presence import Member
 from .proof import prove, refused
 from .snapshots import first_switch
 from .turns import Turns
+from .welcome import welcome
 
 __all__ = ["Connection", "ConnectionState"]
 
@@ -106,8 +103,9 @@ class Connection:
         self._wait = 0.0
         self._frames = Bucket(Rate(self.limits.frames_per_second, self.limits.frames_burst))
         self._closed: trio.Event | None = None
-        self._alive = trio.CancelScope()
-        self._entitled = trio.CancelScope(deadline=self._expiry())
+        self._patience = self.timeouts.heartbeat + self.timeouts.heartbeat_grace
+        self._expires = self._expiry()
+        self._scope = trio.CancelScope(deadline=self._silence_or_expiry())
         wanted = None if hello.threads is None else frozenset(hello.threads)
         self._delivery = Delivery(self, socket, wanted, snapshots=hello.from_ == "snapshot")
         self._following = Following(self._services, self.member, self._delivery)
@@ -139,7 +137,7 @@ class Connection:
     async def run(self, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()) -> None:
         """Serve until the connection ends and its socket is closed. Cancelled, it ends as by `drain`."""
         try:
-            with self._entitled, self._alive:
+            with self._scope:
                 await self._serve(hello, early)
             self._end_by_deadline()
         except Exception:
@@ -161,7 +159,7 @@ class Connection:
                 self._closed.set()
 
     def _end_by_deadline(self) -> None:
-        if self._ending is None and self._entitled.cancelled_caught:
+        if self._ending is None and self._scope.deadline >= self._expires:
             self._ending = ConnectionClosed(CloseCode.TOKEN_EXPIRED, "the token expired")
         elif self._ending is None:
             self._ending = ConnectionClosed(CloseCode.HEARTBEAT_LOST, "nothing was heard")
@@ -176,8 +174,9 @@ class Connection:
         for frame in early:
             self._take(frame)
         del hello, early
-        self.heard()
-        ended = await self.socket.run(self._on_message, on_bytes=self.heard, flood_notice=FLOODED)
+        ended = await self.socket.run(
+            self._on_message, scope=self._scope, on_bytes=self.heard, flood_notice=FLOODED
+        )
         self._ending = self._ending or ended
 
     async def _open_streams(self) -> Mapping[str, Stream] | None:
@@ -190,35 +189,13 @@ class Connection:
     def _begin(self, hello: Hello, streams: Mapping[str, Stream]) -> None:
         start = self._following.start(hello, streams)
         switch = first_switch(hello, start.infos["user"])
-        welcome = encode(self._welcome(start.infos))
-        self._delivery.begin(streams, start.after, start.held, welcome, gaps=start.gaps, switch=switch)
+        first = encode(welcome(self._home, self.grant, self.id, start.infos))
+        self._delivery.begin(streams, start.after, start.held, first, gaps=start.gaps, switch=switch)
         self._services.presence.arrive(self)
-
-    def _welcome(self, infos: dict[str, StreamInfo]) -> Welcome:
-        principal = self.grant.principal
-        return Welcome(
-            protocol=VERSION,
-            connection=self.id,
-            principal=PrincipalInfo(
-                principal.tenant, principal.user, roles=tuple(sorted(principal.roles)), tier=principal.tier
-            ),
-            streams=infos,
-            heartbeat=self.timeouts.heartbeat,
-            limits={
-                "message_bytes": self.limits.message_bytes,
-                "part_bytes": self.limits.part_bytes,
-                "connections": self._home.quota.tier.connections,
-                "commands_per_second": self._home.quota.tier.commands_per_second,
-                "commands_burst": self._home.quota.tier.commands_burst,
-                "commands_in_flight": self.limits.commands_in_flight,
-            },
-            token_expires_in=self.grant.expires_at - self._services.clock(),
-            runs=self._home.runs.infos(),
-        )
 
     def heard(self) -> None:
         """The peer is alive: its silence is counted from now."""
-        self._alive.deadline = trio.current_time() + self.timeouts.heartbeat + self.timeouts.heartbeat_grace
+        self._scope.deadline = self._silence_or_expiry()
 
     def tick(self, now: float, unix: float) -> None:
         """Ask a silent peer for a sign of life, and one whose token runs out for another.
@@ -240,7 +217,7 @@ class Connection:
             self._ending = ConnectionClosed(code, reason)
         self._delivery.end()
         self._services.presence.leave(self)
-        self._alive.cancel()
+        self._scope.cancel()
 
     def drain(self) -> ConnectionClosed:
         """End the connection because the server stops, with a word when to come back; at once says how."""
@@ -375,7 +352,8 @@ class Connection:
         audit.refreshed(grant, client=self.member.client, peer=self.socket.peer)
         self._home.quota.adopt(grant.principal)
         self._asked_for_token = False
-        self._entitled.deadline = self._expiry()
+        self._expires = self._expiry()
+        self.heard()
         self._delivery.control(Reply(auth.id, "ok", result={}))
         if (grant.principal.roles, grant.principal.tier) != (principal.roles, principal.tier):
             self._following.leave(grant.principal)
@@ -393,6 +371,10 @@ class Connection:
         audit.rejected(code, problem, peer=self.socket.peer, grant=self.grant)
         self._last_word(refusal(auth.id, CommandError("forbidden", problem, field="token")))
         self.close(code, problem)
+
+    def _silence_or_expiry(self) -> float:
+        """When it ends by itself: one scope has both deadlines, for each costs every connection."""
+        return min(trio.current_time() + self._patience, self._expires)
 
     def _expiry(self) -> float:
         """The trio time at which the token, with its leeway, stops counting."""
