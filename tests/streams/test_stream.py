@@ -176,14 +176,13 @@ class TestJudge:
     async def test_a_position_of_this_opening_resumes(self) -> None:
         stream = await Streams(await open_memory()).open(ANN)
         stream.extend(entries(1, 3))
-        verdict = stream.judge(Position(stream.epoch, 2), "snapshot")
-        info = stream.info(verdict)
+        info = stream.judge(Position(stream.epoch, 2), "snapshot")
         assert (info.from_, info.head, info.oldest, info.resumed, info.reason) == (3, 3, 1, True, None)
 
     async def test_a_position_of_another_log_does_not(self) -> None:
         stream = await Streams(await open_memory()).open(ANN)
         stream.extend(entries(1, 3))
-        info = stream.info(stream.judge(Position("other-epoch", 2), "live"))
+        info = stream.judge(Position("other-epoch", 2), "live")
         assert (info.from_, info.resumed, info.reason) == (4, False, "epoch_changed")
 
 

@@ -55,17 +55,16 @@ class Following:
         gaps: dict[str, tuple[int, int]] = {}
         for name, stream in streams.items():
             position = hello.resume.get(name)
-            verdict = stream.judge(position, begin_of(hello, stream))
-            info = infos[name] = stream.info(verdict)
-            after[name] = verdict.from_seq - 1
+            info = infos[name] = stream.judge(position, begin_of(hello, stream))
+            after[name] = info.from_ - 1
             if (part := held_part(hello, name, info)) is not None:
                 held[name] = part
-            if position is not None and verdict.reason == "trimmed":
+            if position is not None and info.reason == "trimmed":
                 gaps[name] = (position.seq + 1, stream.oldest - 1)
             if stream.key.scope == "user":
-                self._services.counts[f"resume.{verdict.reason or 'resumed'}"] += 1
-            if not verdict.resumed and self._services.receipts:
-                self.missed(stream, 1, verdict.from_seq - 1)
+                self._services.counts[f"resume.{info.reason or 'resumed'}"] += 1
+            if not info.resumed and self._services.receipts:
+                self.missed(stream, 1, info.from_ - 1)
         return Start(infos, after, held, gaps)
 
     def missed(self, stream: Stream, first: int, last: int) -> None:
@@ -98,12 +97,11 @@ class Following:
 
     def join(self, streams: Mapping[str, Stream]) -> None:
         """Follow `streams`: those that are new from their oldest."""
-        verdicts = {
-            name: (stream, stream.judge(None, "start"))
+        added = {
+            name: stream.judge(None, "start")
             for name, stream in streams.items()
             if name not in self._delivery.streams
         }
-        if verdicts:
-            added = {name: stream.info(verdict) for name, (stream, verdict) in verdicts.items()}
-            after = {name: verdict.from_seq - 1 for name, (_, verdict) in verdicts.items()}
+        if added:
+            after = {name: info.from_ - 1 for name, info in added.items()}
             self._delivery.follow(streams, after, Streams(added, ()))

@@ -13,7 +13,7 @@ import structlog
 from wsrecover.protocol.codec import event_frame, join
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import From, StreamInfo
-from wsrecover.protocol.resume import Verdict, judge, make_epoch
+from wsrecover.protocol.resume import judge, make_epoch
 
 from .store import Entry, Store, StreamKey, StreamState
 
@@ -121,6 +121,7 @@ class Stream:
         "_max_events",
         "_store",
         "_tail",
+        "_told",
         "_waves",
         "epoch",
         "head",
@@ -156,6 +157,7 @@ class Stream:
         self._store = store
         self._budget = budget
         self._tail: deque[Entry] = deque()
+        self._told: dict[From, StreamInfo] = {}
         self._crowded = crowded
         self._waves: deque[_Wave] = deque()
         self._max_events = tail_events
@@ -163,6 +165,7 @@ class Stream:
 
     def load(self, state: StreamState) -> None:
         """Take what the store said; what was learnt while it was asked stands."""
+        self._told.clear()
         self._incarnation = state.incarnation
         self.epoch = make_epoch(state.incarnation, self._store.generation)
         if state.head > self.head:
@@ -282,9 +285,13 @@ class Stream:
         while self._tail and self._tail[0].seq < oldest:
             self._drop_oldest()
 
-    def judge(self, position: Position | None, begin: From) -> Verdict:
-        """Whether one at `position` may go on from there, and where it begins otherwise."""
-        return judge(
+    def judge(self, position: Position | None, begin: From) -> StreamInfo:
+        """Whether who is at `position` may go on from there, and where it begins otherwise; for `welcome`."""
+        if position is None:
+            known = self._told.get(begin)
+            if known is not None and known.head == self.head and known.oldest == self.oldest:
+                return known
+        verdict = judge(
             position,
             incarnation=self._incarnation,
             lineage=self._store.lineage,
@@ -293,10 +300,7 @@ class Stream:
             head=self.head,
             begin=begin,
         )
-
-    def info(self, verdict: Verdict) -> StreamInfo:
-        """The stream as `welcome` tells it."""
-        return StreamInfo(
+        info = StreamInfo(
             epoch=self.epoch,
             head=self.head,
             oldest=self.oldest,
@@ -304,6 +308,9 @@ class Stream:
             resumed=verdict.resumed,
             reason=verdict.reason,
         )
+        if position is None:
+            self._told[begin] = info
+        return info
 
     def join(self, follower: Follower, after: int) -> bool:
         """Put `follower`, which has everything up to `after`, into `live` iff that is the head."""
