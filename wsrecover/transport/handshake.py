@@ -43,7 +43,7 @@ PLAIN_HTTP: Final = (
 def check_upgrade(request: Request) -> Refusal | None:
     """What is wrong with `request` as a WebSocket upgrade, or None where nothing is."""
     headers = request.headers
-    if "websocket" not in (item.lower() for item in headers.tokens("upgrade")):
+    if not headers.names("upgrade", "websocket"):
         return Refusal(426, PLAIN_HTTP, (("Upgrade", "websocket"),))
     problem = _flaw(request.method, headers)
     if problem is not None:
@@ -60,7 +60,7 @@ def check_upgrade(request: Request) -> Refusal | None:
 def _flaw(method: str, headers: Headers) -> str | None:
     if method != "GET":
         return "method: an upgrade is a GET"
-    if "upgrade" not in (item.lower() for item in headers.tokens("connection")):
+    if not headers.names("connection", "upgrade"):
         return "Connection: does not name upgrade"
     for name in ("content-length", "transfer-encoding"):
         if name in headers:

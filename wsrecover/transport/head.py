@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 import attrs
 
@@ -17,10 +18,9 @@ MAX_HEADERS: Final = 100
 MAX_QUERY_FIELDS: Final = 32
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_ODD_BYTE: Final = re.compile(r"[^\t\r\n -~]")
+_ODD_BYTE: Final = re.compile(r"[^\t -~]")
 _TARGET: Final = re.compile(r"/[!$-~]*")  # origin-form, visible ASCII, no quote and no fragment
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_ESCAPES: Final = re.compile(r"((?:%[0-9A-Fa-f]{2})+)")
 
 _SINGLE: Final = frozenset(
     {
@@ -69,6 +69,11 @@ class Headers(Mapping[str, str]):
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name.lower() in self._values
 
+    def names(self, name: str, token: str) -> bool:
+        """Whether `token`, in lower case, is a member of a comma-separated header, in any case."""
+        value = self._values.get(name.lower(), "").lower()
+        return value == token or token in (part.strip(" \t") for part in value.split(","))
+
     def tokens(self, name: str) -> tuple[str, ...]:
         """The members of a comma-separated header, in order, without the empty ones."""
         value = self._values.get(name.lower(), "")
@@ -114,9 +119,10 @@ def parse_headers(head: bytes) -> tuple[str, Headers]:
         text = head.decode("ascii")
     except UnicodeDecodeError:
         raise HeadError(400, "head: not ASCII") from None
-    start, *lines = text.split("\r\n")
-    if _ODD_BYTE.search(text) or text.count("\r") != len(lines) or text.count("\n") != len(lines):
+    lines = text.split("\r\n")
+    if any(not line.isprintable() and _ODD_BYTE.search(line) for line in lines):
         raise HeadError(400, "head: control characters, or line ends other than CRLF")
+    start = lines.pop(0)
     if len(lines) > MAX_HEADERS:
         raise HeadError(431, f"head: more than {MAX_HEADERS} headers")
     values: dict[str, str] = {}
@@ -162,8 +168,6 @@ def _unquote(text: str) -> str:
     if _BAD_ESCAPE.search(text):
         raise HeadError(400, "query: a broken percent escape")
     try:
-        return _ESCAPES.sub(
-            lambda escape: bytes.fromhex(escape[1].replace("%", "")).decode(), text.replace("+", " ")
-        )
+        return unquote_to_bytes(text.replace("+", " ")).decode()
     except UnicodeDecodeError:
         raise HeadError(400, "query: a percent escape is not UTF-8") from None

@@ -248,7 +248,8 @@ async def _accept(listener: socket.socket, handshakes: Handshakes, nursery: trio
             for _ in range(_ACCEPTS_PER_TURN):
                 sock, address = listener.accept()
                 sock.setblocking(False)  # noqa: FBT003  the stdlib's signature
-                nursery.start_soon(handshakes.shake, SocketPipe(sock), _peer_name(address))
+                pipe = SocketPipe(sock, expects=True)
+                nursery.start_soon(handshakes.shake, pipe, _peer_name(address))
         except BlockingIOError:
             continue
         except ConnectionError:

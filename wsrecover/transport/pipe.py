@@ -54,11 +54,13 @@ class Pipe(Protocol):
 class SocketPipe:
     """A `Pipe` over a connected non-blocking stdlib socket, which it owns from now on."""
 
-    __slots__ = ("_maybe_more", "_sock")
+    __slots__ = ("_expects", "_maybe_more", "_sock")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, expects: bool = False) -> None:
+        """`expects`: the first bytes are probably there already, as a request is after its accept."""
         self._sock = sock
         self._maybe_more = False
+        self._expects = expects
 
     def send_nowait(self, data: bytes | memoryview) -> int:
         """See `Pipe`: one `send` call."""
@@ -76,10 +78,15 @@ class SocketPipe:
         await trio.lowlevel.wait_writable(self._sock)
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        """See `Pipe`. Reads before it waits only where the last read filled its buffer: that saves a call."""
+        """See `Pipe`. Reads before it waits only where there is probably something: that saves a call.
+
+        The first read, where that is expected, is no checkpoint.
+        """
         if self._sock.fileno() < 0:
             raise trio.ClosedResourceError
-        if self._maybe_more:
+        if self._expects:
+            self._expects = False
+        elif self._maybe_more:
             await trio.lowlevel.checkpoint()
         else:
             await trio.lowlevel.wait_readable(self._sock)
