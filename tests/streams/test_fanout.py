@@ -38,6 +38,17 @@ class Listener:
         self.lagged.append(after)
 
 
+class Broken(Listener):
+    """Fails, and fails again when it is told to lag."""
+
+    def deliver(self, stream: Stream, batch: Batch) -> bool:
+        raise ArithmeticError("deliver")
+
+    def lag(self, stream: Stream, after: int) -> None:
+        super().lag(stream, after)
+        raise ArithmeticError("lag")
+
+
 async def crowd(count: int) -> tuple[Streams, Stream, list[Listener]]:
     streams = Streams(await open_memory())
     stream = await streams.open(ALL)
@@ -144,6 +155,48 @@ async def test_a_hole_sends_those_in_every_wave_to_the_log_from_where_they_are()
     assert all(listener.lagged == [2 if listener.taken else 0] for listener in listeners)
     assert not stream.live
     assert not stream.serve_wave()
+
+
+class TestAFollowerThatFails:
+    """It is told once, and all others of its stream are served as ever."""
+
+    async def broken(self, count: int) -> tuple[Stream, list[Listener], list[Broken]]:
+        _, stream, listeners = await crowd(count)
+        broken = [Broken() for _ in range(3)]
+        for one in broken:
+            assert stream.join(one, 0)
+        return stream, listeners, broken
+
+    async def test_in_a_small_audience_and_in_a_slice_of_a_crowd(self) -> None:
+        for count in (CROWD // 2, 2 * CROWD):
+            stream, listeners, broken = await self.broken(count)
+            stream.extend(entries(1, 1))
+            stream.extend(entries(2, 2))
+            while stream.serve_wave():
+                pass
+            assert all(listener.taken == [1, 2] for listener in listeners)
+            assert stream.live == set(listeners)
+            assert [one.lagged for one in broken] == [[0]] * 3
+
+    async def test_when_a_crowd_falls_too_far_behind(self) -> None:
+        stream, listeners, broken = await self.broken(CROWD + 1)
+        for seq in range(1, MAX_WAVES + 2):
+            stream.extend(entries(seq, seq))
+        assert all(one.lagged == [0] for one in [*listeners, *broken])
+        assert not stream.live
+        late = Listener()
+        assert stream.join(late, MAX_WAVES + 1)
+        stream.extend(entries(MAX_WAVES + 2, MAX_WAVES + 2))
+        while stream.serve_wave():
+            pass
+        assert late.taken == [MAX_WAVES + 2]
+
+    async def test_when_there_is_a_hole(self) -> None:
+        stream, listeners, broken = await self.broken(5)
+        stream.extend(entries(3, 3))
+        assert all(one.lagged == [0] for one in [*listeners, *broken])
+        assert not stream.live
+        assert stream.head == 3
 
 
 async def test_streams_take_turns(nursery: trio.Nursery) -> None:

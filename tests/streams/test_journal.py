@@ -299,10 +299,29 @@ class TestFailures:
         assert outcomes == [Applied()]
         assert await logged(store, ANN) == ["other"]
 
-    async def test_what_was_committed_is_told_also_where_handing_it_on_fails(self, bench: Bench) -> None:
+    async def test_a_follower_that_fails_and_fails_again_disturbs_neither_journal_nor_others(
+        self, bench: Bench
+    ) -> None:
         journal = bench.journal()
         stream = await bench.streams.open(ANN)
-        stream.join(Broken(), 0)
+        recorder = Recorder()
+        for follower in (Broken(), recorder, Broken()):
+            stream.join(follower, 0)
+        async with running(journal):
+            assert await journal.commit(unit(ANN, "a")) == Applied()
+            assert await journal.commit(unit(ANN, "b")) == Applied()
+        assert recorder.batches == [[b"a"], [b"b"]]
+        assert stream.live == {recorder}
+
+    async def test_what_was_committed_is_told_also_where_handing_it_on_fails(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        journal = bench.journal()
+
+        def fail(_: object) -> None:
+            raise ArithmeticError("a bug")
+
+        monkeypatch.setattr(bench.streams, "extend", fail)
         outcomes: list[Outcome] = []
 
         async def commit() -> None:

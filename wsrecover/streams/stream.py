@@ -66,7 +66,10 @@ class Follower(Protocol):
         """Take what follows the head, right after its commit. False: it lags now, and leaves `live`."""
 
     def lag(self, stream: Stream, after: int) -> None:
-        """It was dropped from `live` when it had everything up to `after`: read on from the log."""
+        """It was dropped from `live` when it had everything up to `after`: read on from the log.
+
+        What it raises is logged, and nobody tells it again.
+        """
 
 
 @attrs.define(eq=False)
@@ -210,7 +213,7 @@ class Stream:
                 self._break_wave()
             behind, self.live = self.live, set()
             for follower in behind:
-                follower.lag(self, self.head)
+                self._drop(follower, self.head)
         return entries
 
     def _offer(self, batch: Batch) -> None:
@@ -227,8 +230,14 @@ class Stream:
             return follower.deliver(self, batch)
         except Exception:  # noqa: BLE001  # One connection's bug must not end everybody's journal: its own task meets it again.
             _log.exception("follower failed", stream=self.name, seq=batch.last)
-            follower.lag(self, batch.first - 1)
+            self._drop(follower, batch.first - 1)
             return False
+
+    def _drop(self, follower: Follower, after: int) -> None:
+        try:
+            follower.lag(self, after)
+        except Exception:  # noqa: BLE001  # Likewise; it is in `live` no more.
+            _log.exception("follower lost", stream=self.name, seq=after)
 
     def _begin_wave(self, batch: Batch) -> None:
         if not self._waves:
@@ -242,7 +251,7 @@ class Stream:
         """Leave those in the oldest wave to their own catch-up."""
         wave = self._waves.popleft()
         for follower in wave.followers:
-            follower.lag(self, wave.batch.first - 1)
+            self._drop(follower, wave.batch.first - 1)
 
     def serve_wave(self) -> bool:
         """Deliver the oldest wave's batch to a slice of it; whether anybody still waits."""
