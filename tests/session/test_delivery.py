@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -437,6 +438,47 @@ async def test_a_reader_that_was_trimmed_past_and_wants_snapshots_gets_one_behin
     assert numbers(frames[place:]) == []
     await bench.publish(1)
     assert numbers(await bench.frames()) == [221]
+
+
+async def test_a_follow_that_a_gap_overtakes_gets_a_snapshot_of_behind_the_gap(bench: Bench) -> None:
+    bench.delivery = Delivery(bench.connection, bench.socket, frozenset("a"))
+    bench.connection.head = lambda: bench.stream.head
+    bench.begin()
+    await bench.publish(20, size=400, thread="a")
+    bench.delivery.refilter(frozenset("b"), "f1")
+    got: list[dict[str, Any]] = []
+    while not bench.connection.snapshots:  # It is taken once the socket has taken what was on its way.
+        bench._bytes += await read_now(bench.far)
+        got += bench._messages()
+        await wait_all_tasks_blocked()
+    assert bench.connection.snapshots == [20]
+    assert bench.delivery.position("user") in range(1, 20), "the snapshot waits for events before it"
+    await bench.publish(200, thread="b")
+    got += await bench.frames()
+    (gap,) = [frame for frame in got if frame["op"] == "gap"]
+    (snapshot,) = [frame for frame in got if frame["op"] == "snapshot"]
+    (reply,) = [frame for frame in got if frame["op"] == "reply"]
+    assert gap["to"] > 20
+    assert snapshot["seq"] == reply["result"]["seq"] == 220
+    place = got.index(snapshot)
+    assert got.index(gap) < place < got.index(reply)
+    assert numbers(got[:place]) == list(range(1, gap["from"]))
+    assert numbers(got[place:]) == []
+    assert bench.delivery.wanted == frozenset("b")
+    await bench.publish(1, thread="b")
+    assert numbers(await bench.frames()) == [221]
+
+
+async def test_a_gap_that_ends_before_the_snapshot_of_a_follow_leaves_it_as_it_is(bench: Bench) -> None:
+    await bench.publish(3)
+    lag = Lag(0, announce=False, switches=deque([Switch(frozenset("a"), frozenset("b"), ref="f1")]))
+    lag.take(bench.stream, Snapshot(3, {"b": EMPTY}), part_bytes=1024)
+    lag.tell_gap(bench.stream, (1, 2))
+    assert lag.taken is not None
+    assert not lag.tell_snapshot()
+    lag.tell_gap(bench.stream, (3, 3))
+    assert lag.tell_snapshot()
+    assert [orjson.loads(frame)["op"] for frame in lag.frames] == ["gap", "gap", "snapshot"]
 
 
 async def test_a_first_snapshot_may_be_newer_than_welcome_said(bench: Bench) -> None:

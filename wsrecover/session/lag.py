@@ -58,9 +58,14 @@ class Lag:
         return taken
 
     def tell_gap(self, stream: Stream, gap: tuple[int, int]) -> None:
-        """Say that these events, the first and the last of them, are gone."""
+        """Say that these events, the first and the last of them, are gone.
+
+        A snapshot of before the last of them is out of date: whoever takes it would miss what is between.
+        """
         self.frames.append(encode(Gap(stream.name, "trimmed", from_=gap[0], to=gap[1])))
         self.after = max(self.after, gap[1])
+        if self.taken is not None and self.taken.seq < self.after:
+            self.taken = None
 
     def take(self, stream: Stream, snapshot: Snapshot, *, part_bytes: int) -> None:
         """This is the snapshot of the first switch."""
