@@ -10,7 +10,8 @@ import trio
 
 from wsrecover.config import Timeouts
 from wsrecover.protocol.codec import encode_event
-from wsrecover.streams.store import Entry, StreamKey, Unit
+from wsrecover.session.session import STREAM_SETS
+from wsrecover.streams.store import Entry, StreamKey, StreamState, Unit
 from wsrecover.testing import LocalServer, Peer, local_server
 
 ALL = StreamKey("all")
@@ -172,3 +173,67 @@ async def test_streams_stay_open_while_a_session_does_and_no_longer() -> None:
             while local.server.registry.sessions:  # noqa: ASYNC110  # Only what is left can be seen.
                 await trio.sleep(0.001)
         assert streams.statistics().streams == 0
+
+
+class TestManyEntitlements:
+    """What nobody follows any more does not stay open for as long as the session does."""
+
+    async def refresh(self, local: LocalServer, peer: Peer, *roles: str) -> None:
+        await peer.send({"op": "auth", "id": "a1", "token": local.token(roles=roles)})
+        await peer.until("reply")
+
+    async def rotate(self, local: LocalServer, peer: Peer, count: int) -> None:
+        """Give `peer` so many fresh tokens, each with another role."""
+        for number in range(count):
+            await self.refresh(local, peer, f"r{number}")
+            await peer.until("live", stream=f"role:r{number}")
+
+    async def test_of_one_connection_leave_a_few_open(self, local: LocalServer) -> None:
+        streams = local.server._services.streams
+        async with local.peer() as peer:
+            await peer.until("live")
+            await self.rotate(local, peer, 3 * STREAM_SETS)
+            assert streams.statistics().streams == 3 + STREAM_SETS
+            await self.rotate(local, peer, 3 * STREAM_SETS)
+            assert streams.statistics().streams == 3 + STREAM_SETS
+            last = StreamKey("role", "acme", f"r{3 * STREAM_SETS - 1}")
+            for key in (last, ALL, TENANT):
+                await say(local, key, "on")
+            got = [texts([await peer.frame()])[0][0] for _ in range(3)]
+            assert got == [f"role:{last.name}", "all", "tenant"]
+
+    async def test_leave_open_what_another_connection_follows(self, local: LocalServer) -> None:
+        async with local.peer(client="a", roles=["ops"]) as staying, local.peer(client="b") as peer:
+            await staying.until("live", stream="role:ops")
+            await peer.until("live")
+            await self.rotate(local, peer, 3 * STREAM_SETS)
+            ops = local.server._services.streams.get(OPS)
+            assert ops is not None
+            await say(local, OPS, "on")
+            assert texts([await staying.frame()]) == [("role:ops", "on")]
+
+    async def test_leave_open_what_one_keeps_while_it_waits_for_what_is_new(
+        self, local: LocalServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = local.server._services.store
+        load, asked, gate = store.load, trio.Event(), trio.Event()
+
+        async def slow(key: StreamKey) -> StreamState:
+            if key.name == "slow":
+                asked.set()
+                await gate.wait()
+            return await load(key)
+
+        monkeypatch.setattr(store, "load", slow)
+        async with local.peer(client="a", roles=["ops", "left"]) as peer, local.peer(client="b") as other:
+            await peer.until("live", stream="role:ops")
+            await other.until("live")
+            await self.rotate(local, other, STREAM_SETS - 2)
+            await self.refresh(local, other, "slow")
+            await asked.wait()
+            await self.refresh(local, peer, "ops", "new")  # It keeps role:ops, and waits behind the other.
+            gate.set()
+            await peer.until("live", stream="role:new")
+            await say(local, OPS, "on")
+            with trio.fail_after(5):
+                assert texts([await peer.frame()]) == [("role:ops", "on")]

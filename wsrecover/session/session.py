@@ -11,7 +11,7 @@ The log outlives the session: a session that ended is made anew by whoever asks 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 import trio
@@ -37,9 +37,13 @@ from .replay import passes
 from .runs import Runs
 from .services import Services
 
-__all__ = ["Session", "SessionStatistics", "State"]
+__all__ = ["STREAM_SETS", "Session", "SessionStatistics", "State"]
 
 State = Literal["active", "idle", "ended"]
+
+STREAM_SETS: Final = 4
+"""Sets of streams that stay open although nobody may follow them: as many as a user's tokens differ in their
+roles or tier at one time. More are open only as long as somebody follows what no other set has."""
 
 
 @attrs.frozen
@@ -102,9 +106,9 @@ class Session:
     async def open_streams(self, principal: Principal) -> Mapping[str, Stream]:
         """The streams that this user follows with what it is entitled to now, by wire name, its own first.
 
-        They stay open as long as the session, for the next connection: no checkpoint where they are open
-        already. Raises `StoreUnavailable`, `StoreFailed` or `StoreCorrupt`, and `trio.TooSlowError` after
-        `timeouts.store`; the next call tries again.
+        Some stay open for the next connection: no checkpoint where they are open already. Follow them before
+        the next one: what nobody follows may be closed. Raises `StoreUnavailable`, `StoreFailed` or
+        `StoreCorrupt`, and `trio.TooSlowError` after `timeouts.store`; the next call tries again.
         """
         entitlement = principal.roles, principal.tier
         streams = self._streams.get(entitlement)
@@ -114,7 +118,24 @@ class Session:
                     streams = self._streams.get(entitlement)
                     if streams is None:
                         streams = self._streams[entitlement] = await self._open(entitled(principal))
+                        self._forget_streams()
         return streams
+
+    def _forget_streams(self) -> None:
+        """Close the oldest sets of those that are too many, but none that alone has what somebody follows."""
+        followed = {stream for one in self.connections.values() for stream in one.streams.values()}
+        for entitlement, streams in tuple(self._streams.items())[:-1]:  # The newest is about to be followed.
+            if len(self._streams) <= STREAM_SETS:
+                return
+            others = {
+                stream
+                for other in self._streams.values()
+                if other is not streams
+                for stream in other.values()
+            }
+            if not followed.intersection(streams.values()).difference(others):
+                del self._streams[entitlement]
+                self._release(streams)
 
     async def _open(self, keys: Sequence[StreamKey]) -> dict[str, Stream]:
         opened: dict[str, Stream] = {}
