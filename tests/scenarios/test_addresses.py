@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -59,6 +60,11 @@ async def silent(local: LocalServer, source: str = "127.0.0.1") -> AsyncIterator
         await trio.testing.wait_all_tasks_blocked(0.001)
     async with trio.SocketStream(sock) as stream:
         yield stream
+
+
+def descriptors() -> int:
+    """Those of this process, in which the server is."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_s05_connects_of_an_address_have_a_burst_and_a_rate(
@@ -121,6 +127,27 @@ async def test_r1_silent_connections_are_cut_at_the_handshake_time(mock_clock: M
             for stream in streams:
                 assert await stream.receive_some() == b""
         assert (await connect(local))[0] == 101
+
+
+async def test_r1_a_head_that_comes_in_drops_is_cut_at_the_handshake_time_and_holds_nothing(
+    mock_clock: MockClock, figure: Figure
+) -> None:
+    count, head = 200, b"GET /v1/connect HTTP/1.1\r\nHost: here\r\nX: " + b"slow" * 20
+    limits = Limits(address_handshakes=count, address_connects_burst=count)
+    async with local_server(limits=limits, wall_clock=trio.current_time) as local, AsyncExitStack() as stack:
+        before = descriptors()
+        streams = [await stack.enter_async_context(silent(local)) for _ in range(count)]
+        assert descriptors() == before + 2 * count
+        for at in range(0, 50, 5):  # A drop each half second, for ever.
+            for stream in streams:
+                await stream.send_all(head[at : at + 5])
+            assert len(local.server._services.addresses) == count
+            mock_clock.jump(0.5)
+        for stream in streams:
+            assert await stream.receive_some() == b""
+        figure("R1", f"descriptors held by {count} slow handshakes after 5 s", descriptors() - before - count)
+        assert descriptors() == before + count, "only those of their own ends are left"
+        assert (await connect(local, OTHER))[0] == 101
 
 
 async def test_r3_in_a_storm_those_who_come_back_are_let_in_before_those_who_are_new(

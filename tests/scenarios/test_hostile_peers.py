@@ -1,22 +1,25 @@
-"""Fault P1: what strangers do to their connections ends those, and no client of the same server notices."""
+"""Faults P1 and P5: what strangers do to their connections ends those, and no other client notices."""
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import pytest
 import trio
+from figures import Figure
 from serving import frames_until_closed
 
 from wsrecover import connect
 from wsrecover.client import ClientSession, Event
+from wsrecover.config import Limits
 from wsrecover.errors import HandshakeRefused
 from wsrecover.testing import LocalServer, local_server
 
@@ -58,6 +61,15 @@ class Bystander:
                 event = await anext(self._session)
                 assert isinstance(event, Event)
                 assert event.data == {"n": self._count}
+
+    async def worst_percent(self, samples: int) -> float:
+        """The 99th percentile of the time that this takes, in milliseconds."""
+        taken = []
+        for _ in range(samples):
+            started = time.perf_counter()
+            await self.works()
+            taken.append((time.perf_counter() - started) * 1000)
+        return sorted(taken)[int(samples * 0.99)]
 
     def assert_undisturbed(self) -> None:
         assert self._statuses[-1] == "live"
@@ -141,6 +153,35 @@ async def test_fault_p1_a_ping_behind_the_servers_own_close_disturbs_nobody() ->
                 peer.socket.kill()
             if n % 20 == 0:
                 await neighbour.works()
+
+
+async def flood(local: LocalServer, user: str, cut: list[str]) -> None:
+    """Ping as fast as the socket takes it, without ever reading; once cut, connect and go on."""
+    while True:
+        async with local.peer(user) as peer:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                while True:
+                    peer.socket.outbox.put(PING * 200)
+                    await peer.socket.outbox.drain()
+            cut.append(user)
+            peer.socket.kill()
+
+
+async def test_fault_p5_floods_of_pings_by_peers_that_never_read_are_cut(figure: Figure) -> None:
+    samples = 500 if os.environ.get("WSRECOVER_FAULTS") == "1" else 50
+    limits = Limits(address_connects_per_second=10_000, address_connects_burst=10_000)
+    cut: list[str] = []
+    async with local_server(limits=limits) as local, bystander(local) as neighbour:
+        alone = await neighbour.worst_percent(samples)
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(flood, local, f"eve{number}", cut)
+            beside = await neighbour.worst_percent(samples)
+            while len(set(cut)) < 10:
+                await neighbour.works()
+            nursery.cancel_scope.cancel()
+    what = f"p99 of others beside 10 floods of pings, cut {len(cut)} times ({alone:.1f} ms alone), ms"
+    figure("P5", what, f"{beside:.1f}")
 
 
 class Treacherous:

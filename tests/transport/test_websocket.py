@@ -235,6 +235,20 @@ class TestClosing:
         assert (await peer.receive_some(1000))[2:4] == struct.pack("!H", 4002)
         assert await peer.receive_some(1000) == b""
 
+    async def test_a_flood_behind_our_close_is_not_read_until_the_time_is_up(self, autojump_clock) -> None:
+        pipe, peer = memory_pipe_pair()
+        sock, flood = ServerSocket(Outbox(pipe), "test", max_message_bytes=100), Outbox(peer)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sock.run, print)
+            await trio.testing.wait_all_tasks_blocked()
+            sock.close_nowait(4004)
+            with suppress(trio.BrokenResourceError):
+                for _ in range(500):
+                    flood.put(b"\x89\x80\0\0\0\0" * 10_000)
+                    await flood.drain()
+        assert trio.current_time() == 0
+        assert 16_000_000 < flood.taken < 20_000_000
+
     @pytest.mark.parametrize("reading", [True, False])
     async def test_aclose_waits_for_the_peer_no_longer_than_its_time_out(
         self, autojump_clock, reading

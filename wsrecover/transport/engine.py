@@ -36,6 +36,9 @@ CLOSE_TIMEOUT: Final = 2.0
 CONTROL_FRAMES_PER_SECOND: Final = 100
 """Pings and pongs that a peer may send: each costs a reply, and no client needs more than one in seconds."""
 
+_UNREAD_BYTES: Final = 16 * 1024 * 1024
+"""What a peer may send on after our close frame, as one does whose message is too big; a flood is reset."""
+
 _BYTES_PER_FRAGMENT: Final = 64
 _MIN_FRAGMENTS: Final = 128
 _TOO_BIG: Final = 1009
@@ -132,10 +135,10 @@ class Engine(WebSocketConnection):
                 await self.outbox.drain()
                 self.outbox.send_eof()
                 # Bytes left unread would turn our end into a reset, which may overtake the close frame.
-                while (
-                    self._wsproto.state is ConnectionState.LOCAL_CLOSING and await self.outbox.receive_some()
-                ):
-                    pass
+                room = _UNREAD_BYTES
+                while self._wsproto.state is ConnectionState.LOCAL_CLOSING and room > 0:
+                    data = await self.outbox.receive_some()
+                    room -= len(data) or room
         self.outbox.close()
 
     async def _abort_web_socket(self) -> None:
