@@ -28,6 +28,7 @@ from .session.session import State as SessionState
 from .session.views import ConnectionView, SessionView, connection_views, session_views
 from .streams.journal import JournalStatistics
 from .streams.store import Applied, Entry, StoreStatistics, StreamKey, Unit
+from .transport.doorway import AcceptStatistics, Doorway
 
 __all__ = ["Server", "ServerStatistics"]
 
@@ -39,6 +40,7 @@ class ServerStatistics:
     sessions: RegistryStatistics
     journal: JournalStatistics
     store: StoreStatistics
+    accepting: AcceptStatistics
     errors: Mapping[str, ErrorCount]
 
 
@@ -51,11 +53,13 @@ class Server:
         registry: Registry,
         addresses: tuple[tuple[str, int], ...],
         stop_accepting: Callable[[], object],
+        doorway: Doorway,
     ) -> None:
         self.addresses = addresses
         self.registry = registry
         self._services = services
         self._stop_accepting = stop_accepting
+        self._doorway = doorway
 
     @property
     def url(self) -> str:
@@ -245,5 +249,6 @@ class Server:
             sessions=self.registry.statistics(),
             journal=self._services.journal.statistics(),
             store=self._services.store.statistics(),
+            accepting=self._doorway.statistics(),
             errors=self._services.mishaps.statistics(),
         )

@@ -39,6 +39,7 @@ from .streams.memory import open_memory
 from .streams.registry import Streams
 from .streams.sqlite import open_sqlite
 from .streams.store import Store
+from .transport.doorway import Doorway
 from .transport.listener import Acceptance, Refusal, Request, open_listeners, serve_sockets
 
 __all__ = ["Server", "ServerStatistics", "serve"]
@@ -132,9 +133,10 @@ async def _start(nursery: trio.Nursery, services: Services, context: ssl.SSLCont
     nursery.start_soon(sweep, registry, services)
     admission = Admission(nursery, registry, services)
     accepting = trio.CancelScope()
-    listen = partial(_listen, services, admission.answer, accepting, ssl_context=context)
+    doorway = Doorway()
+    listen = partial(_listen, services, admission.answer, accepting, doorway, ssl_context=context)
     addresses = await nursery.start(listen)
-    return Server(services, registry, tuple(addresses), accepting.cancel)
+    return Server(services, registry, tuple(addresses), accepting.cancel, doorway)
 
 
 @asynccontextmanager
@@ -197,6 +199,7 @@ async def _listen(
     services: Services,
     answer: Callable[[Request], Awaitable[Refusal | Acceptance]],
     accepting: trio.CancelScope,
+    doorway: Doorway,
     *,
     ssl_context: ssl.SSLContext | None,
     task_status: trio.TaskStatus[list[tuple[str, int]]],
@@ -213,6 +216,7 @@ async def _listen(
             max_handshakes=config.limits.handshakes,
             gate=services.addresses,
             ssl_context=ssl_context,
+            doorway=doorway,
             task_status=task_status,
         )
 

@@ -20,6 +20,7 @@ from wsrecover.session.registry import Registry
 from wsrecover.session.services import Services
 from wsrecover.testing import LocalServer, MemoryNetwork
 from wsrecover.transport import Handshakes
+from wsrecover.transport.doorway import Doorway
 
 SECRET = b"for tests in memory alone, not a secret"
 
@@ -58,6 +59,6 @@ async def memory_world(app: App | None = None, **settings: Any) -> AsyncIterator
             gate=services.addresses,
         )
         network = MemoryNetwork(nursery, handshakes.shake)
-        server = Server(services, registry, (("memory", 80),), network.refuse)
+        server = Server(services, registry, (("memory", 80),), network.refuse, Doorway())
         yield MemoryWorld(LocalServer(server, config, SECRET, clock), network, services, registry)
         nursery.cancel_scope.cancel()

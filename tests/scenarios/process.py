@@ -23,6 +23,13 @@ __all__ = ["TENANT", "ServerProcess", "server_process"]
 TENANT: Final = "acme"
 SECRET: Final = b"a secret of at least 32 bytes, for tests"
 
+LIMITED: Final = """
+import os, resource, sys
+most = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 START_SECONDS: Final = 30.0
 """A process that is not ready by then will not be."""
 
@@ -30,11 +37,12 @@ START_SECONDS: Final = 30.0
 class ServerProcess:
     """A server with a folder of its own, one process after the other."""
 
-    def __init__(self, folder: Path, nursery: trio.Nursery, settings: str) -> None:
+    def __init__(self, folder: Path, nursery: trio.Nursery, settings: str, descriptors: int | None) -> None:
         self.store = folder / "log.db"
         self.port = 0
         self.said: list[str] = []
         self._nursery = nursery
+        self._descriptors = descriptors
         self._process: trio.Process | None = None
         self._secret_file = folder / "secret"
         self._secret_file.write_bytes(SECRET)
@@ -57,6 +65,8 @@ class ServerProcess:
         """Start a process; returns when it says that it is ready. It keeps the port of the first one."""
         assert self._process is None
         command = [sys.executable, "-m", "wsrecover", "serve", "--app", "talker_app:app"]
+        if self._descriptors is not None:
+            command = [sys.executable, "-c", LIMITED, str(self._descriptors), *command]
         command += ["--port", str(self.port), "--store", f"sqlite:{self.store}", "--log-format", "json"]
         command += ["--secret-file", str(self._secret_file), "--config", str(self._config_file)]
         env = {**os.environ, "PYTHONPATH": str(Path(wsrecover.__file__).parents[1])}
@@ -109,10 +119,15 @@ class ServerProcess:
 
 
 @asynccontextmanager
-async def server_process(folder: Path, *, settings: str = "") -> AsyncIterator[ServerProcess]:
-    """A server for the block, not started yet. `settings` are in TOML. At the end it is killed."""
+async def server_process(
+    folder: Path, *, settings: str = "", descriptors: int | None = None
+) -> AsyncIterator[ServerProcess]:
+    """A server for the block, not started yet. `settings` are in TOML. At the end it is killed.
+
+    It may have so many `descriptors`; None: as many as this process.
+    """
     async with trio.open_nursery() as nursery:
-        server = ServerProcess(folder, nursery, settings)
+        server = ServerProcess(folder, nursery, settings, descriptors)
         try:
             yield server
         finally:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
+from typing import Any
+
 import attrs
 import trio
 
@@ -34,3 +38,27 @@ async def leave_trace(_: wsrecover.Command, trace: Trace) -> None:
     async with await trio.open_file(trace.path, "a") as file:
         await file.write("ran\n")
     await trio.sleep_forever()
+
+
+hoarded: list[int] = []
+
+
+@attrs.frozen
+class Hoard:
+    """How many descriptors the app keeps open."""
+
+    count: int
+
+
+@app.command("hoard")
+async def hoard(_: wsrecover.Command, wanted: Hoard) -> dict[str, Any]:
+    """Opens descriptors, or closes them, until the app has so many or there are no more."""
+    while len(hoarded) > wanted.count:
+        os.close(hoarded.pop())
+    while len(hoarded) < wanted.count:
+        try:
+            hoarded.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            break
+    await trio.lowlevel.checkpoint()
+    return {"held": len(hoarded), "cpu": time.process_time()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from typing import Any
@@ -13,7 +14,9 @@ import trio
 
 from wsrecover.errors import HandshakeRefused, TransportError
 from wsrecover.transport import Acceptance, Refusal, Request, SocketPipe, open_listeners, open_socket
+from wsrecover.transport import doorway as doorway_module
 from wsrecover.transport import listener as listener_module
+from wsrecover.transport.doorway import Doorway
 from wsrecover.transport.listener import Handshakes
 
 RESET = struct.pack("ii", 1, 0)
@@ -268,7 +271,7 @@ class TestTheServerLives:
     async def test_accepting_goes_on_after_errors_and_pauses_when_nothing_is_left(
         self, wire, server, number, pauses, monkeypatch
     ) -> None:
-        monkeypatch.setattr(listener_module, "ACCEPT_PAUSE", 0.001)
+        monkeypatch.setattr(doorway_module, "FIRST_PAUSE", 0.001)
         failures = 0
 
         class Exhausted(socket.socket):
@@ -288,12 +291,36 @@ class TestTheServerLives:
         )
         with structlog.testing.capture_logs() as logs:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(listener_module._accept, listener, handshakes, nursery)
+                doorway = Doorway()
+                nursery.start_soon(listener_module._accept, listener, handshakes, doorway, nursery)
                 server.port = listener.getsockname()[1]
                 await still_serves(wire, server)
                 nursery.cancel_scope.cancel()
         listener.close()
-        assert (failures, len(logs)) == (3, pauses)
+        assert (failures, doorway.statistics().failures) == (3, pauses)
+        assert [line["event"] for line in logs] == ["accept_paused"] * bool(pauses)
+
+    async def test_who_finds_no_descriptor_left_is_told_so_over_tls_too(self, wire, certificate) -> None:
+        used = [os.open(os.devnull, os.O_RDONLY) for _ in range(100)]
+        # The connections that come get descriptors of the reserve, but not of its second half.
+        doorway = Doorway(lambda: used[-1] // 0.8)
+        try:
+            async with wire.server(ssl_context=certificate[0], doorway=doorway) as server:
+                with pytest.raises(HandshakeRefused) as refused:
+                    async with open_socket(
+                        server.url.replace("ws:", "wss:"),
+                        headers={},
+                        subprotocols=[],
+                        timeout=5,
+                        max_message_bytes=1000,
+                        ssl_context=certificate[1],
+                    ):
+                        pass
+        finally:
+            for descriptor in used:
+                os.close(descriptor)
+        assert (refused.value.status, refused.value.retry_after) == (503, 1)
+        assert doorway.statistics().turned_away == 1
 
     async def test_cancelling_it_spares_the_sockets_that_have_an_owner(self, wire) -> None:
         async with wire.server() as outer:

@@ -25,6 +25,7 @@ import trio
 
 from wsrecover.errors import TransportError
 
+from .doorway import Doorway
 from .handshake import Refusal, check_upgrade, encode_refusal, encode_switch
 from .head import HeadError, Request, parse_request
 from .outbox import Outbox
@@ -34,9 +35,6 @@ from .websocket import ServerSocket
 __all__ = ["Acceptance", "Gate", "Handshakes", "Refusal", "Request", "open_listeners", "serve_sockets"]
 
 log = structlog.get_logger(__name__)
-
-ACCEPT_PAUSE: Final = 0.1
-"""Seconds until the next try where the system has no descriptor or memory for another connection."""
 
 _ACCEPTS_PER_TURN: Final = 64
 _LINGER: Final = 1.0
@@ -90,8 +88,11 @@ class Handshakes:
     gate: Gate | None = None
     under_way: int = attrs.field(default=0, init=False)
 
-    async def shake(self, pipe: Pipe, peer: str) -> None:
-        """See one connection through its handshake, to its owner or its end. Raises nothing but Cancelled."""
+    async def shake(self, pipe: Pipe, peer: str, refusal: Refusal | None = None) -> None:
+        """See one connection through its handshake, to its owner or its end. Raises nothing but Cancelled.
+
+        With a `refusal` it is told that, whoever it is.
+        """
         wait = 0.0 if self.gate is None else self.gate.enter(peer)
         self.under_way += 1
         try:
@@ -100,18 +101,18 @@ class Handshakes:
             elif wait is None:
                 _turn_away(pipe, self.ssl_context, _too_many(1))
             else:
-                await self._shake(pipe, peer, wait)
+                await self._shake(pipe, peer, refusal or (_too_many(wait) if wait else None))
         finally:
             self.under_way -= 1
             if self.gate is not None:
                 self.gate.leave(peer)
 
-    async def _shake(self, pipe: Pipe, peer: str, wait: float) -> None:
+    async def _shake(self, pipe: Pipe, peer: str, refusal: Refusal | None) -> None:
         outbox = Outbox(pipe)
         handed_over = False
         try:
             with trio.move_on_after(self.timeout):
-                handed_over = await self._converse(outbox, peer, wait)
+                handed_over = await self._converse(outbox, peer, refusal)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("handshake lost", peer=peer)
         except Exception:
@@ -120,13 +121,13 @@ class Handshakes:
             if not handed_over:
                 outbox.close()
 
-    async def _converse(self, outbox: Outbox, peer: str, wait: float) -> bool:
+    async def _converse(self, outbox: Outbox, peer: str, refusal: Refusal | None) -> bool:
         if self.ssl_context is not None:
             await outbox.start_tls(self.ssl_context)
         try:
             head, early = await read_head(outbox, self.head_bytes)
-            if wait:
-                await _refuse(outbox, _too_many(wait))
+            if refusal is not None:
+                await _refuse(outbox, refusal)
                 return False
             request = parse_request(head, peer)
         except HeadError as error:
@@ -213,6 +214,7 @@ async def serve_sockets(
     max_handshakes: int = 1000,
     gate: Gate | None = None,
     ssl_context: ssl.SSLContext | None = None,
+    doorway: Doorway | None = None,
     task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Accept on `listeners`, which stay the caller's to close, until cancelled. Starts with their addresses.
@@ -221,8 +223,9 @@ async def serve_sockets(
     handshakes under way, and no connection that has an owner.
 
     Error handling: nothing that a peer does, that `answer` raises, or that accepting raises ends it, except
-    a listener closed under it: `trio.ClosedResourceError` or `OSError`. Where descriptors or memory are
-    exhausted it pauses and goes on. Above `max_handshakes` at a time, connections are answered 503.
+    a listener closed under it: `trio.ClosedResourceError` or `OSError`. Above `max_handshakes` at a time,
+    connections are answered 503, and so they are where descriptors run short; where there are none, or no
+    memory, it pauses and goes on (`doorway`, None: one of its own).
     """
     handshakes = Handshakes(
         answer=answer,
@@ -233,23 +236,30 @@ async def serve_sockets(
         ssl_context=ssl_context,
         gate=gate,
     )
+    doorway = doorway or Doorway()
     async with trio.open_nursery() as nursery:
         for listener in listeners:
-            nursery.start_soon(_accept, listener, handshakes, nursery)
+            nursery.start_soon(_accept, listener, handshakes, doorway, nursery)
         task_status.started([listener.getsockname()[:2] for listener in listeners])
         await trio.sleep_forever()
     raise AssertionError("accepting never ends by itself")
 
 
-async def _accept(listener: socket.socket, handshakes: Handshakes, nursery: trio.Nursery) -> None:
+async def _accept(
+    listener: socket.socket, handshakes: Handshakes, doorway: Doorway, nursery: trio.Nursery
+) -> None:
     while True:
         await trio.lowlevel.wait_readable(listener)
         try:
             for _ in range(_ACCEPTS_PER_TURN):
                 sock, address = listener.accept()
                 sock.setblocking(False)  # noqa: FBT003  the stdlib's signature
-                pipe = SocketPipe(sock, expects=True)
-                nursery.start_soon(handshakes.shake, pipe, _peer_name(address))
+                descriptor, pipe = sock.fileno(), SocketPipe(sock, expects=True)
+                refusal = doorway.enter(descriptor)
+                if refusal is not None and doorway.is_nearly_out(descriptor):
+                    _turn_away(pipe, handshakes.ssl_context, refusal)
+                else:
+                    nursery.start_soon(handshakes.shake, pipe, _peer_name(address), refusal)
         except BlockingIOError:
             continue
         except ConnectionError:
@@ -257,8 +267,7 @@ async def _accept(listener: socket.socket, handshakes: Handshakes, nursery: trio
         except OSError as error:
             if error.errno in _CLOSED_LISTENER:
                 raise
-            log.warning("cannot accept for now", error=str(error))
-            await trio.sleep(ACCEPT_PAUSE)
+            await trio.sleep(doorway.failed(error))
 
 
 def _peer_name(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
