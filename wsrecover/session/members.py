@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from typing import TypeVarTuple, Unpack
 
@@ -29,7 +28,8 @@ class Members:
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Callable[[trio.Nursery], None]] = []
         self._count = 0
-        self._changed = trio.Event()
+        self._idle_since = trio.current_time()
+        self._emptied = trio.Event()
 
     def __len__(self) -> int:
         return self._count
@@ -56,10 +56,12 @@ class Members:
             start(nursery)
         self._waiting.clear()
         while True:
-            changed = self._changed
-            with trio.move_on_at(math.inf if self._count else trio.current_time() + linger):
-                await changed.wait()
-            if not self._count and not changed.is_set():
+            if self._count:
+                self._emptied = trio.Event()
+                await self._emptied.wait()
+            # Who comes while it lingers wakes nobody: each connect would pay for it with two task switches.
+            await trio.sleep_until(self._idle_since + linger)
+            if not self._count and trio.current_time() >= self._idle_since + linger:
                 return
 
     async def _live(self, member: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
@@ -71,7 +73,7 @@ class Members:
             self._add(-1)
 
     def _add(self, change: int) -> None:
-        before, self._count = self._count, self._count + change
-        if (before == 0) != (self._count == 0):
-            self._changed.set()
-            self._changed = trio.Event()
+        self._count += change
+        if not self._count:
+            self._idle_since = trio.current_time()
+            self._emptied.set()
