@@ -128,6 +128,8 @@ class Limits:
     """One page of a replay, and one snapshot frame: what a connection holds in memory to catch up."""
     page_events: int = attrs.field(default=500, validator=count(1))
     """Events of one page: about a millisecond of reading, so other tasks are not held up."""
+    replay_pages: int = attrs.field(default=2, validator=count(1))
+    """Pages of all replays that are read and sent at once, in turns: what is live waits for so many."""
     tail_events: int = attrs.field(default=256, validator=count(1))
     """The newest events that each stream keeps in memory: a drop of seconds resumes without the store."""
     tail_bytes: int = attrs.field(default=256 * 1024, validator=size(0))

@@ -133,6 +133,9 @@ class Tier:
     """Bytes of inbound messages in the long run; commands in what is above are answered `rate_limited`."""
     bytes_burst: int = attrs.field(default=16 * 1024 * 1024, validator=size(1024))
     """Bytes at once; at least the largest message."""
+    replay_bytes_per_minute: int = attrs.field(default=64 * 1024 * 1024, validator=size(1024))
+    """Bytes of events and snapshots that are sent again, and as many at once: four full logs. What is above
+    waits, over all the user's connections; what is live does not."""
     events_per_second: int | None = attrs.field(default=None, validator=count(1, 1_000_000, none=True))
     """Events of one run, and as many at once; an agent above it waits. None: as fast as the log is."""
     log_events: int | None = attrs.field(default=None, validator=count(1, none=True))
@@ -154,6 +157,7 @@ def default_tiers() -> dict[str, Tier]:
             commands_burst=10,
             bytes_per_second=64 * 1024,
             bytes_burst=256 * 1024,
+            replay_bytes_per_minute=8 * mib,
             events_per_second=200,
             log_events=1_000,
             log_bytes=2 * mib,
@@ -165,6 +169,7 @@ def default_tiers() -> dict[str, Tier]:
             commands_burst=40,
             bytes_per_second=256 * 1024,
             bytes_burst=mib,
+            replay_bytes_per_minute=32 * mib,
             events_per_second=1_000,
             log_events=5_000,
             log_bytes=8 * mib,

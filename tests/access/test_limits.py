@@ -74,6 +74,22 @@ def test_who_may_go_beyond_does_so_and_waits_the_longer_after_it() -> None:
     assert bucket.take(0.0) == 3.0
 
 
+def test_what_is_spent_on_credit_is_waited_for_and_what_is_put_back_is_there_again() -> None:
+    bucket = Bucket(Rate(10, 5))
+    bucket.spend(0.0, 7)
+    assert [bucket.take(0.0, 0), bucket.take(0.0)] == [0.2, 0.3]
+    assert [bucket.take(0.2, 0), bucket.take(0.2)] == [0.0, 0.1]
+    bucket.spend(0.2, -3)
+    assert [bucket.take(0.2, 4), bucket.take(0.2, 3), bucket.take(0.2)] == [0.1, 0.0, 0.1]
+
+
+def test_what_is_put_back_late_makes_no_more_than_the_burst() -> None:
+    bucket = Bucket(Rate(10, 5))
+    assert bucket.take(0.0, 5) == 0.0
+    bucket.spend(10.0, -5)
+    assert [bucket.take(10.0, 5), bucket.take(10.0)] == [0.0, 0.1]
+
+
 def test_another_rate_does_not_give_back_what_was_taken() -> None:
     bucket = Bucket(Rate(1, 3))
     for _ in range(3):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -11,13 +11,14 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from wsrecover.config import Limits, Retention, Timeouts
+from wsrecover.config import Config, Limits, Retention, Timeouts
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import encode_event
 from wsrecover.protocol.context import EMPTY
-from wsrecover.protocol.frames import Pong
+from wsrecover.protocol.frames import ErrorFrame, Pong
 from wsrecover.session.contexts import Snapshot
 from wsrecover.session.delivery import Delivery, Lag
+from wsrecover.session.quota import Quota, Quotas
 from wsrecover.session.snapshots import Switch
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.memory import open_memory
@@ -38,7 +39,8 @@ class Connection:
         self.limits = limits
         self.timeouts = Timeouts()
         self.closed: list[int] = []
-        self.sent_from_log = 0
+        self.counts: Counter[str] = Counter()
+        self.quota = Quota(Quotas(Config(store="memory", limits=limits)), KEY)
         self.gone: list[tuple[int, int]] = []
         self.snapshots: list[int] = []
         self.before_snapshot: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
@@ -57,8 +59,8 @@ class Connection:
     def missed(self, stream: Stream, first: int, last: int) -> None:
         self.gone.append((first, last))
 
-    def replayed(self, events: int) -> None:
-        self.sent_from_log += events
+    def count(self, name: str, amount: int) -> None:
+        self.counts[name] += amount
 
     async def snapshot(self) -> Snapshot:
         await self.before_snapshot()
@@ -208,6 +210,7 @@ async def test_a_reader_that_stalls_lags_and_holds_no_more_than_one_write(bench:
     assert bench.delivery not in bench.stream.live
     assert bench.socket.outbox.pending <= 2 * bench.connection.limits.part_bytes
     assert numbers(await bench.frames()) == list(range(1, 46))
+    assert bench.connection.quota._replay is None  # It asked for nothing that it had before.
     assert bench.delivery in bench.stream.live
 
 
@@ -254,6 +257,52 @@ async def test_controls_go_before_the_backlog_and_too_many_cut_the_connection(be
         bench.delivery.control(Pong())
     assert bench.connection.closed
     assert set(bench.connection.closed) == {CloseCode.TOO_SLOW}
+
+
+async def test_what_waits_for_the_quota_holds_up_nothing_else(bench: Bench) -> None:
+    """Replies that did not fit the socket, and an event that did not, go out as it drains."""
+    await bench.publish(30)
+    bench.connection.quota.settle_replay(1 << 30)
+    bench.begin()
+    assert ops(await bench.frames()) == ["welcome"]
+    assert bench.connection.counts["replay.paced"] > 0
+    for _ in range(20):
+        bench.delivery.control(ErrorFrame("invalid", "x" * 1000))
+    assert bench.socket.outbox.pending
+    assert ops(await bench.frames()) == ["error"] * 20
+    bench.connection.quota.settle_replay(-1 << 31)
+    bench.delivery._start_catch_up()
+    assert numbers(await bench.frames()) == list(range(1, 31))
+
+
+async def test_what_waits_for_its_turn_holds_up_nothing_else(bench: Bench) -> None:
+    await bench.publish(30)
+    held = [bench.connection.quota.pages.ask(lambda: None) for _ in range(2)]
+    bench.begin()
+    assert ops(await bench.frames()) == ["welcome"]
+    for _ in range(20):
+        bench.delivery.control(ErrorFrame("invalid", "x" * 1000))
+    assert bench.socket.outbox.pending
+    assert ops(await bench.frames()) == ["error"] * 20
+    for place in held:
+        bench.connection.quota.pages.leave(place)
+    assert numbers(await bench.frames()) == list(range(1, 31))
+
+
+async def test_a_slow_reader_that_lost_its_turn_is_not_charged_for_it(bench: Bench) -> None:
+    await bench.publish(30)
+    quota, most = bench.connection.quota, bench.connection.limits.page_bytes
+    quota.settle_replay(64 * 1024 * 1024 - 10 * most)
+    held = [quota.pages.ask(lambda: None) for _ in range(2)]
+    bench.begin()
+    for _ in range(50):
+        for _ in range(10):
+            bench.delivery.control(ErrorFrame("invalid", "x" * 1000))
+        assert ops(await bench.frames())[-10:] == ["error"] * 10
+    for place in held:
+        quota.pages.leave(place)
+    assert numbers(await bench.frames()) == list(range(1, 31))
+    assert quota.take_replay(9 * most) == 0
 
 
 async def test_a_large_event_comes_in_parts_that_make_the_whole(bench: Bench) -> None:
@@ -369,7 +418,7 @@ class TestCoalescing:
         assert spans(frames) == [(1, 1), (2, 2), (3, 32), (33, 33)]
         assert frames[3]["data"]["text"] == "x" * 30
         assert ops(frames)[-1] == "live"
-        assert bench.connection.sent_from_log == 33
+        assert bench.connection.counts["replayed"] == 33
 
     async def test_live_ones_come_one_by_one_and_those_that_wait_for_a_slow_reader_merged(
         self, bench: Bench

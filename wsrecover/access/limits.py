@@ -62,6 +62,11 @@ class Bucket:
         self._full_at = full_at
         return 0.0
 
+    def spend(self, now: float, amount: int) -> None:
+        """Take `amount`, if need be on credit: until that is there again nothing can be taken. Below 0: put
+        back what was taken and not used."""
+        self._full_at = max(self._full_at, _ns(now)) + amount * self._interval
+
     def is_full(self, now: float) -> bool:
         """Whether it is as if nothing had been taken."""
         return self._full_at <= _ns(now)

@@ -53,6 +53,7 @@ from .mishaps import QUIET_ENDS
 from .owner import Home
 from .presence import Member
 from .proof import prove, refused
+from .quota import Quota
 from .snapshots import first_switch
 from .turns import Turns
 from .welcome import welcome
@@ -72,7 +73,6 @@ AUTH_NOTICE: Final = 60.0
 
 _SECOND_HELLO: Final = FrameError("invalid", "this connection had its hello", field="op")
 
-
 FLOODED: Final = encode(ErrorFrame("rate_limited", "too many pings and pongs", retry_after=1.0))
 """The last word to a peer that sends more of them than WebSocket libraries ever do."""
 
@@ -80,13 +80,7 @@ FLOODED: Final = encode(ErrorFrame("rate_limited", "too many pings and pongs", r
 class Connection:
     """One WebSocket of a session; see the module's text for its life."""
 
-    def __init__(
-        self,
-        home: Home,
-        socket: ServerSocket,
-        grant: Grant,
-        hello: Hello,
-    ) -> None:
+    def __init__(self, home: Home, socket: ServerSocket, grant: Grant, hello: Hello) -> None:
         self._home = home
         self._services = home.services
         self.socket = socket
@@ -114,6 +108,11 @@ class Connection:
     def delivery(self) -> Delivery:
         """What it is sent."""
         return self._delivery
+
+    @property
+    def quota(self) -> Quota:
+        """What its user may still take up."""
+        return self._home.quota
 
     @property
     def streams(self) -> Mapping[str, Stream]:
@@ -248,9 +247,9 @@ class Connection:
         """Note what the peer will never be sent."""
         self._following.missed(stream, first, last)
 
-    def replayed(self, events: int) -> None:
-        """Count events that were sent from the log."""
-        self._services.counts["replayed"] += events
+    def count(self, name: str, amount: int) -> None:
+        """Count what was sent from the log, and the like."""
+        self._services.counts[name] += amount
 
     async def snapshot(self) -> Snapshot:
         """The contexts of the user's threads. Raises `StoreError`."""

@@ -9,8 +9,8 @@
               the socket would not take an event
 
 Live means being in `Stream.live`, which means being at its head; only a lagging stream has a cursor here.
-Nothing queues for a slow reader: what it was not sent stays in the log, and its catch-up task, which exists
-only while something is owed, reads on as the socket drains. So it holds at most one page and the outbox's
+Nothing queues for a slow reader: what it was not sent stays in the log, and its catch-up (`catchup.py`), which
+exists only while something is owed, reads on as the socket drains. So it holds at most one page and the outbox's
 last write.
 """
 
@@ -20,10 +20,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias
 
-import structlog
-import trio
-
-from wsrecover.errors import CommandError, StoreCorrupt, StoreError
+from wsrecover.errors import CommandError
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import encode, live_frame
 from wsrecover.protocol.frames import ServerFrame, Skip
@@ -32,6 +29,7 @@ from wsrecover.streams.stream import Batch, Stream
 from wsrecover.transport.websocket import ServerSocket, text_frame
 
 from .calls import refusal
+from .catchup import CatchUp, page_share
 from .contexts import Snapshot
 from .lag import Lag
 from .owner import Owner
@@ -40,16 +38,11 @@ from .snapshots import MAX_SWITCHES, Switch
 
 __all__ = ["Delivery"]
 
-log = structlog.get_logger(__name__)
-
 CONTROLS = 128
 """Replies and the like that may wait for a socket that takes nothing."""
 
 SKIP_EVERY = 100
 """Events filtered out after which a live client is told: else its position, left behind, would be trimmed."""
-
-STORE_RETRY = 1.0
-"""Seconds between two tries to read a page from a store that is unavailable."""
 
 
 Pair: TypeAlias = tuple[int, int] | None
@@ -90,7 +83,7 @@ class Delivery:
         self._lags: dict[Stream, Lag] = {}
         self._unsaid: dict[Stream, int] = {}
         self._controls: list[bytes] = []
-        self._catch_up: trio.CancelScope | None = None
+        self._catch_up: CatchUp | None = None
         self._ended = False
 
     @property
@@ -256,12 +249,14 @@ class Delivery:
 
     def _go_on(self) -> None:
         """Send what goes at once; a catch-up task does the rest, if there is one."""
-        if self._catch_up is None and not self._pump():
+        if self._catch_up is not None or not self._pump():
             self._start_catch_up()
 
     def _start_catch_up(self) -> None:
-        if self._catch_up is None and not self._ended:
-            self._catch_up = trio.CancelScope()
+        if self._catch_up is not None:
+            self._catch_up.nudge()
+        elif not self._ended:
+            self._catch_up = CatchUp(self._owner, self._outbox, self._lags, self._pump)
             self._owner.start(self._run_catch_up, self._catch_up)
 
     def _pump(self) -> bool:
@@ -309,11 +304,6 @@ class Delivery:
                 self._lags[stream] = self._lags.pop(stream)
         return frames
 
-    @property
-    def _page_bytes(self) -> int:
-        """Of one stream: all that lag share what one page may take, for a reader may stall with each."""
-        return self._limits.page_bytes // len(self._lags)
-
     def _render(self, stream: Stream, lag: Lag) -> bool:
         """Turn the next page, or piece of a snapshot, into frames. False: it must be fetched first."""
         while lag.switches:
@@ -322,8 +312,11 @@ class Delivery:
                     return False
                 self._tell(stream, lag, ())
                 lag.take(stream, Snapshot(lag.after, {}), part_bytes=self._part_bytes)
-            if not lag.tell_snapshot():
+            told = lag.tell_snapshot()
+            if told is None:
                 break
+            if told:
+                self._owner.quota.settle_replay(told)
             if lag.frames:
                 return True
             self.wanted = lag.switches.popleft().after
@@ -336,10 +329,10 @@ class Delivery:
             return True
         page, lag.page = lag.page, None
         if page is None:
-            events = self._limits.page_events
-            page = stream.page_nowait(lag.after, max_events=events, max_bytes=self._page_bytes)
-        if page is None:
-            return False
+            most = page_share(self._limits, len(self._lags))
+            page = stream.page_nowait(lag.after, max_events=self._limits.page_events, max_bytes=most)
+            if page is None or (lag.announce and self._owner.quota.take_replay(page.size)):
+                return False
         if page.gap is not None:
             self._tell(stream, lag, ())
             lag.tell_gap(stream, page.gap)
@@ -352,48 +345,15 @@ class Delivery:
         if entries:
             lag.after = entries[-1].seq
             self._tell(stream, lag, entries, going_on=lag.after < upto)
-            self._owner.replayed(len(entries))
+            self._owner.count("replayed", len(entries))
         return True
 
     def _tell(self, stream: Stream, lag: Lag, entries: Sequence[Entry], *, going_on: bool = False) -> None:
         wanted = self.wanted if stream.key.scope == "user" else None
         lag.tell(stream, entries, wanted=wanted, part_bytes=self._part_bytes, going_on=going_on)
 
-    async def _run_catch_up(self, scope: trio.CancelScope) -> None:
-        """Send what is owed as the socket drains, reading the store where the tail does not reach back."""
+    async def _run_catch_up(self, catch_up: CatchUp) -> None:
         try:
-            with scope:
-                while not self._pump():
-                    if self._outbox.pending:
-                        await self._outbox.drain(progress_timeout=self._owner.timeouts.write_progress)
-                    else:
-                        await self._fetch()
-        except trio.TooSlowError:
-            self._owner.close(CloseCode.TOO_SLOW, "the socket took nothing for too long")
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._owner.kill()
-        except StoreCorrupt:
-            log.exception("stream_unreadable")
-            self._owner.close(CloseCode.INTERNAL_ERROR, "the log cannot be read")
+            await catch_up.run()
         finally:
             self._catch_up = None
-
-    async def _fetch(self) -> None:
-        stream, lag = next(iter(self._lags.items()))
-        try:
-            with trio.fail_after(self._owner.timeouts.store):
-                if lag.switches and lag.taken is None:
-                    snapshot = await self._owner.snapshot()
-                    if self._lags.get(stream) is lag:
-                        lag.take(stream, snapshot, part_bytes=self._part_bytes)
-                    return
-                events = self._limits.page_events
-                page = await stream.page(lag.after, max_events=events, max_bytes=self._page_bytes)
-        except StoreCorrupt:
-            raise
-        except (StoreError, trio.TooSlowError) as error:
-            log.warning("page_unavailable", error=repr(error))
-            await trio.sleep(STORE_RETRY)
-            return
-        if self._lags.get(stream) is lag:
-            lag.page = page

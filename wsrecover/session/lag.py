@@ -74,11 +74,12 @@ class Lag:
         if switch.first:
             self.after = snapshot.seq
 
-    def tell_snapshot(self) -> bool:
-        """Add its next frame, if there is one left. False: the stream has not come as far."""
+    def tell_snapshot(self) -> int | None:
+        """Add its next frame, if there is one left: its bytes. None: the stream has not come as far."""
         if self.taken is None or self.after < self.taken.seq:
-            return False
+            return None
         frame = self.taken.next_frame()
-        if frame is not None:
-            self.frames.append(frame)
-        return True
+        if frame is None:
+            return 0
+        self.frames.append(frame)
+        return len(frame)

@@ -32,6 +32,10 @@ class Owner(Protocol):
     def timeouts(self) -> Timeouts:
         """The timeouts in force for this connection."""
 
+    @property
+    def quota(self) -> Quota:
+        """What the user may still take up."""
+
     def start(self, member: Callable[[Unpack[Args]], Awaitable[None]], *args: *Args) -> None:
         """Run a task in the session's nursery."""
 
@@ -44,8 +48,8 @@ class Owner(Protocol):
     def missed(self, stream: Stream, first: int, last: int) -> None:
         """Note that these events are gone, and will never be sent."""
 
-    def replayed(self, events: int) -> None:
-        """Count events that were sent from the log."""
+    def count(self, name: str, amount: int) -> None:
+        """Count what was sent from the log, and the like: see `Services.counts`."""
 
     async def snapshot(self) -> Snapshot:
         """The contexts of the user's threads. Raises `StoreError`."""

@@ -13,6 +13,8 @@ from wsrecover.config import Config, Retention, Tier
 from wsrecover.errors import CommandError
 from wsrecover.streams.store import StreamKey
 
+from .paging import Pages
+
 __all__ = ["Quota", "Quotas"]
 
 _REMEMBERED: Final = 100_000
@@ -31,6 +33,7 @@ class Quotas:
         self.runs: Counter[str] = Counter()
         per_second = config.limits.tenant_commands_per_second
         self.commands = Buckets(Rate(per_second, 2 * per_second))
+        self.pages = Pages(config.limits.replay_pages)
         self._tiers: dict[StreamKey, Tier] = {}
 
     def tier_of(self, user: StreamKey) -> Tier:
@@ -73,6 +76,12 @@ class Quota:
         self.tier = quotas.tier_of(user)
         self._commands = Bucket(self._commands_rate())
         self._bytes = Bucket(self._bytes_rate())
+        self._replay: Bucket | None = None
+
+    @property
+    def pages(self) -> Pages:
+        """The line of all who replay from the store."""
+        return self._quotas.pages
 
     def adopt(self, principal: Principal) -> None:
         """Go by the tier that the principal's token names; what was taken stays taken."""
@@ -82,12 +91,32 @@ class Quota:
             now = trio.current_time()
             self._commands.change(self._commands_rate(), now)
             self._bytes.change(self._bytes_rate(), now)
+            if self._replay is not None:
+                self._replay.change(self._replay_rate(), now)
 
     def _commands_rate(self) -> Rate:
         return Rate(self.tier.commands_per_second, self.tier.commands_burst)
 
     def _bytes_rate(self) -> Rate:
         return Rate(self.tier.bytes_per_second, max(self.tier.bytes_burst, self._limits.message_bytes))
+
+    def _replay_rate(self) -> Rate:
+        per_minute, limits = self.tier.replay_bytes_per_minute, self._limits
+        return Rate(per_minute // 60, max(per_minute, limits.page_bytes, limits.event_bytes))
+
+    def take_replay(self, size: int) -> float:
+        """Note `size` bytes that are about to be replayed. 0.0: they may be. Else nothing is noted, and it is the
+        seconds until they may; of 0 bytes, until what was overdrawn is there again.
+        """
+        if self._replay is None:
+            self._replay = Bucket(self._replay_rate())
+        return self._replay.take(trio.current_time(), size)
+
+    def settle_replay(self, size: int) -> None:
+        """Note `size` bytes more than were taken, whether there is room or not; below 0: so many less."""
+        if self._replay is None:
+            self._replay = Bucket(self._replay_rate())
+        self._replay.spend(trio.current_time(), size)
 
     def take_message(self, message: str | bytes) -> float:
         """Note an inbound message; the seconds until there is room for it, 0.0 where there is."""

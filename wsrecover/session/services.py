@@ -30,7 +30,7 @@ class Services:
     """The parts of one server process. `clock` gives unix seconds; deadlines use trio's clock.
 
     `counts` are totals since the start, by name: `resume.<outcome>`, `closed.<code>`, `session.<state>`,
-    `replayed`, `commands.<status>`.
+    `replayed`, `replay.paced`, `commands.<status>`.
     """
 
     app: App

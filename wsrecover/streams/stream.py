@@ -90,6 +90,11 @@ class Page:
     entries: Sequence[Entry]
     gap: tuple[int, int] | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of the bodies."""
+        return sum([len(entry.body) for entry in self.entries])
+
 
 @attrs.define
 class TailBudget:

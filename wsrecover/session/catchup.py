@@ -1,0 +1,146 @@
+"""What a delivery does where it has to wait: for its socket, its turn, its user's quota, or the store.
+
+::
+
+    pump ──┬─ nothing is owed ──▶ end
+      ▲    ├─ the socket is full ──▶ drain ─────────────────────────────────┐
+      │    └─ a page is needed ──▶ quota, turn ──▶ read it, send from it ───┤
+      │                             └─ nudged: there is more to send ───────┤
+      └─────────────────────────────────────────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import structlog
+import trio
+
+from wsrecover.config import Limits
+from wsrecover.errors import StoreCorrupt, StoreError
+from wsrecover.protocol.closecodes import CloseCode
+from wsrecover.streams.stream import Stream
+from wsrecover.transport.outbox import Outbox
+
+from .lag import Lag
+from .owner import Owner
+
+__all__ = ["CatchUp", "page_share"]
+
+log = structlog.get_logger(__name__)
+
+STORE_RETRY = 1.0
+"""Seconds between two tries to read a page from a store that is unavailable."""
+
+
+def page_share(limits: Limits, lagging: int) -> int:
+    """Bytes of a page of one stream: all that lag share what one page may take, for a reader may stall with
+    each."""
+    return limits.page_bytes // lagging
+
+
+class CatchUp:
+    """One task, which lives while something is owed. `pump` sends what goes at once; True: nothing is owed.
+
+    A replay that the connection asked for, and each snapshot, is paid for by its user's quota: where that is
+    used up it waits, and what is live goes on.
+    """
+
+    __slots__ = ("_lags", "_nudged", "_outbox", "_owner", "_pump", "_scope")
+
+    def __init__(
+        self, owner: Owner, outbox: Outbox, lags: Mapping[Stream, Lag], pump: Callable[[], bool]
+    ) -> None:
+        self._owner = owner
+        self._outbox = outbox
+        self._lags = lags
+        self._pump = pump
+        self._scope = trio.CancelScope()
+        self._nudged: trio.Event | None = None
+
+    def cancel(self) -> None:
+        """End it. What it had reserved for a page under way stays paid: it is being read."""
+        self._scope.cancel()
+
+    def nudge(self) -> None:
+        """There is something to send that need not wait for a turn or the quota."""
+        if self._nudged is not None:
+            self._nudged.set()
+
+    async def run(self) -> None:
+        """Send what is owed as the socket drains, reading the store where the tail does not reach back."""
+        try:
+            with self._scope:
+                while not self._pump():
+                    if self._outbox.pending:
+                        await self._outbox.drain(progress_timeout=self._owner.timeouts.write_progress)
+                        continue
+                    try:
+                        await self._fetch()
+                    except StoreCorrupt:
+                        raise
+                    except (StoreError, trio.TooSlowError) as error:
+                        log.warning("page_unavailable", error=repr(error))
+                        await self._pause(STORE_RETRY)
+        except trio.TooSlowError:
+            self._owner.close(CloseCode.TOO_SLOW, "the socket took nothing for too long")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._owner.kill()
+        except StoreCorrupt:
+            log.exception("stream_unreadable")
+            self._owner.close(CloseCode.INTERNAL_ERROR, "the log cannot be read")
+
+    async def _fetch(self) -> None:
+        """Get a page or a snapshot for the first stream that the quota lets go on, or wait until it does."""
+        wait = math.inf
+        most = page_share(self._owner.limits, len(self._lags))
+        for stream, lag in self._lags.items():
+            snapshot = bool(lag.switches) and lag.taken is None
+            refused = 0.0
+            if snapshot or lag.announce:
+                # How large a snapshot is shows as it is sent: what it overdraws is waited for afterwards.
+                refused = self._owner.quota.take_replay(0 if snapshot else most)
+            if not refused:
+                await (self._take_snapshot(stream, lag) if snapshot else self._take_page(stream, lag, most))
+                return
+            wait = min(wait, refused)
+        self._owner.count("replay.paced", 1)
+        await self._pause(wait)
+
+    async def _take_snapshot(self, stream: Stream, lag: Lag) -> None:
+        with trio.fail_after(self._owner.timeouts.store):
+            snapshot = await self._owner.snapshot()
+        if self._lags.get(stream) is lag:
+            lag.take(stream, snapshot, part_bytes=self._owner.limits.part_bytes)
+
+    async def _take_page(self, stream: Stream, lag: Lag, most: int) -> None:
+        """Read a page in its turn, and send from it. Of the `most` bytes paid the rest is given back."""
+        with self._owner.quota.pages.ask(self.nudge) as place:
+            while not place.has_turn:
+                await self._pause()
+                if self._pump() or self._outbox.pending or self._lags.get(stream) is not lag:
+                    self._settle(lag, -most)
+                    return
+            try:
+                with trio.fail_after(self._owner.timeouts.store):
+                    events = self._owner.limits.page_events
+                    page = await stream.page(lag.after, max_events=events, max_bytes=most)
+            except (StoreError, trio.TooSlowError):
+                self._settle(lag, -most)
+                raise
+            self._settle(lag, page.size - most)
+            if self._lags.get(stream) is lag:
+                lag.page = page
+                self._pump()
+
+    def _settle(self, lag: Lag, amount: int) -> None:
+        if lag.announce:
+            self._owner.quota.settle_replay(amount)
+
+    async def _pause(self, seconds: float = math.inf) -> None:
+        """Wait so long, or until nudged."""
+        self._nudged = trio.Event()
+        with trio.move_on_after(seconds):
+            await self._nudged.wait()
+        self._nudged = None
