@@ -9,9 +9,9 @@
               the socket would not take an event
 
 Live means being in `Stream.live`, which means being at its head; only a lagging stream has a cursor here.
-Nothing queues for a slow reader: what it was not sent stays in the log, and its catch-up (`catchup.py`), which
-exists only while something is owed, reads on as the socket drains. So it holds at most one page and the outbox's
-last write.
+Nothing queues for a slow reader: what it was not sent stays in the log, and its catch-up, which exists only
+while something is owed, reads on as the socket drains. So it holds at most one page and the outbox's last
+write.
 """
 
 from __future__ import annotations

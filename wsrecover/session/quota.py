@@ -105,8 +105,8 @@ class Quota:
         return Rate(per_minute // 60, max(per_minute, limits.page_bytes, limits.event_bytes))
 
     def take_replay(self, size: int) -> float:
-        """Note `size` bytes that are about to be replayed. 0.0: they may be. Else nothing is noted, and it is the
-        seconds until they may; of 0 bytes, until what was overdrawn is there again.
+        """Note `size` bytes that are about to be replayed. 0.0: they may be. Else nothing is noted, and it is
+        the seconds until they may; of 0 bytes, until what was overdrawn is there again.
         """
         if self._replay is None:
             self._replay = Bucket(self._replay_rate())

@@ -1,0 +1,167 @@
+"""R7: a thousand users who replay at once, and one who does so without end, take nothing from who is live."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+from figures import Figure
+from process import TENANT, ServerProcess, server_process
+
+from wsrecover.protocol.codec import encode_event
+from wsrecover.streams.sqlite import open_sqlite
+from wsrecover.streams.store import Entry, StreamKey, Unit
+from wsrecover.testing import Peer
+from wsrecover.transport import open_socket
+
+FULL: Final = os.environ.get("WSRECOVER_FAULTS") == "1"
+USERS: Final = 1_000 if FULL else 30
+EVENTS: Final = 2_000 if FULL else 500
+
+LOOPED: Final = 10_000 if FULL else 2_000
+PAD: Final = "x" * 40
+SAMPLES: Final = 200 if FULL else 20
+PAUSE: Final = 0.02
+PER_MINUTE: Final = 1024 * 1024
+START_SECONDS: Final = 30.0
+
+
+async def fill(path: Path, users: Sequence[str], events: int) -> int:
+    """Log so many events for each user, before the server is there; the bytes of one log."""
+    now = time.time()
+    bodies = [
+        encode_event(ts=now, type="noted", data={"n": n, "pad": PAD}, thread=None, max_bytes=1 << 20)
+        for n in range(events)
+    ]
+    store = await open_sqlite(path, synchronous="OFF")
+    for user in users:
+        key = StreamKey("user", TENANT, user)
+        await store.commit([Unit(tuple(Entry(key, body, now) for body in bodies))])
+    await store.aclose()
+    return sum(map(len, bodies))
+
+
+@attrs.define
+class Replayers:
+    """A process of `replayers.py`."""
+
+    process: trio.Process
+    told: dict[str, int] = attrs.field(factory=dict)
+    done: trio.Event = attrs.field(factory=trio.Event)
+
+    async def listen(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Starts once all of them are connected."""
+        said = b""
+        assert self.process.stdout is not None
+        async for piece in self.process.stdout:
+            said += piece
+            if said == b"ready\n":
+                task_status.started()
+        self.told = json.loads(said.removeprefix(b"ready\n"))
+        self.done.set()
+
+    async def stop(self) -> None:
+        assert self.process.stdin is not None
+        await self.process.stdin.send_all(b"stop\n")
+
+
+@asynccontextmanager
+async def replayers(server: ServerProcess, users: Sequence[str], *, again: bool) -> AsyncIterator[Replayers]:
+    async with trio.open_nursery() as nursery:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, str(Path(__file__).with_name("replayers.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        try:
+            tokens = [server.token(user) for user in users]
+            given = {"port": server.port, "tokens": tokens, "again": again}
+            assert process.stdin is not None
+            await process.stdin.send_all(json.dumps(given).encode() + b"\n")
+            made = Replayers(process)
+            with trio.fail_after(START_SECONDS):
+                await nursery.start(made.listen)
+            yield made
+            nursery.cancel_scope.cancel()
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + START_SECONDS):
+                await process.wait()
+
+
+@asynccontextmanager
+async def prober(server: ServerProcess) -> AsyncIterator[Peer]:
+    async with open_socket(
+        f"{server.url}/v1/connect?client=prober&from=live",
+        headers={"Authorization": f"Bearer {server.token('prober')}"},
+        subprotocols=["wsrecover.v1"],
+        timeout=START_SECONDS,
+        max_message_bytes=1 << 20,
+    ) as socket:
+        yield Peer(socket)
+
+
+async def p99(peer: Peer, samples: int, until: trio.Event | None = None) -> tuple[float, int]:
+    """The 99th percentile, in ms, of the time from a command to its event, and of how many: `samples`, or as
+    many as it takes `until` then."""
+    taken: list[float] = []
+    while len(taken) < samples or not (until is None or until.is_set()):
+        started = time.perf_counter()
+        await peer.send({"op": "send", "id": f"{started}", "type": "chat", "data": {}})
+        await peer.events(1)
+        taken.append((time.perf_counter() - started) * 1000)
+        await trio.sleep(PAUSE)
+    return sorted(taken)[int(len(taken) * 0.99)], len(taken)
+
+
+async def test_r7_a_thousand_replay_and_who_is_live_is_served(tmp_path: Path, figure: Figure) -> None:
+    """With as many turns as there are users, so that nobody waits for one, for comparison."""
+    users = [f"user{number}" for number in range(USERS)]
+    await fill(tmp_path / "log.db", users, EVENTS)
+    for turns in (2, USERS):
+        async with server_process(tmp_path, settings=f"[limits]\nreplay_pages = {turns}\n") as server:
+            await server.start()
+            async with prober(server) as peer:
+                await peer.until("live")
+                alone, _ = await p99(peer, SAMPLES)
+                began = time.perf_counter()
+                async with replayers(server, users, again=False) as them:
+                    beside, samples = await p99(peer, 1, them.done)
+                    seconds = time.perf_counter() - began
+            await server.stop()
+        assert (them.told["replays"], them.told["cut"]) == (USERS, 0)
+        what = f"live p99 while {USERS} users replay {EVENTS} events each, {turns} pages at once, ms"
+        figure("R7", f"{what} ({alone:.1f} alone; {samples} samples, {seconds:.1f} s)", f"{beside:.1f}")
+
+
+async def test_r7_one_replays_in_a_loop_and_gets_its_quota(tmp_path: Path, figure: Figure) -> None:
+    size = await fill(tmp_path / "log.db", ["greedy"], LOOPED)
+    settings = f"[tier]\nreplay_bytes_per_minute = {PER_MINUTE}\n"
+    async with server_process(tmp_path, settings=settings) as server:
+        await server.start()
+        async with prober(server) as peer:
+            await peer.until("live")
+            alone, _ = await p99(peer, SAMPLES)
+            began = time.perf_counter()
+            async with replayers(server, ["greedy"], again=True) as them:
+                beside, samples = await p99(peer, 5 * SAMPLES)
+                await them.stop()
+                with trio.fail_after(START_SECONDS):
+                    await them.done.wait()
+            seconds = time.perf_counter() - began
+    allowed = PER_MINUTE * (1 + seconds / 60)
+    what = f"live p99 beside a loop of replays, ms ({alone:.1f} alone, {samples} samples)"
+    figure("R7", what, f"{beside:.1f}")
+    figure("R7", f"replayed by it, of {allowed / 1e6:.1f} MB allowed, MB", f"{them.told['bytes'] / 1e6:.1f}")
+    # It had all more than once, and on the wire an event takes some bytes more than in the log.
+    assert 1.5 * size < them.told["bytes"] < 1.5 * allowed
+    assert them.told["cut"] == 0
