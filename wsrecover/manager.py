@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import attrs
 import trio
@@ -25,7 +25,7 @@ from .session.registry import Registry, RegistryStatistics
 from .session.revoking import revoke
 from .session.services import Services
 from .session.session import State as SessionState
-from .session.views import ConnectionView, SessionView, connection_views, session_views
+from .session.views import ConnectionView, Filters, Query, SessionView
 from .streams.journal import JournalStatistics
 from .streams.store import Applied, Entry, StoreStatistics, StreamKey, Unit
 from .transport.doorway import AcceptStatistics, Doorway
@@ -186,51 +186,16 @@ class Server:
         await drain(self.registry, self._services)
 
     def sessions(
-        self,
-        *,
-        tenant: str | None = None,
-        user: str | None = None,
-        thread: str | None = None,
-        state: SessionState | None = None,
-        min_age: float | None = None,
+        self, *, state: SessionState | None = None, **filters: Unpack[Filters]
     ) -> tuple[SessionView, ...]:
-        """The sessions that all given filters let pass, as they are now.
-
-        `thread`: those with a run in it under way. `min_age`: those that began so many seconds ago or before.
-        """
-        return session_views(
-            self.registry,
-            tenant=tenant,
-            user=user,
-            thread=thread,
-            state=state,
-            latest=self._latest(min_age),
-        )
+        """The sessions that all given filters let pass, as they are now; see `Filters`."""
+        return Query(state=state, **filters).sessions(self.registry, now=self._services.clock())
 
     def connections(
-        self,
-        *,
-        tenant: str | None = None,
-        user: str | None = None,
-        thread: str | None = None,
-        state: ConnectionState | None = None,
-        min_age: float | None = None,
+        self, *, state: ConnectionState | None = None, **filters: Unpack[Filters]
     ) -> tuple[ConnectionView, ...]:
-        """The connections that all given filters let pass, as they are now.
-
-        `thread`: those that are sent its events. `min_age`: those that came so many seconds ago or earlier.
-        """
-        return connection_views(
-            self.registry,
-            tenant=tenant,
-            user=user,
-            thread=thread,
-            state=state,
-            latest=self._latest(min_age),
-        )
-
-    def _latest(self, min_age: float | None) -> float:
-        return math.inf if min_age is None else self._services.clock() - min_age
+        """The connections that all given filters let pass, as they are now; see `Filters`."""
+        return Query(state=state, **filters).connections(self.registry, now=self._services.clock())
 
     async def wait_connected(self, tenant: str, user: str, timeout: float | None = None) -> None:
         """Wait until the user has a connection that was welcomed; returns at once where there is one.

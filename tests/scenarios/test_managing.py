@@ -16,6 +16,7 @@ from wsrecover.agents import App, Run
 from wsrecover.config import Tier, Timeouts
 from wsrecover.errors import ConnectionClosed
 from wsrecover.session.mishaps import KINDS, WINDOW, Mishaps
+from wsrecover.session.views import Filters
 from wsrecover.testing import LocalServer, local_server
 
 
@@ -140,6 +141,41 @@ class TestM01Queries:
         assert town.users(state="active") == {("acme", "ada"), ("acme", "bob"), ("zeta", "ada")}
         assert town.users(state="idle") == set()
 
+    async def test_m01_by_what_its_token_says(self, town: Town, autojump_clock: MockClock) -> None:
+        assert town.clients(role="ops") == {"laptop"}
+        assert town.clients(role="op") == set()
+        assert town.clients(tier="mid") == {"laptop"}
+        assert town.clients(tier="free") == town.clients(role="ops", tier="free") == set()
+        assert town.users(role="ops") == town.users(tier="mid") == {("acme", "ada")}
+        assert town.users(role="ops", tenant="zeta") == set()
+
+    async def test_m01_by_client_and_peer(self, town: Town, autojump_clock: MockClock) -> None:
+        assert town.clients(client="tab") == {"tab"}
+        assert town.users(client="tab") == {("acme", "bob")}
+        assert town.clients(client="tab", user="ada") == town.users(client="tab", user="ada") == set()
+        (phone,) = town.server.connections(client="phone")
+        assert town.clients(peer=phone.peer) == {"phone"}
+        assert town.users(peer=phone.peer) == {("acme", "ada")}
+        assert town.clients(peer="memory") == {"phone", "laptop", "tab", "other"}
+        assert town.clients(peer="memor") == town.users(peer="elsewhere") == set()
+
+    async def test_m01_a_session_has_one_connection_that_all_filters_let_pass(
+        self, town: Town, autojump_clock: MockClock
+    ) -> None:
+        assert town.users(client="phone") == town.users(role="ops") == {("acme", "ada")}
+        assert town.users(client="phone", role="ops") == set()
+        assert town.users(client="laptop", role="ops", tier="mid", peer="memory") == {("acme", "ada")}
+
+    async def test_m01_a_filter_of_none_asks_nothing_and_an_unknown_one_is_refused(
+        self, town: Town, autojump_clock: MockClock
+    ) -> None:
+        nothing = dict.fromkeys(Filters.__annotations__)
+        assert town.clients(state=None, **nothing) == town.clients()
+        assert town.users(state=None, **nothing) == town.users()
+        for ask in (town.clients, town.users):
+            with pytest.raises(TypeError, match="colour"):
+                ask(colour="red")
+
     async def test_m01_what_is_known_of_a_connection(self, town: Town, autojump_clock: MockClock) -> None:
         (phone,) = town.server.connections(tenant="acme", thread="t1", user="ada", state="live")[:1]
         (laptop,) = town.server.connections(tenant="acme", thread="t2", user="ada")
@@ -170,6 +206,17 @@ class TestM01Queries:
             await peer.send([{"op": "ack", "pos": {"user": 1}}, {"op": "ping"}])
             await peer.until("pong")
             assert town.server.connections(user="eve")[0].processed == {"user": 1}
+
+
+async def test_m01_an_address_is_that_of_the_machine_whatever_the_port() -> None:
+    async with local_server(host="::1") as local, local.peer(client="a") as first:
+        await first.until("live")
+        (view,) = local.server.connections()
+        assert view.peer.startswith("[::1]:")
+        for peer in (view.peer, "[::1]", "::1"):
+            assert local.server.connections(peer=peer) == (view,)
+            assert [one.user for one in local.server.sessions(peer=peer)] == ["ada"]
+        assert local.server.connections(peer="::") == ()
 
 
 class TestM02WaitConnected:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 import attrs
 
@@ -15,7 +15,7 @@ from .registry import Registry
 from .session import Session
 from .session import State as SessionState
 
-__all__ = ["ConnectionView", "SessionView", "connection_views", "session_views"]
+__all__ = ["ConnectionView", "Filters", "Query", "SessionView"]
 
 Positions: TypeAlias = Mapping[str, int]
 
@@ -52,58 +52,82 @@ class SessionView:
     runs: tuple[RunInfo, ...]
 
 
-def session_views(
-    registry: Registry,
-    *,
-    tenant: str | None,
-    user: str | None,
-    thread: str | None,
-    state: SessionState | None,
-    latest: float,
-) -> tuple[SessionView, ...]:
-    """The sessions that all filters let pass: with a run in `thread`, begun by `latest` (unix s)."""
-    views = (_session(session) for session in _sessions(registry, tenant, user))
-    return tuple(
-        view
-        for view in views
-        if (thread is None or any(run.thread == thread for run in view.runs))
-        and (state is None or view.state == state)
-        and view.since <= latest
-    )
+class Filters(TypedDict, total=False):
+    """What may be asked of sessions and connections alike, exactly; None asks nothing.
+
+    `tenant` and `user`. `thread`: sessions with a run in it under way, connections that are sent its events.
+    `role`, `tier`, `client` and `peer` are of a connection; a session is one that has a connection which all
+    of these let pass. `peer` is an address, with its port or without. `min_age`: those that began, or came,
+    so many seconds ago or before.
+    """
+
+    tenant: str | None
+    user: str | None
+    thread: str | None
+    role: str | None
+    tier: str | None
+    client: str | None
+    peer: str | None
+    min_age: float | None
 
 
-def connection_views(
-    registry: Registry,
-    *,
-    tenant: str | None,
-    user: str | None,
-    thread: str | None,
-    state: ConnectionState | None,
-    latest: float,
-) -> tuple[ConnectionView, ...]:
-    """The connections that all filters let pass: sent `thread`, here by `latest` (unix s)."""
-    views = (
-        _connection(connection)
-        for session in _sessions(registry, tenant, user)
-        for connection in session.connections.values()
-    )
-    return tuple(
-        view
-        for view in views
-        if (thread is None or view.threads is None or thread in view.threads)
-        and (state is None or view.state == state)
-        and view.since <= latest
-    )
+@attrs.frozen(kw_only=True)
+class Query:
+    """`Filters` and a state: what lets pass is what every one of them lets pass."""
 
+    tenant: str | None = None
+    user: str | None = None
+    thread: str | None = None
+    role: str | None = None
+    tier: str | None = None
+    client: str | None = None
+    peer: str | None = None
+    min_age: float | None = None
+    state: str | None = None
 
-def _sessions(registry: Registry, tenant: str | None, user: str | None) -> Iterator[Session]:
-    sessions: Iterable[Session] = registry.sessions.values()
-    if tenant is not None and user is not None:
-        one = registry.sessions.get((tenant, user))
-        sessions = () if one is None else (one,)
-    for session in sessions:
-        if tenant in (None, session.tenant) and user in (None, session.user):
-            yield session
+    def sessions(self, registry: Registry, *, now: float) -> tuple[SessionView, ...]:
+        """The sessions that it lets pass at `now` (unix s)."""
+        views = map(_session, self._owners(registry))
+        return tuple(view for view in views if self._passes(view, now) and self._holds(view))
+
+    def connections(self, registry: Registry, *, now: float) -> tuple[ConnectionView, ...]:
+        """The connections that it lets pass at `now` (unix s)."""
+        owners = self._owners(registry)
+        views = (_connection(connection) for owner in owners for connection in owner.connections.values())
+        return tuple(
+            view
+            for view in views
+            if self._passes(view, now)
+            and self._knows(view)
+            and (self.thread is None or view.threads is None or self.thread in view.threads)
+        )
+
+    def _owners(self, registry: Registry) -> Iterator[Session]:
+        sessions: Iterable[Session] = registry.sessions.values()
+        if self.tenant is not None and self.user is not None:
+            one = registry.sessions.get((self.tenant, self.user))
+            sessions = () if one is None else (one,)
+        for session in sessions:
+            if self.tenant in (None, session.tenant) and self.user in (None, session.user):
+                yield session
+
+    def _passes(self, view: SessionView | ConnectionView, now: float) -> bool:
+        return self.state in (None, view.state) and (self.min_age is None or now - view.since >= self.min_age)
+
+    def _holds(self, view: SessionView) -> bool:
+        if self.thread is not None and all(run.thread != self.thread for run in view.runs):
+            return False
+        of_connections = (self.role, self.tier, self.client, self.peer)
+        return of_connections == (None,) * 4 or any(map(self._knows, view.connections))
+
+    def _knows(self, view: ConnectionView) -> bool:
+        host = view.peer.rpartition(":")[0]
+        return (
+            (self.role is None or self.role in view.roles)
+            and self.tier in (None, view.tier)
+            and self.client in (None, view.client)
+            and self.peer in (None, view.peer, host, host.strip("[]"))
+        )
 
 
 def _session(session: Session) -> SessionView:
