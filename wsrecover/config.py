@@ -192,9 +192,11 @@ class Contexts:
     """Events of a user after which a snapshot is stored, or fewer where the log holds little: what a restart
     reads again for one user then takes some milliseconds."""
     threads: int = attrs.field(default=100, validator=count(1))
-    """Threads of a user, those used last; older ones are forgotten, but none with a run under way."""
+    """Threads of a user, those used last; older ones are forgotten, but none with a run under way. A user's
+    tier may say otherwise (`context_threads`)."""
     age: float = attrs.field(default=30 * 24 * 3600.0, validator=seconds())
-    """Seconds since a thread was last used, after which it is forgotten likewise: a month's holiday."""
+    """Seconds since a thread was last used, after which it is forgotten likewise (`context_age`): a month's
+    holiday."""
     memory_bytes: int = attrs.field(default=8 * 1024 * 1024, validator=size(0))
     """Contexts of one user that stay in memory between two uses; more are read from the store each time."""
 
@@ -292,6 +294,10 @@ class Config:
             bytes=min(kept.bytes, max(tier.log_bytes or kept.bytes, self.limits.event_bytes)),
             age=min(kept.age, tier.log_age or kept.age),
         )
+
+    def contexts_of(self, tier: Tier) -> tuple[float, int]:
+        """The seconds for which a user of this tier keeps a thread's context, and of how many threads."""
+        return tier.context_age or self.contexts.age, tier.context_threads or self.contexts.threads
 
     def evolve(self, **changes: Any) -> Config:
         """A copy with other values, checked like a new one; an unknown name raises `ConfigError`."""

@@ -144,6 +144,10 @@ class Tier:
     """Bytes of their bodies, likewise; always enough for one event."""
     log_age: float | None = attrs.field(default=None, validator=seconds(none=True))
     """Seconds, likewise."""
+    context_age: float | None = attrs.field(default=None, validator=seconds(none=True))
+    """Seconds since a thread's last event, after which its context is forgotten. None: `contexts.age`."""
+    context_threads: int | None = attrs.field(default=None, validator=count(1, none=True))
+    """Threads whose contexts are kept, those used last. None: `contexts.threads`."""
 
 
 def default_tiers() -> dict[str, Tier]:

@@ -174,6 +174,7 @@ async def _running_journal(
         max_units=limits.journal_units,
         max_bytes=limits.journal_bytes,
         retention=quotas.retention,
+        context_age=quotas.context_age,
         clock=clock,
         snapshot_events=config.contexts.every,
     )

@@ -37,10 +37,13 @@ class MemoryWorld:
 
 @asynccontextmanager
 async def memory_world(app: App | None = None, **settings: Any) -> AsyncIterator[MemoryWorld]:
-    """The parts that `serve` puts together, behind a network in memory. Both clocks are trio's."""
-    config = Config(store="memory", secret=SECRET, **settings)
+    """The parts that `serve` puts together, behind a network in memory. Both clocks are trio's.
+
+    A `store` that is a file asks for a clock that only the test moves: its threads are no tasks of trio's.
+    """
+    config = Config(secret=SECRET, **{"store": "memory", **settings})
     limits, timeouts = config.limits, config.timeouts
-    clock, quotas = trio.current_time, Quotas(config)
+    clock, quotas = trio.lowlevel.current_clock().current_time, Quotas(config)
     async with (
         _opened_store(config, clock) as store,
         _running_journal(quotas, store, clock) as (journal, streams),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import orjson
 import pytest
@@ -16,12 +17,15 @@ from trio.testing import MockClock
 
 from wsrecover.agents import App, Run
 from wsrecover.client import Changed, ClientSession, Dial, Event, Gap, Item, Snapshot, connect
-from wsrecover.config import Contexts, Limits, Retention
+from wsrecover.config import Contexts, Limits, Retention, Tier
 from wsrecover.protocol.context import Context
+from wsrecover.protocol.cursor import Position
 from wsrecover.session.contexts import UserContexts
 from wsrecover.streams.store import StreamKey
 from wsrecover.testing import LocalServer, MemoryNetwork, local_server
 from wsrecover.transport import open_socket
+
+T = TypeVar("T")
 
 ADA = StreamKey("user", "acme", "ada")
 
@@ -202,6 +206,128 @@ class TestC05AwayForLong:
         assert isinstance(changed, Changed)
         assert isinstance(snapshot, Snapshot)
         assert snapshot.threads == {}
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return "memory" if request.param == "memory" else f"sqlite:{tmp_path / 'log.db'}"
+
+
+class TestC05ByTier:
+    """Contexts are kept for as long as the tier of their user says; the log is gone after five minutes."""
+
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "retention": Retention(age=300.0),
+        "contexts": Contexts(age=3600.0),
+        "tiers": {"free": Tier(context_age=400.0), "rich": Tier(context_age=9000.0), "mid": Tier()},
+    }
+
+    async def visit(
+        self, world: MemoryWorld, tier: str, position: Mapping[str, Position] | None = None
+    ) -> tuple[list[Item], Mapping[str, Position]]:
+        """Come as the user whose name is its tier; what it is told, and where it is then."""
+        local = world.local
+        token = local.token(tier, tier=tier)
+        options: dict[str, Any] = {"client_id": "tab", "dial": through(world.network)}
+        if position is None:
+            async with connect(local.url, token=token, from_="start", **options) as session:
+                await say(local, "1", user=tier)
+                return await until(session, 1), session.position
+        async with connect(local.url, token=token, positions=position, **options) as session:
+            items = await until(session, 3)
+            assert session.contexts == await contexts_of(local, tier)
+            return items, session.position
+
+    async def populate(self, world: MemoryWorld) -> dict[str, Mapping[str, Position]]:
+        """Each comes, is told the first event, and misses two more."""
+        positions = {}
+        for tier in ("free", "mid", "rich"):
+            _, positions[tier] = await self.visit(world, tier)
+            for text in ("2", "3"):
+                await say(world.local, text, user=tier)
+        return positions
+
+    async def outcome(self, world: MemoryWorld, positions: dict[str, Mapping[str, Position]]) -> list[str]:
+        """What each of them comes back to, which is never silence."""
+        found = []
+        for tier, position in positions.items():
+            (changed, gap, snapshot), _ = await self.visit(world, tier, position)
+            assert isinstance(changed, Changed)
+            assert isinstance(gap, Gap)
+            assert isinstance(snapshot, Snapshot)
+            assert (changed.reason, gap.from_, gap.to) == ("trimmed", 2, 3)
+            if snapshot.threads:
+                assert told([{"op": "snapshot", "threads": snapshot.threads}]) == {"t1": ["1", "2", "3"]}
+            found.append("snapshot" if snapshot.threads else "clean")
+        return found
+
+    async def stored(self, world: MemoryWorld) -> list[str]:
+        """Whose contexts the store has."""
+        keys = [StreamKey("user", "acme", tier) for tier in ("free", "mid", "rich")]
+        return [key.name for key in await world.services.store.oldest_contexts(keys)]
+
+    async def trimmed(self, world: MemoryWorld) -> list[int]:
+        """Where the log of each begins."""
+        keys = [StreamKey("user", "acme", tier) for tier in ("free", "mid", "rich")]
+        return [(await world.services.store.load(key)).oldest for key in keys]
+
+    async def settled(self, ask: Callable[[MemoryWorld], Awaitable[T]], world: MemoryWorld, at: T) -> T:
+        """What `ask` says, once that is `at` or will not be: threads work while the clock stands."""
+        for _ in range(1000):
+            found = await ask(world)
+            if found == at:
+                break
+            await trio.testing.wait_all_tasks_blocked(0.002)
+        return found
+
+    @pytest.mark.parametrize(
+        ("seconds", "expected"),
+        [
+            (400, ["snapshot", "snapshot", "snapshot"]),
+            (600, ["clean", "snapshot", "snapshot"]),
+            (5000, ["clean", "clean", "snapshot"]),
+            (12000, ["clean", "clean", "clean"]),
+        ],
+    )
+    async def test_c05_a_context_is_there_for_as_long_as_the_tier_says(
+        self, store: str, mock_clock: MockClock, seconds: float, expected: list[str]
+    ) -> None:
+        async with memory_world(store=store, **self.SETTINGS) as world:
+            positions = await self.populate(world)
+            mock_clock.jump(seconds)
+            assert await self.settled(self.trimmed, world, [4, 4, 4]) == [4, 4, 4]
+            assert await self.outcome(world, positions) == expected
+
+    async def test_c05_what_expired_leaves_the_store_though_its_user_stays_away(
+        self, store: str, mock_clock: MockClock
+    ) -> None:
+        async with memory_world(store=store, **self.SETTINGS) as world:
+            await self.populate(world)
+            for seconds, left in (
+                (400, ["free", "mid", "rich"]),
+                (200, ["mid", "rich"]),
+                (4000, ["rich"]),
+                (6000, []),
+            ):
+                mock_clock.jump(seconds)
+                assert await self.settled(self.stored, world, left) == left
+
+    async def test_c05_after_a_restart_it_is_the_tier_of_who_comes_back(
+        self, tmp_path: Path, mock_clock: MockClock
+    ) -> None:
+        settings = {"store": f"sqlite:{tmp_path / 'log.db'}", **self.SETTINGS}
+        everybody = ["free", "mid", "rich"]
+        async with memory_world(**settings) as world:
+            positions = await self.populate(world)
+            mock_clock.jump(350)
+            assert await self.settled(self.stored, world, everybody) == everybody
+        async with memory_world(**settings) as world:
+            mock_clock.jump(5000)
+            await trio.testing.wait_all_tasks_blocked(0.002)
+            assert await self.stored(world) == everybody, "nobody told their tiers yet"
+            assert await self.outcome(world, positions) == ["clean", "clean", "snapshot"]
+            mock_clock.jump(100)
+            assert await self.settled(self.stored, world, ["rich"]) == ["rich"]
 
 
 def through(network: MemoryNetwork) -> Dial:

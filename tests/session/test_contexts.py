@@ -11,7 +11,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from wsrecover.config import Config, Contexts, Retention
+from wsrecover.config import Config, Contexts, Retention, Tier
 from wsrecover.errors import StoreUnavailable
 from wsrecover.session.contexts import UserContexts, tend
 from wsrecover.session.services import Services
@@ -165,6 +165,65 @@ class TestForgetting:
             contexts = log.contexts()
             await contexts.store()
             assert sorted((await log.stored()).contexts) == ["asked", "young"]
+
+    async def test_by_the_tier_that_a_token_named_last(self) -> None:
+        now = 1000.0
+        tiers = {"free": Tier(context_age=60.0, context_threads=2), "rich": Tier(context_age=900.0)}
+        async with local_server(wall_clock=lambda: now, tiers=tiers) as local:
+            log = Log(local)
+            tell = log.services.quotas.tell_tier
+            for thread in ("a", "b", "c"):
+                await log.say("hi", thread=thread)
+            contexts = log.contexts()
+            tell(ADA, "rich")
+            assert sorted((await contexts.snapshot()).contexts) == ["a", "b", "c"]
+            tell(ADA, "free")
+            assert sorted((await contexts.snapshot()).contexts) == ["b", "c"]
+            now += 60
+            assert sorted((await contexts.snapshot()).contexts) == ["b", "c"]
+            now += 1
+            assert sorted((await contexts.snapshot()).contexts) == []
+
+    async def test_what_was_used_in_time_stays_though_nobody_looked_meanwhile(self) -> None:
+        now = 1000.0
+        async with local_server(wall_clock=lambda: now, contexts=Contexts(age=60.0)) as local:
+            log = Log(local)
+            contexts = log.contexts()
+            await log.say("one")
+            await contexts.store()
+            for text in ("two", "three"):
+                now += 50
+                await log.say(text)
+            assert await said(contexts) == await said(log.contexts()) == ["one", "two", "three"]
+
+    async def test_a_thread_that_was_idle_for_too_long_begins_empty_though_nobody_looked_meanwhile(
+        self,
+    ) -> None:
+        now = 1000.0
+        async with local_server(wall_clock=lambda: now, contexts=Contexts(age=60.0)) as local:
+            log = Log(local)
+            contexts = log.contexts()
+            await log.say("one")
+            await log.add("input_requested", {"request_id": "q", "prompt": "?"}, "asked")
+            await log.say("asked", thread="asked")
+            await contexts.keep_up()
+            now += 61
+            await log.say("two")
+            await log.say("after", thread="asked")
+            for each in (contexts, log.contexts()):
+                assert await said(each) == ["two"]
+                assert await said(each, "asked") == ["asked", "after"]
+
+    async def test_what_was_forgotten_is_stored_though_nothing_came_since(self) -> None:
+        now = 1000.0
+        async with local_server(wall_clock=lambda: now, contexts=Contexts(age=60.0)) as local:
+            log = Log(local)
+            await log.say("one")
+            await log.contexts().store()
+            now += 61
+            await log.contexts().store()
+            stored = await log.stored()
+            assert (stored.seq, dict(stored.contexts)) == (1, {})
 
 
 async def test_what_is_too_large_for_memory_is_read_again() -> None:

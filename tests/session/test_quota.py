@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wsrecover.access import Principal
-from wsrecover.config import Config, Limits, Retention, Tier
+from wsrecover.config import Config, Contexts, Limits, Retention, Tier
 from wsrecover.session.quota import Quota, Quotas
 from wsrecover.streams.store import StreamKey
 
@@ -42,6 +42,27 @@ async def test_a_tier_keeps_less_and_none_keeps_more(quotas: Quotas) -> None:
 async def test_before_a_token_told_the_tier_all_is_kept_that_any_may_keep(quotas: Quotas) -> None:
     assert quotas.retention(ADA) == quotas.config.retention
     assert quotas.retention(StreamKey("tenant", "acme")) == quotas.config.retention_broadcast
+
+
+async def test_contexts_are_kept_for_as_long_and_as_many_as_the_tier_says_and_else_the_settings() -> None:
+    tiers = {
+        "free": Tier(context_age=60.0, context_threads=5),
+        "rich": Tier(context_age=9000.0),
+        "wide": Tier(context_threads=500),
+    }
+    contexts = Contexts(age=600.0, threads=50)
+    quotas = Quotas(Config(store="memory", tiers=tiers, tier=Tier(context_threads=7), contexts=contexts))
+    assert quotas.contexts(ADA) == (9000.0, 500), "the most of any, until a token told"
+    for name, kept in [
+        ("free", (60.0, 5)),
+        ("rich", (9000.0, 50)),
+        ("wide", (600.0, 500)),
+        (None, (600.0, 7)),
+        ("unheard-of", (600.0, 7)),
+    ]:
+        Quota(quotas, ADA).adopt(Principal("acme", "ada", (), name))
+        assert quotas.contexts(ADA) == kept
+        assert quotas.context_age(ADA) == kept[0]
 
 
 async def test_a_tier_is_remembered_when_its_user_has_left(quotas: Quotas) -> None:

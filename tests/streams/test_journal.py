@@ -21,6 +21,7 @@ from wsrecover.streams.store import (
     Outcome,
     Retention,
     Store,
+    StoredContext,
     StreamKey,
     Unit,
 )
@@ -509,6 +510,35 @@ class TestRetention:
             await trio.sleep(31)
             assert stream.oldest == 2
             assert asked == [[ANN]]
+            await journal.aclose()
+
+    async def test_a_snapshot_is_asked_for_where_a_context_has_become_too_old_for_its_user(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        now = 1000.0
+        store = MemoryStore(clock=lambda: now)
+        journal = Journal(
+            store,
+            Streams(store),
+            max_units=100,
+            max_bytes=1 << 20,
+            retention=lambda _: Retention(age=1e9),
+            context_age=lambda key: {ANN: 60.0, BEN: 90.0}[key],
+            clock=lambda: now,
+            sweep_interval=30.0,
+        )
+        covering(journal, store, asked := [])
+        context = {"t": StoredContext(b"{}", now)}
+        await store.commit([Unit(snapshots=(NewSnapshot(key, 0, context),)) for key in (ANN, BEN)])
+        await store.commit([unit(TEAM, "a")])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(journal.run)
+            await trio.sleep(1)
+            for seconds, keys in ((60, []), (1, [[ANN]]), (29, [[ANN]]), (1, [[ANN, BEN]])):
+                now += seconds
+                asked.clear()
+                await trio.sleep(30)
+                assert asked == keys
             await journal.aclose()
 
     async def test_a_users_stream_gets_a_snapshot_each_so_many_events(self, bench: Bench) -> None:

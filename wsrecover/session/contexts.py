@@ -63,8 +63,11 @@ class _State:
     changed: set[str] = attrs.field(factory=set)
     blank: Context = EMPTY
 
-    def take(self, page: Page, head: int) -> None:
-        """Reduce a page of the log, or what is left of it."""
+    def take(self, page: Page, head: int, *, age: float) -> None:
+        """Reduce a page of the log, or what is left of it.
+
+        A thread that was idle for longer than `age` begins empty, whether or not somebody looked meanwhile.
+        """
         if page.gap is not None:  # Only of a log that an older version trimmed: now a snapshot goes before.
             log.warning("context_incomplete", first=page.gap[0], last=page.gap[1])
             self.blank = attrs.evolve(EMPTY, truncated=True)
@@ -76,6 +79,8 @@ class _State:
             if concerns(entry.body):
                 event = decode_body("user", entry.seq, entry.body)
                 name = event.thread or NO_THREAD
+                if event.ts - age > self.used.get(name, event.ts) and not _is_busy(self.contexts[name]):
+                    self.forget((name,))
                 before = self.contexts.get(name, self.blank)
                 after = reduce(before, event)
                 if after is not before:
@@ -131,7 +136,7 @@ class UserContexts:
         """
         async with self._lock:
             state = await self._advanced()
-            if state.seq == state.stored:
+            if state.seq == state.stored and not state.changed:
                 return
             changed = {name: _stored(state, name) for name in state.changed}
             unit = Unit(snapshots=(NewSnapshot(self._key, state.seq, changed),))
@@ -155,16 +160,12 @@ class UserContexts:
         try:
             if self._state is None:
                 self._state = await self._load()
-            self._expire(self._state)
-            await self._advance(self._state, stream)
-            self._expire(self._state)
+            age, most = self._services.quotas.contexts(self._key)
+            await self._advance(self._state, stream, age)
+            self._state.forget(self._state.expired(before=self._services.clock() - age, most=most))
         finally:
             streams.release(stream)
         return self._state
-
-    def _expire(self, state: _State) -> None:
-        before = self._services.clock() - self._settings.age
-        state.forget(state.expired(before=before, most=self._settings.threads))
 
     async def _load(self) -> _State:
         stored = await self._services.store.snapshot(self._key)
@@ -175,12 +176,12 @@ class UserContexts:
         used = {name: context.at for name, context in stored.contexts.items()}
         return _State(stored.seq, stored.seq, contexts, used)
 
-    async def _advance(self, state: _State, stream: Stream) -> None:
+    async def _advance(self, state: _State, stream: Stream, age: float) -> None:
         upto = stream.head
         pause_at = trio.current_time() + SLICE
         while state.seq < upto:
             page = await stream.page(state.seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
-            state.take(page, upto)
+            state.take(page, upto, age=age)
             if trio.current_time() >= pause_at:
                 await trio.lowlevel.checkpoint()
                 pause_at = trio.current_time() + SLICE

@@ -35,6 +35,8 @@ class Quotas:
         self.commands = Buckets(Rate(per_second, 2 * per_second))
         self.pages = Pages(config.limits.replay_pages)
         self._tiers: dict[StreamKey, Tier] = {}
+        ages, threads = zip(*map(config.contexts_of, (config.tier, *config.tiers.values())), strict=True)
+        self._longest = max(ages), max(threads)
 
     def tier_of(self, user: StreamKey) -> Tier:
         """The user's tier; the one of users without, until a token has told it."""
@@ -58,6 +60,16 @@ class Quotas:
             return self.config.retention_broadcast
         tier = self._tiers.get(key)
         return self.config.retention if tier is None else self.config.retention_of(tier)
+
+    def contexts(self, user: StreamKey) -> tuple[float, int]:
+        """See `Config.contexts_of`; of a user whose tier no token told since the start what the most generous
+        tier says, for what is forgotten is gone."""
+        tier = self._tiers.get(user)
+        return self._longest if tier is None else self.config.contexts_of(tier)
+
+    def context_age(self, user: StreamKey) -> float:
+        """The seconds of `contexts`."""
+        return self.contexts(user)[0]
 
     def forget(self, tenant: str, counter: Counter[str]) -> None:
         """One less of a tenant's."""

@@ -12,6 +12,7 @@ come before the journal's turn join it, so a unit costs no passage of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import attrs
@@ -57,8 +58,8 @@ class Journal:
     """Commits what is queued, batch by batch, and extends those of `streams` that are open.
 
     `max_units` and `max_bytes` (of bodies) bound what is queued or under way; who comes then waits.
-    `retention` says how much of a stream is kept, `clock` gives unix seconds, `sweep_interval` is in seconds;
-    for these and `snapshot_events` see `Retainer`.
+    `retention` says how much of a stream is kept, `context_age` for how many seconds contexts are, `clock`
+    gives unix seconds, `sweep_interval` is in seconds; for these and `snapshot_events` see `Retainer`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Journal:
         max_units: int,
         max_bytes: int,
         retention: Callable[[StreamKey], Retention],
+        context_age: Callable[[StreamKey], float] = lambda _: math.inf,
         clock: Callable[[], float],
         sweep_interval: float = 60.0,
         snapshot_events: int = 1_000,
@@ -81,6 +83,7 @@ class Journal:
             store,
             streams,
             retention=retention,
+            context_age=context_age,
             clock=clock,
             sweep_interval=sweep_interval,
             snapshot_events=snapshot_events,

@@ -137,6 +137,12 @@ class MemoryStore(Store):
         log = self._log(key)
         return StoredSnapshot(log.snapshot, dict(log.contexts))
 
+    async def oldest_contexts(self, keys: Sequence[StreamKey]) -> dict[StreamKey, float]:
+        """See `Store.oldest_contexts`."""
+        await self._ready()
+        logs = [(key, self._logs[key]) for key in keys if key in self._logs]
+        return {key: min(one.at for one in log.contexts.values()) for key, log in logs if log.contexts}
+
     async def keys(self, *, after: StreamKey | None = None, limit: int = 1000) -> list[StreamKey]:
         """See `Store.keys`."""
         await self._ready()
@@ -203,7 +209,7 @@ class MemoryStore(Store):
         self._revocations.update({(one.tenant, one.user, one.token_id): one for one in unit.revocations})
         for snapshot in unit.snapshots:
             log = self._log(snapshot.key)
-            if snapshot.seq > log.snapshot:
+            if snapshot.seq >= log.snapshot:
                 log.snapshot = snapshot.seq
                 changed = {**log.contexts, **snapshot.changed}
                 log.contexts = {thread: stored for thread, stored in changed.items() if stored is not None}

@@ -48,7 +48,8 @@ class Retainer:
     or not: that is how events go by age.
 
     Whoever sets `snapshots` is asked for one of each user's stream that grew by its share, after
-    `snapshot_events` at the latest, and of those that cannot be trimmed without.
+    `snapshot_events` at the latest, of those that cannot be trimmed without, and in a sweep of those with a
+    context that was used last more than `context_age` seconds ago.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Retainer:
         streams: Streams,
         *,
         retention: Callable[[StreamKey], Retention],
+        context_age: Callable[[StreamKey], float],
         clock: Callable[[], float],
         sweep_interval: float,
         snapshot_events: int,
@@ -65,6 +67,7 @@ class Retainer:
         self._store = store
         self._streams = streams
         self._retention = retention
+        self._context_age = context_age
         self._clock = clock
         self._interval = sweep_interval
         self._snapshot_events = snapshot_events
@@ -123,6 +126,7 @@ class Retainer:
             _log.warning("sweep failed", error=str(error))
             return after
         await self._apply(page)
+        await self._forget_contexts([key for key in page if key.scope == "user"])
         return page[-1] if len(page) == _PAGE else None
 
     async def _apply(self, keys: Iterable[StreamKey]) -> None:
@@ -130,6 +134,16 @@ class Retainer:
         if held:
             await self._snapshot(held)
             await self._trim(held)
+
+    async def _forget_contexts(self, users: Sequence[StreamKey]) -> None:
+        """Have the contexts forgotten that are too old, of users who are away as well."""
+        try:
+            oldest = await self._store.oldest_contexts(users)
+        except StoreError as error:
+            _log.warning("sweep of contexts failed", error=str(error))
+            return
+        now = self._clock()
+        await self._snapshot([key for key, at in oldest.items() if at < now - self._context_age(key)])
 
     async def _look(self, users: Sequence[StreamKey]) -> None:
         """Store the snapshots that are due of these, which have grown, and prepare those of the others."""

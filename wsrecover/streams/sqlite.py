@@ -14,7 +14,7 @@ import trio
 from wsrecover.errors import StoreFailed
 from wsrecover.protocol.cursor import Position
 
-from .sqlite_contexts import find_snapshot
+from .sqlite_contexts import find_oldest, find_snapshot
 from .sqlite_heads import Head
 from .sqlite_known import find_answer, find_revocations, find_runs
 from .sqlite_log import SQLiteLog
@@ -170,6 +170,11 @@ class SQLiteStore(Store):
         """See `Store.snapshot`. Raises `StoreCorrupt` where a context is not what was written."""
         head = await self._head(key)
         return await self._reads.call(partial(find_snapshot, self._reader, head.id, key))
+
+    async def oldest_contexts(self, keys: Sequence[StreamKey]) -> dict[StreamKey, float]:
+        """See `Store.oldest_contexts`."""
+        self._check_open()
+        return await self._reads.call(partial(find_oldest, self._reader, keys))
 
     async def keys(self, *, after: StreamKey | None = None, limit: int = 1000) -> list[StreamKey]:
         """See `Store.keys`."""

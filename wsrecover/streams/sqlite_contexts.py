@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 
 import apsw
 
@@ -10,11 +11,11 @@ from wsrecover.errors import StoreCorrupt
 
 from .store import NewSnapshot, StoredContext, StoredSnapshot, StreamKey
 
-__all__ = ["find_snapshot", "keep_snapshot"]
+__all__ = ["find_oldest", "find_snapshot", "keep_snapshot"]
 
 
 def keep_snapshot(writer: apsw.Connection, stream: int, snapshot: NewSnapshot) -> None:
-    """Take over `snapshot`, which is newer than what is there."""
+    """Take over `snapshot`, which is no older than what is there."""
     writer.execute("UPDATE stream SET snapshot = ? WHERE id = ?", (snapshot.seq, stream))
     for thread, context in snapshot.changed.items():
         if context is None:
@@ -41,3 +42,17 @@ def find_snapshot(reader: apsw.Connection, stream: int, key: StreamKey) -> Store
             raise StoreCorrupt(f"stream {tuple(key)}: the context of {thread!r} is not what was written")
         contexts[thread] = StoredContext(body, at)
     return StoredSnapshot(seq, contexts)
+
+
+def find_oldest(reader: apsw.Connection, keys: Iterable[StreamKey]) -> dict[StreamKey, float]:
+    """See `Store.oldest_contexts`."""
+    oldest = {}
+    for key in keys:
+        at = reader.execute(
+            "SELECT min(context.at) FROM stream JOIN context ON context.stream = stream.id"
+            " WHERE scope = ? AND tenant = ? AND name = ?",
+            tuple(key),
+        ).get
+        if at is not None:
+            oldest[key] = at
+    return oldest

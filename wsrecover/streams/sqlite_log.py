@@ -232,7 +232,7 @@ class SQLiteLog:
             self._known.keep(unit)
             for snapshot in unit.snapshots:
                 head = self.head(snapshot.key)
-                if snapshot.seq > self._snapshots.get(head, head.snapshot):
+                if snapshot.seq >= self._snapshots.get(head, head.snapshot):
                     keep_snapshot(self._db, head.id, snapshot)
                     self._snapshots[head] = snapshot.seq
         return outcome

@@ -290,7 +290,8 @@ class Store(abc.ABC):
         applied are kept with the positions of the unit's entries. Only the first answer of a unit is checked
         in this way; the others are kept as they are.
 
-        A snapshot that is not newer than the stream's last one changes nothing.
+        A snapshot that is older than the stream's last one changes nothing; one of the same seq tells what
+        was forgotten since.
         """
 
     @abc.abstractmethod
@@ -314,6 +315,10 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def snapshot(self, key: StreamKey) -> StoredSnapshot:
         """The stream's newest snapshot."""
+
+    @abc.abstractmethod
+    async def oldest_contexts(self, keys: Sequence[StreamKey]) -> dict[StreamKey, float]:
+        """Of each of these streams whose snapshot has contexts, the `at` of the one that is used least."""
 
     @abc.abstractmethod
     async def keys(self, *, after: StreamKey | None = None, limit: int = 1000) -> list[StreamKey]:

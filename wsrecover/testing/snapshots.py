@@ -43,12 +43,25 @@ async def _a_snapshot_takes_over_what_changed(subject: Subject) -> None:
         await store.commit([snapshot(ANN, 4, later)])
         second = StoredSnapshot(4, {"": stored("none"), "u": stored("two", START + 5)})
         expect(await store.snapshot(ANN), second, "one that changes some")
+        await store.commit([snapshot(ANN, 3, {"u": None})])
+        expect(await store.snapshot(ANN), second, "after one that is older")
         await store.commit([snapshot(ANN, 4, {"u": None}), snapshot(ANN, 3, {"": None})])
-        expect(await store.snapshot(ANN), second, "after some that are not newer")
-        await store.commit([snapshot(ANN, 5, {"a": stored("x")}), snapshot(ANN, 5, {"a": None})])
-        confirm(
-            "a" in (await store.snapshot(ANN)).contexts, "the second of one seq in a batch changes nothing"
+        expect(
+            await store.snapshot(ANN), StoredSnapshot(4, {"": stored("none")}), "after one of the same seq"
         )
+        await store.commit([snapshot(ANN, 6, {"a": stored("x")}), snapshot(ANN, 5, {"a": None})])
+        confirm("a" in (await store.snapshot(ANN)).contexts, "an older one in a batch changes nothing")
+
+
+async def _the_oldest_context_of_each_is_told(subject: Subject) -> None:
+    async with subject.opened() as store:
+        expect(await store.oldest_contexts([ANN, BEN]), {}, "streams that nobody wrote")
+        contexts = {"t": stored("one", START + 7), "u": stored("two", START + 5)}
+        await store.commit([unit(ANN, *"ab"), unit(BEN, "a"), snapshot(ANN, 2, contexts)])
+        expect(await store.oldest_contexts([BEN, ANN, TEAM]), {ANN: START + 5}, "one with contexts")
+        expect(await store.oldest_contexts([BEN]), {}, "one that was not asked for")
+        await store.commit([snapshot(ANN, 2, {"u": None}), snapshot(BEN, 1, {"t": stored("x")})])
+        expect(await store.oldest_contexts([ANN, BEN]), {ANN: START + 7, BEN: START}, "what is left")
 
 
 async def _a_snapshot_commits_with_its_unit_or_not_at_all(subject: Subject) -> None:
@@ -97,6 +110,7 @@ async def _snapshots_are_there_after_a_restart(subject: Subject) -> None:
 
 SNAPSHOT_CHECKS: Final = (
     _a_snapshot_takes_over_what_changed,
+    _the_oldest_context_of_each_is_told,
     _a_snapshot_commits_with_its_unit_or_not_at_all,
     _nothing_is_trimmed_that_no_snapshot_covers,
 )
