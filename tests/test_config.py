@@ -173,6 +173,10 @@ class TestLoading:
             ("[retention_broadcast]\nevents = 0", "retention_broadcast.events", "≥ 1"),
             ("[retention_broadcast]\neons = 1", "retention_broadcast.eons", "events, bytes, age"),
             ('secret = "in plain sight"', "secret", "secret_file"),
+            ('trusted_proxies = "10.0.0.0/8"', "trusted_proxies", "a list of networks"),
+            ('trusted_proxies = ["10.0.0.1/8"]', "trusted_proxies", "10.0.0.0/8"),
+            ('trusted_proxies = ["proxy.example"]', "trusted_proxies", "10.0.0.0/8"),
+            ("trusted_proxies = [10]", "trusted_proxies", "10.0.0.0/8"),
             ("port =", "config", "TOML"),
         ],
     )

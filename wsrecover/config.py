@@ -27,8 +27,8 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 import attrs
 import cattrs
 
-from .config_access import Origins, Tier, Tokens, default_tiers
-from .config_checks import count, instance_of, one_of, seconds, size, text
+from .config_access import Origins, Tier, Tokens, default_tiers, networks
+from .config_checks import count, instance_of, one_of, seconds, size, text, tuple_of
 from .errors import ConfigError
 
 __all__ = [
@@ -246,6 +246,10 @@ class Config:
     """A PEM file with the certificate chain; None: plain `ws://`, for a proxy in front or this machine."""
     tls_key: str | None = attrs.field(default=None, validator=text("the name of a PEM file", none=True))
     """A PEM file with the certificate's key."""
+
+    trusted_proxies: tuple[str, ...] = attrs.field(default=(), converter=tuple_of, validator=networks)
+    """The networks of the proxies in front, whose `X-Forwarded-For` says whose connection it is: limits by
+    address and the audit log go by that. None listed: it is not looked at, for anybody can write it."""
 
     log_format: LogFormat = attrs.field(default="console", validator=one_of(get_args(LogFormat)))
     """`console` for a reader, `json` (one object per line) for a collector."""

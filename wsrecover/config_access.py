@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
@@ -10,7 +11,7 @@ import attrs
 
 from .config_checks import count, flag, refuse, seconds, size, text, texts, tuple_of
 
-__all__ = ["Origins", "Tier", "Tokens", "default_tiers"]
+__all__ = ["Origins", "Tier", "Tokens", "default_tiers", "networks"]
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -68,6 +69,18 @@ class Tokens:
     """RFC 9068, section 2.2.3.1; a list of strings."""
     tier_claim: str = attrs.field(default="tier", validator=_CLAIM)
     """There is no registered name."""
+
+
+def networks(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A tuple of networks in CIDR notation, without bits that the mask leaves out."""
+    accepted = "a list of networks, such as 10.0.0.0/8, 192.0.2.1 or fd00::/8"
+    if not isinstance(value, tuple):
+        refuse(instance, attribute, f"is {value!r}", accepted)
+    for network in value:
+        try:
+            ipaddress.ip_network(network if isinstance(network, str) else "")
+        except ValueError:
+            refuse(instance, attribute, f"holds {network!r}", accepted)
 
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")

@@ -7,10 +7,10 @@ import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 from figures import Figure
@@ -19,7 +19,7 @@ from trio.testing import MockClock
 
 from wsrecover.config import Limits
 from wsrecover.errors import HandshakeRefused
-from wsrecover.testing import LocalServer, local_server
+from wsrecover.testing import LocalServer, Peer, local_server
 from wsrecover.transport import Dial, Pipe, SocketPipe
 
 OTHER = "127.0.0.2"
@@ -221,3 +221,70 @@ async def test_r3_a_storm_from_one_address_is_refused_and_others_get_in(figure: 
     figure("R3", "p99 of a connect from elsewhere meanwhile, ms", f"{p99:.1f}")
     assert set(answers) == {(101, False), (429, True)}
     assert answers[101, False] <= rate + seconds * rate
+
+
+PROXY: Final = ("127.0.0.0/24",)
+
+
+def by_proxy(
+    local: LocalServer, forwarded: str | None, source: str = "127.0.0.1", **more: str
+) -> AbstractAsyncContextManager[Peer]:
+    """A connection with a token, and the header as a proxy at `source` would send it."""
+    headers = {"Authorization": f"Bearer {local.token()}", **more}
+    if forwarded is not None:
+        headers["X-Forwarded-For"] = forwarded
+    return local.stranger(headers=headers, dial=dial_from(source))
+
+
+async def admitted(local: LocalServer, forwarded: str | None, source: str = "127.0.0.1") -> bool:
+    try:
+        async with by_proxy(local, forwarded, source):
+            return True
+    except HandshakeRefused as refused:
+        if (refused.status, refused.retry_after) != (429, 1):
+            raise
+        return False
+
+
+async def test_s05_behind_a_proxy_each_client_has_its_own_rate(mock_clock: MockClock) -> None:
+    limits = Limits(address_connects_per_second=1, address_connects_burst=2)
+    async with local_server(limits=limits, trusted_proxies=PROXY, wall_clock=trio.current_time) as local:
+        for client in ("203.0.113.1", "203.0.113.2", "2001:db8::1", "2001:db8:1::1"):
+            assert [await admitted(local, f"9.9.9.9, {client}") for _ in range(3)] == [True, True, False]
+        # A client of that /64 under another of its addresses, and one that says it is somebody else.
+        assert not await admitted(local, "2001:db8::ffff")
+        assert not await admitted(local, "203.0.113.77, 203.0.113.1")
+        # Who is not named by the proxy counts as the proxy.
+        assert [await admitted(local, each) for each in (None, "nonsense", None)] == [True, True, False]
+        mock_clock.jump(1)
+        assert [await admitted(local, "203.0.113.1") for _ in range(2)] == [True, False]
+
+
+async def test_s05_who_is_no_trusted_proxy_is_not_believed(mock_clock: MockClock, figure: Figure) -> None:
+    """With none listed, and from an address beside those that are."""
+    limits = Limits(address_connects_per_second=1, address_connects_burst=2)
+    believed = 0
+    for proxies, source in (((), "127.0.0.1"), (PROXY, "127.0.1.1")):
+        async with local_server(
+            limits=limits, trusted_proxies=proxies, wall_clock=trio.current_time
+        ) as local:
+            spoofed = [f"203.0.113.{number}" for number in range(20)]
+            believed += sum([await admitted(local, each, source) for each in spoofed]) - 2
+    figure("S05 R3", "connects beyond the limit by a spoofed X-Forwarded-For", believed)
+    assert believed == 0
+
+
+async def test_r1_behind_a_proxy_a_client_may_hold_so_many_that_say_nothing() -> None:
+    limits = Limits(address_handshakes=2)
+    async with local_server(limits=limits, trusted_proxies=PROXY) as local, AsyncExitStack() as stack:
+        unknown = local.server._services.addresses
+        for _ in range(2):
+            headers = {"X-Forwarded-For": "203.0.113.1"}
+            await stack.enter_async_context(local.stranger(headers=headers))
+        assert not await admitted(local, "203.0.113.1")
+        assert await admitted(local, "203.0.113.2")
+        await stack.aclose()
+        with trio.fail_after(5):
+            while len(unknown):
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        assert await admitted(local, "203.0.113.1")

@@ -53,6 +53,29 @@ def token(local: LocalServer, jti: str, **more: Any) -> str:
     return sign(local.secret, token_id=jti, clock=local.wall_clock, **full)
 
 
+@pytest.mark.parametrize(
+    ("proxies", "named"), [((), False), (("127.0.0.0/8",), True), (("10.0.0.0/8",), False)]
+)
+async def test_the_peer_in_the_log_is_the_one_that_a_trusted_proxy_names(
+    log: Log, proxies: tuple[str, ...], named: bool
+) -> None:
+    forwarded = {"X-Forwarded-For": "6.6.6.6, 203.0.113.9"}
+    async with local_server(trusted_proxies=proxies) as local:
+        headers = {"Authorization": f"Bearer {token(local, 't1')}", **forwarded}
+        async with local.stranger(headers=headers) as peer:
+            await peer.send({"op": "hello", "client": "c1"})
+            await peer.until("live")
+            (view,) = local.server.connections()
+        for bad in ("nonsense", token(local, "t2", lifetime=-90)):
+            with pytest.raises(HandshakeRefused):
+                async with local.stranger(headers={"Authorization": f"Bearer {bad}", **forwarded}):
+                    pass
+    peers = [view.peer, *(line["peer"] for line in log.audit())]
+    assert len(peers) == 4
+    assert [peer == "203.0.113.9:0" for peer in peers] == [named] * 4
+    assert named or all(peer.startswith("127.0.0.1:") for peer in peers)
+
+
 async def test_a4_each_decision_is_told_with_who_and_why(log: Log) -> None:
     async with local_server(origins=Origins(missing=True)) as local:
         async with local.peer(token=token(local, "t1"), client="c1") as peer:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import trio
 
 from wsrecover.config import Limits
 
 from .limits import Buckets, Rate
+from .proxies import HEADER, Proxies
 
 __all__ = ["Addresses"]
 
@@ -17,13 +19,23 @@ __all__ = ["Addresses"]
 class Addresses:
     """Connects in a second, and connections at once that have not said who they are, of each address.
 
-    Of IPv6 a /64 counts as one address: that much anybody is given.
+    Of IPv6 a /64 counts as one address: that much anybody is given. A connection that one of the `proxies`
+    forwards counts for whoever it is forwarded for.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, proxies: Sequence[str] = ()) -> None:
+        self._proxies = Proxies(proxies)
         self._most = limits.address_handshakes
         self._connects = Buckets(Rate(limits.address_connects_per_second, limits.address_connects_burst))
         self._unknown: Counter[str] = Counter()
+
+    def forwards(self, peer: str) -> bool:
+        """Whether `peer` is a proxy, and its request says whose connection it is."""
+        return self._proxies.trusts(peer)
+
+    def client(self, peer: str, headers: Mapping[str, str]) -> str:
+        """Whose connection it is that the proxy `peer` forwards; `host:port` like any peer."""
+        return self._proxies.client(peer, headers.get(HEADER, ""))
 
     def enter(self, peer: str) -> float | None:
         """Note a connection from `peer`, an address as `host:port`, which must `leave` in any case.

@@ -52,7 +52,7 @@ class Services:
 
     @addresses.default
     def _addresses(self) -> Addresses:
-        return Addresses(self.config.limits)
+        return Addresses(self.config.limits, self.config.trusted_proxies)
 
     def note(self, kind: str) -> None:
         """Count an error of this kind (see `Mishaps`)."""

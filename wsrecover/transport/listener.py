@@ -15,7 +15,7 @@ import errno
 import math
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NoReturn, Protocol
 
@@ -68,6 +68,14 @@ class Gate(Protocol):
         """Called once for each `enter`, when the handshake is over."""
         ...
 
+    def forwards(self, peer: str) -> bool:
+        """Whether `peer` comes in for somebody else, who is to `enter` in its place, as its request tells."""
+        ...
+
+    def client(self, peer: str, headers: Mapping[str, str]) -> str:
+        """Who that is, by the request's headers."""
+        ...
+
 
 Answer = Callable[[Request], Awaitable[Refusal | Acceptance]]
 
@@ -93,7 +101,8 @@ class Handshakes:
 
         With a `refusal` it is told that, whoever it is.
         """
-        wait = 0.0 if self.gate is None else self.gate.enter(peer)
+        gate, forwarded = self.gate, self.gate is not None and self.gate.forwards(peer)
+        wait = 0.0 if gate is None or forwarded else gate.enter(peer)
         self.under_way += 1
         try:
             if self.under_way > self.max_under_way:
@@ -101,18 +110,19 @@ class Handshakes:
             elif wait is None:
                 _turn_away(pipe, self.ssl_context, _too_many(1))
             else:
-                await self._shake(pipe, peer, refusal or (_too_many(wait) if wait else None))
+                refusal = refusal or (_too_many(wait) if wait else None)
+                await self._shake(pipe, peer, refusal, forwarded=forwarded)
         finally:
             self.under_way -= 1
-            if self.gate is not None:
-                self.gate.leave(peer)
+            if gate is not None and not forwarded:
+                gate.leave(peer)
 
-    async def _shake(self, pipe: Pipe, peer: str, refusal: Refusal | None) -> None:
+    async def _shake(self, pipe: Pipe, peer: str, refusal: Refusal | None, *, forwarded: bool) -> None:
         outbox = Outbox(pipe)
         handed_over = False
         try:
             with trio.move_on_after(self.timeout):
-                handed_over = await self._converse(outbox, peer, refusal)
+                handed_over = await self._converse(outbox, peer, refusal, forwarded=forwarded)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("handshake lost", peer=peer)
         except Exception:
@@ -121,7 +131,7 @@ class Handshakes:
             if not handed_over:
                 outbox.close()
 
-    async def _converse(self, outbox: Outbox, peer: str, refusal: Refusal | None) -> bool:
+    async def _converse(self, outbox: Outbox, peer: str, refusal: Refusal | None, *, forwarded: bool) -> bool:
         if self.ssl_context is not None:
             await outbox.start_tls(self.ssl_context)
         try:
@@ -133,13 +143,28 @@ class Handshakes:
         except HeadError as error:
             await _refuse(outbox, Refusal(error.status, error.problem))
             return False
+        gate = self.gate
+        if gate is None or not forwarded:
+            return await self._answer(outbox, request, early)
+        request = attrs.evolve(request, peer=gate.client(peer, request.headers))
+        wait = gate.enter(request.peer)
+        try:
+            if wait == 0.0:
+                return await self._answer(outbox, request, early)
+            await _refuse(outbox, _too_many(1 if wait is None else wait))
+            return False
+        finally:
+            gate.leave(request.peer)
+
+    async def _answer(self, outbox: Outbox, request: Request, early: bytes) -> bool:
         decision = check_upgrade(request) or await self._decide(request, outbox)
         if isinstance(decision, Refusal):
             await _refuse(outbox, decision)
             return False
         key = request.headers["sec-websocket-key"]
         outbox.preface(encode_switch(key, decision.subprotocol))
-        decision.owner(ServerSocket(outbox, peer, early=early, max_message_bytes=self.max_message_bytes))
+        limit = self.max_message_bytes
+        decision.owner(ServerSocket(outbox, request.peer, early=early, max_message_bytes=limit))
         return True
 
     async def _decide(self, request: Request, outbox: Outbox) -> Refusal | Acceptance:
