@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
-import attrs
 import structlog
 import trio
 
@@ -28,17 +27,11 @@ _SHARE: Final = 16
 _LOOK_EVENTS: Final = 200
 """Events after which a user's stream is looked at in any case: its tail still holds them."""
 
+_COUNTED_BYTES: Final = 1024
+"""An event counts as one, and as one more for every so many bytes of its body."""
+
 _MAX_TRACKED: Final = 16_384
 _PAGE: Final = 1000
-
-
-@attrs.define(eq=False)
-class _Growth:
-    """How far a stream is on its way to the next look: at 1 it is due."""
-
-    per_event: float
-    per_byte: float
-    share: float = 0.0
 
 
 class Retainer:
@@ -71,7 +64,7 @@ class Retainer:
         self._clock = clock
         self._interval = sweep_interval
         self._snapshot_events = snapshot_events
-        self._growth: dict[StreamKey, _Growth] = {}
+        self._due_at: dict[StreamKey, int] = {}  # The seq at which a stream will have grown enough.
         self._looks_since: dict[StreamKey, int] = {}
         self._grown: set[StreamKey] = set()
         self._due: set[StreamKey] = set()
@@ -79,28 +72,30 @@ class Retainer:
 
     def grew(self, changes: Mapping[StreamKey, Sequence[Entry]]) -> None:
         """What was committed, per stream."""
-        growth = self._growth
+        due_at = self._due_at
         for key, entries in changes.items():
-            grown = growth.get(key)
-            if grown is None:
-                grown = growth[key] = self._new(key)
+            at = due_at.get(key)
+            if at is None:
+                at = due_at[key] = entries[0].seq - 1 + self._share(key)
             for entry in entries:
-                grown.share += grown.per_event + len(entry.body) * grown.per_byte
-            if grown.share >= 1:
-                del growth[key]
+                if len(entry.body) >= _COUNTED_BYTES:
+                    at = due_at[key] = at - len(entry.body) // _COUNTED_BYTES
+            if entries[-1].seq >= at:
+                del due_at[key]
                 self._grown.add(key)
-        if len(growth) > _MAX_TRACKED:
-            self._due.update(growth)
-            growth.clear()
+        if len(due_at) > _MAX_TRACKED:
+            self._due.update(due_at)
+            due_at.clear()
         if self._grown or self._due:
             self._wake.set()
 
-    def _new(self, key: StreamKey) -> _Growth:
+    def _share(self, key: StreamKey) -> int:
+        """How many events later a stream is due."""
         limit = self._retention(key)
-        per_event = _SHARE / max(limit.events, 1)
+        share = min(limit.events // _SHARE, limit.bytes // _SHARE // _COUNTED_BYTES)
         if key.scope == "user":
-            per_event = max(per_event, 1 / self._snapshot_events, 1 / _LOOK_EVENTS)
-        return _Growth(per_event, _SHARE / max(limit.bytes, 1))
+            share = min(share, self._snapshot_events, _LOOK_EVENTS)
+        return max(share, 1)
 
     async def run(self) -> None:
         """Trim until cancelled. A failing store is asked again at the next look."""
