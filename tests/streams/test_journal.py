@@ -1,6 +1,8 @@
 """The journal, over memory and over SQLite, which fails as users make it fail: its file is moved away."""
 
 import contextlib
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -101,6 +103,9 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[list[bytes]] = []
 
+    def flush(self) -> None:
+        pass
+
     def deliver(self, stream: Stream, batch: Batch) -> bool:
         self.batches.append([entry.body for entry in batch.entries])
         return True
@@ -111,6 +116,9 @@ class Recorder:
 
 class Broken:
     """A follower that fails, and fails again when it is told to lag."""
+
+    def flush(self) -> None:
+        pass
 
     def deliver(self, stream: Stream, batch: Batch) -> bool:
         raise ArithmeticError("deliver")
@@ -273,6 +281,81 @@ class TestFailures:
                 await writer.flush()
             assert journal.statistics().units == 0
         assert await logged(store, ANN) == ["other"]
+
+    async def test_of_what_many_appended_only_that_of_broken_writers_is_refused(self) -> None:
+        store = HeldStore()
+        journal = Bench(store, int, int).journal()
+        async with running(journal):
+            writer, other = journal.writer(), journal.writer()
+            store.open = trio.Event()
+            writer.append_nowait(Entry(ANN, b"lost", 1.0))
+            await trio.testing.wait_all_tasks_blocked()
+            for body in (b"1", b"2"):
+                writer.append_nowait(Entry(ANN, b"behind", 1.0))
+                other.append_nowait(Entry(ANN, body, 1.0))
+            store.gone = True
+            held = store.open
+            store.open = trio.Event()
+            held.set()
+            await trio.testing.wait_all_tasks_blocked()
+            store.gone = False
+            store.open.set()
+            await other.flush()
+            with pytest.raises(RunBroken):
+                await writer.flush()
+            known = journal.statistics()
+            assert (known.units, known.bytes, known.committed) == (0, 0, 2)
+        assert await logged(store, ANN) == ["1", "2"]
+
+    async def test_what_many_appended_fails_for_all_of_them(self) -> None:
+        store = HeldStore()
+        journal = Bench(store, int, int).journal()
+        async with running(journal):
+            writers = [journal.writer() for _ in range(3)]
+            store.gone = True
+            for writer in writers:
+                writer.append_nowait(Entry(ANN, b"lost", 1.0))
+            for writer in writers:
+                with pytest.raises(RunBroken):
+                    await writer.flush()
+            assert journal.statistics().units == 0
+
+    async def test_what_is_appended_and_what_is_written_keep_their_order(self, bench: Bench) -> None:
+        journal = bench.journal()
+        async with running(journal):
+            writer = journal.writer()
+            for number in range(0, 9, 3):
+                writer.append_nowait(Entry(ANN, b"%d" % number, 1.0))
+                writer.append_nowait(Entry(ANN, b"%d" % (number + 1), 1.0))
+                writer.write_nowait(unit(ANN, f"{number + 2}"))
+            await writer.flush()
+            assert journal.statistics().committed == 9
+        assert await logged(bench.store, ANN) == [str(number) for number in range(9)]
+
+    async def test_an_id_that_is_refused_takes_nothing_else_with_it(self, bench: Bench) -> None:
+        journal = bench.journal()
+        async with running(journal):
+            writer = journal.writer()
+            for body, digest in ((b"1", b"a"), (b"2", b"b")):
+                writer.append_nowait(Entry(ANN, body, 1.0, id="same", digest=digest))
+                writer.append_nowait(Entry(ANN, b"other", 1.0))
+            await writer.flush()
+        assert await logged(bench.store, ANN) == ["1", "other", "other"]
+
+    async def test_a_settled_batch_is_not_held_by_those_who_wrote_it(self, tmp_path: Path) -> None:
+        store = await open_sqlite(tmp_path / "store.db")
+        journal = Bench(store, int, int).journal()
+        async with running(journal):
+            writers = [journal.writer() for _ in range(2)]
+            entry = Entry(ANN, b"{}", 1.0)
+            writers[0].append_nowait(entry)
+            writers[1].append_nowait(Entry(ANN, b"{}", 1.0))
+            await writers[1].flush()
+            gone = weakref.ref(entry)
+            del entry
+            gc.collect()
+            assert gone() is None
+        await store.aclose()
 
     async def test_who_waits_behind_a_refused_unit_gets_the_outcome(self) -> None:
         store = HeldStore()
@@ -484,6 +567,27 @@ class TestRetention:
             while stream.oldest < 67:
                 await trio.lowlevel.checkpoint()
         assert stream.head + 1 - stream.oldest <= 34
+
+    @pytest.mark.parametrize(("size", "kept"), [(200, 1 << 15), (20_000, 1 << 18)])
+    async def test_a_stream_that_grew_in_bytes_is_trimmed(self, bench: Bench, size: int, kept: int) -> None:
+        limit = Retention(events=10_000, bytes=kept, age=1e6)
+        journal = Journal(
+            bench.store,
+            bench.streams,
+            max_units=100,
+            max_bytes=1 << 20,
+            retention=lambda _: limit,
+            clock=lambda: 1000.0,
+        )
+        stream = await bench.streams.open(TEAM)
+        async with running(journal):
+            writer = journal.writer()
+            for _ in range(2 * kept // size):
+                await writer.commit(unit(TEAM, "x" * size))
+                with trio.fail_after(5):
+                    while (stream.head + 1 - stream.oldest) * size > kept * 17 // 16 + size:
+                        await trio.lowlevel.checkpoint()
+        assert stream.oldest > 1
 
     async def test_events_go_by_age_without_any_traffic(self, autojump_clock: trio.testing.MockClock) -> None:
         store = MemoryStore(clock=lambda: 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -10,7 +10,7 @@ import trio
 
 from wsrecover.errors import StoreError, StoreFailed
 
-from .store import Outcome, Unit
+from .store import Entry, Outcome, Unit
 
 __all__ = ["Author", "Group", "Waiter"]
 
@@ -59,22 +59,62 @@ class Waiter:
 
 
 class Group:
-    """Units that are committed together, in the order of queueing, each with its author, if it has one.
+    """What is committed together, in the order of queueing.
 
-    `waiters` are by the place of their unit, `size` is the bytes of all bodies. `settled` is set once their
-    fate is known.
+    Entries that are appended one after the other, each by its author, share one unit: nearly all events come
+    in this way, and to make and carry a unit for each would cost as much as to encode it. `units` is complete
+    once the group is `closed`, `count` and `size` are how many units were queued and the bytes of all bodies.
+    `waiters` are by the place of their unit. `settled` is set once their fate is known.
     """
 
-    __slots__ = ("_done", "_listeners", "authors", "settled", "size", "units", "waiters")
+    __slots__ = (
+        "_authors",
+        "_done",
+        "_entries",
+        "_entry_authors",
+        "_listeners",
+        "count",
+        "settled",
+        "size",
+        "units",
+        "waiters",
+    )
 
     def __init__(self) -> None:
         self.units: list[Unit] = []
-        self.authors: list[Author | None] = []
         self.waiters: dict[int, Waiter] = {}
+        self.count = 0
         self.size = 0
         self.settled = False
+        self._authors: list[Sequence[Author | None]] = []  # Of each unit, or of each of its entries.
+        self._entries: list[Entry] = []  # What was appended since the last unit, and by whom.
+        self._entry_authors: list[Author] = []
         self._done: trio.Event | None = None
         self._listeners: list[Callable[[], None]] = []
+
+    def append(self, entry: Entry, size: int, author: Author) -> None:
+        """Queue an entry without an id, of `size` bytes, as a unit of its own."""
+        self._entries.append(entry)
+        self._entry_authors.append(author)
+        self.size += size
+
+    def add(self, unit: Unit, size: int, author: Author | None, waiter: Waiter | None) -> None:
+        """Queue a unit of `size` bytes."""
+        self.close()
+        if waiter is not None:
+            self.waiters[len(self.units)] = waiter
+        self.units.append(unit)
+        self._authors.append((author,))
+        self.count += 1
+        self.size += size
+
+    def close(self) -> None:
+        """Make the unit of what was appended."""
+        if self._entries:
+            self.units.append(Unit(tuple(self._entries)))
+            self._authors.append(self._entry_authors)
+            self.count += len(self._entries)
+            self._entries, self._entry_authors = [], []
 
     async def wait(self) -> None:
         """Wait until it is settled."""
@@ -88,33 +128,53 @@ class Group:
 
     def refuse(self) -> None:
         """Take out what broken authors queued, but for their last words."""
-        units, authors, waiters = self.units, self.authors, self.waiters
-        self.units, self.authors, self.waiters = [], [], {}
-        for place, (unit, author) in enumerate(zip(units, authors, strict=True)):
+        queued, waiters = zip(self.units, self._authors, strict=True), self.waiters
+        self.units, self._authors, self.waiters, self.count = [], [], {}, 0
+        for place, (unit, authors) in enumerate(queued):
             waiter = waiters.get(place)
-            if author is None or author.broken is None or (waiter is not None and waiter.final):
-                if waiter is not None:
-                    self.waiters[len(self.units)] = waiter
-                self.units.append(unit)
-                self.authors.append(author)
+            broken = [author.broken for author in authors if author is not None and author.broken is not None]
+            if not broken or (waiter is not None and waiter.final):
+                self._keep(unit, authors, waiter)
             elif waiter is not None:
-                waiter.fail(_copy(author.broken))
+                waiter.fail(_copy(broken[0]))
+            elif len(broken) < len(authors):
+                self._keep(*_spared(unit, authors), None)
+
+    def _keep(self, unit: Unit, authors: Sequence[Author | None], waiter: Waiter | None) -> None:
+        if waiter is not None:
+            self.waiters[len(self.units)] = waiter
+        self.units.append(unit)
+        self._authors.append(authors)
+        self.count += len(authors)
 
     def fail(self, error: StoreError) -> None:
         """Nothing of it was committed, because of `error`."""
-        for author in self.authors:
-            if author is not None and author.broken is None:
-                author.broken = error
+        for authors in self._authors:
+            for author in authors:
+                if author is not None and author.broken is None:
+                    author.broken = error
         for waiter in self.waiters.values():
             waiter.fail(_copy(error))
 
     def settle(self) -> None:
-        """Tell those who wait for all of it."""
+        """Tell those who wait for all of it, and let go of it: its authors hold the group until they write to
+        another one."""
         self.settled = True
+        self.units, self._authors = [], []
         if self._done is not None:
             self._done.set()
         for listener in self._listeners:
             listener()
+
+
+def _spared(unit: Unit, authors: Sequence[Author | None]) -> tuple[Unit, list[Author | None]]:
+    """Of a unit of many authors what those appended who are not broken."""
+    kept = [
+        (entry, author)
+        for entry, author in zip(unit.entries, authors, strict=True)
+        if author is None or author.broken is None
+    ]
+    return Unit(tuple([entry for entry, _ in kept])), [author for _, author in kept]
 
 
 def _copy(error: StoreError) -> StoreError:

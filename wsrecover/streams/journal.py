@@ -117,7 +117,8 @@ class Journal:
         self._retainer.snapshots = snapshots
 
     async def _commit_group(self, group: Group) -> None:
-        taken = len(group.units)
+        group.close()
+        taken = group.count
         try:
             if self._failed:
                 group.refuse()
@@ -139,7 +140,7 @@ class Journal:
             group.fail(StoreFailed(_CLOSED))
             raise
         self._batches += 1
-        self._committed += len(outcomes)
+        self._committed += group.count
         try:
             self._hand_on(group.units, outcomes)
         finally:  # It is committed, whatever becomes of those who follow.
@@ -149,14 +150,14 @@ class Journal:
     def _hand_on(self, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> None:
         changes: dict[StreamKey, list[Entry]] = {}
         for unit, outcome in zip(units, outcomes, strict=True):
-            if outcome is not APPLIED and not isinstance(outcome, Applied):
+            if outcome is APPLIED:
+                entries: Sequence[Entry] = unit.entries
+            elif isinstance(outcome, Applied):
+                entries = _appended(unit, outcome)
+            else:
                 continue
-            for entry in unit.entries if outcome is APPLIED else _appended(unit, outcome):
-                known = changes.get(entry.key)
-                if known is None:
-                    changes[entry.key] = [entry]
-                else:
-                    known.append(entry)
+            for entry in entries:
+                changes.setdefault(entry.key, []).append(entry)
         self._streams.extend(changes)
         self._retainer.grew(changes)
 
@@ -171,41 +172,47 @@ class Journal:
             pass
         else:
             self._open = None
+            group.close()
             group.fail(error)
-            self._room.give(len(group.units), group.size)
+            self._room.give(group.count, group.size)
             group.settle()
         self._receive.close()
         self._ended.set()
 
-    def submit_nowait(self, unit: Unit, size: int, author: Writer) -> Group:
-        """Queue `unit`, of `size` bytes: the group that it is in.
+    def submit_nowait(self, unit: Unit, author: Writer) -> Group:
+        """Queue `unit`: the group that it is in.
 
         Raises `trio.WouldBlock` where there is no room, `StoreFailed` once closed.
         """
+        size = _size(unit)
         self._room.take_nowait(size)
-        return self._queue(unit, size, author)
+        group = self._open or self._begin()
+        group.add(unit, size, author, None)
+        return group
+
+    def append_nowait(self, entry: Entry, author: Writer) -> Group:
+        """`submit_nowait` of a unit that is one entry without an id, and no more."""
+        size = len(entry.body)
+        self._room.take_nowait(size)
+        group = self._open or self._begin()
+        group.append(entry, size, author)
+        return group
 
     async def submit(self, unit: Unit, author: Writer | None, waiter: Waiter | None) -> Group:
         """Wait for room, then queue `unit`. Cancelled while it waits: nothing happens."""
         size = _size(unit)
         await self._room.take(size)
         try:
-            group = self._queue(unit, size, author)
+            group = self._open or self._begin()
         except trio.ClosedResourceError:  # The journal ended between the admission and this task's turn.
             raise StoreFailed(_CLOSED) from None
-        if waiter is not None:
-            group.waiters[len(group.units) - 1] = waiter
+        group.add(unit, size, author, waiter)
         return group
 
-    def _queue(self, unit: Unit, size: int, author: Writer | None) -> Group:
-        group = self._open
-        if group is None:
-            group = Group()
-            self._send.send_nowait(group)
-            self._open = self._newest = group
-        group.units.append(unit)
-        group.authors.append(author)
-        group.size += size
+    def _begin(self) -> Group:
+        group = Group()
+        self._send.send_nowait(group)
+        self._open = self._newest = group
         return group
 
     async def commit(self, unit: Unit, *, then: Callable[[Outcome], None] | None = None) -> Outcome:
@@ -285,17 +292,20 @@ class Writer:
 
     def write_nowait(self, unit: Unit) -> None:
         """Queue `unit`. Raises `RunBroken` once broken, `trio.WouldBlock` where there is no room."""
-        self._write_nowait(unit, _size(unit))
+        self._check()
+        try:
+            group = self._journal.submit_nowait(unit, self)
+        except StoreError as error:
+            raise self._break(error) from error
+        self._wrote_to(group)
 
     def append_nowait(self, entry: Entry) -> None:
         """`write_nowait` a unit of one entry and no more: the way of nearly every event."""
-        self._write_nowait(Unit((entry,)), len(entry.body))
-
-    def _write_nowait(self, unit: Unit, size: int) -> None:
-        if self.broken is not None:
-            self._check()
+        if self.broken is not None or entry.id is not None:
+            self.write_nowait(Unit((entry,)))
+            return
         try:
-            group = self._journal.submit_nowait(unit, size, self)
+            group = self._journal.append_nowait(entry, self)
         except StoreError as error:
             raise self._break(error) from error
         if group is self._group:
