@@ -173,6 +173,14 @@ async def test_a_connection_at_the_head_is_live_at_once(bench: Bench) -> None:
     assert not bench.delivery.lagging
 
 
+async def test_what_the_socket_took_in_part_is_sent_to_its_end(bench: Bench) -> None:
+    bench.begin()
+    await bench.frames()
+    while not bench.socket.outbox.pending:
+        await bench.publish(size=600)
+    assert numbers(await bench.frames()) == list(range(1, bench.published + 1))
+
+
 async def test_what_was_missed_comes_before_live_and_once(bench: Bench) -> None:
     await bench.publish(30)
     bench.begin(after=10)

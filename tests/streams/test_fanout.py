@@ -7,7 +7,7 @@ import random
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from wsrecover.streams.fanout import Fanout
+from wsrecover.streams.fanout import AT_ONCE, Fanout
 from wsrecover.streams.memory import open_memory
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Entry, StreamKey
@@ -27,6 +27,10 @@ class Listener:
         self.until = until
         self.taken: list[int] = []
         self.lagged: list[int] = []
+        self.sent = 0
+
+    def flush(self) -> None:
+        self.sent = len(self.taken)
 
     def deliver(self, stream: Stream, batch: Batch) -> bool:
         if batch.last >= self.until:
@@ -215,3 +219,35 @@ async def test_streams_take_turns(nursery: trio.Nursery) -> None:
     while not all(listener.taken for listener in crowds[0][1]):
         await trio.lowlevel.checkpoint()
     assert sum(bool(listener.taken) for listener in crowds[1][1]) >= CROWD
+
+
+async def test_all_who_took_something_send_it_and_soon_after() -> None:
+    streams, _, listeners = await crowd(CROWD)
+    streams.extend({ALL: entries(1, 1)})
+    unsent = sum(not listener.sent for listener in listeners)
+    assert unsent < AT_ONCE, f"{unsent} frames are held"
+    streams.flush()
+    assert all(listener.sent == 1 for listener in listeners)
+
+
+async def test_one_that_fails_to_send_harms_nobody_else() -> None:
+    class Broken(Listener):
+        def flush(self) -> None:
+            raise RuntimeError("a bug in a connection")
+
+    streams, stream, listeners = await crowd(2)
+    assert stream.join(Broken(), 0)
+    streams.extend({ALL: entries(1, 1)})
+    streams.flush()
+    assert all(listener.sent == 1 for listener in listeners)
+
+
+async def test_a_wave_is_sent_to_its_end() -> None:
+    streams, _, listeners = await crowd(CROWD + 1)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(streams.fanout.run)
+            streams.extend({ALL: entries(1, 1)})
+            await wait_all_tasks_blocked()
+            assert all(listener.sent == 1 for listener in listeners)
+            nursery.cancel_scope.cancel()

@@ -30,6 +30,9 @@ class Recorder:
         self.taken: list[int] = []
         self.lagged: list[int] = []
 
+    def flush(self) -> None:
+        pass
+
     def deliver(self, stream: Stream, batch: Batch) -> bool:
         if self.keeps_up:
             self.taken += range(batch.first, batch.last + 1)

@@ -96,6 +96,39 @@ class TestOffering:
         assert outbox.offer(b"live")
         assert recorder.writes == [b"HTTP/1.1 101\r\n\r\nwelcome page", b"live"]
 
+    async def test_what_is_held_goes_as_one_write_with_flush_or_in_front_of_the_next_one(self) -> None:
+        pipe, _ = memory_pipe_pair()
+        recorder = Recorder(pipe)
+        outbox = Outbox(recorder)
+        assert outbox.hold(b"a")
+        assert outbox.hold(b"b")
+        assert recorder.writes == []
+        outbox.flush()
+        assert recorder.writes == [b"ab"]
+        assert outbox.hold(b"c")
+        assert outbox.put(b"pong")
+        outbox.flush()
+        assert recorder.writes == [b"ab", b"cpong"]
+
+    async def test_nothing_is_held_behind_what_is_pending_or_a_close_frame(self) -> None:
+        pipe, _ = memory_pipe_pair(10)
+        outbox = Outbox(pipe)
+        assert outbox.hold(b"a" * 20)
+        outbox.flush()
+        assert outbox.pending == 10
+        assert not outbox.hold(b"b")
+        closing = Outbox(memory_pipe_pair()[0])
+        assert closing.put(b"\x88\x00")
+        assert not closing.hold(b"b")
+
+    async def test_what_is_held_is_translated(self) -> None:
+        pipe, peer = memory_pipe_pair()
+        outbox = Outbox(pipe)
+        outbox.translate = bytes.upper
+        assert outbox.hold(b"a")
+        outbox.flush()
+        assert await peer.receive_some(10) == b"A"
+
     async def test_a_preface_alone_goes_out_with_flush_or_drain(self) -> None:
         for send in (lambda outbox: outbox.flush(), lambda outbox: outbox.drain()):
             pipe, peer = memory_pipe_pair()

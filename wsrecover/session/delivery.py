@@ -203,7 +203,7 @@ class Delivery:
         return True
 
     def deliver(self, stream: Stream, batch: Batch) -> bool:
-        """What was just committed, straight to the socket. False: this stream lags now (`Follower`)."""
+        """What was just committed, to the outbox. False: this stream lags now (`Follower`)."""
         frame = batch.framed
         if self.wanted is not None and stream.key.scope == "user":
             frame = self._filtered(stream, batch, self.wanted)
@@ -211,17 +211,21 @@ class Delivery:
                 return True
         elif frame is None:
             frame = batch.framed = text_frame(batch.message())
-        outbox = self._outbox
-        if len(frame) <= self._part_bytes and outbox.offer(frame):
+        if len(frame) <= self._part_bytes and self._outbox.hold(frame):
             if self._unsaid:
                 self._unsaid.pop(stream, None)
-            if outbox.pending:
-                self._go_on()
             return True
         self._note_lag(stream, batch.first - 1)
         self._go_on()
         # What was too large for one message may be on its way already, and the cursor at the head again.
         return not self._ended and stream not in self._lags
+
+    def flush(self) -> None:
+        """Send what `deliver` took (`Follower`)."""
+        outbox = self._outbox
+        outbox.flush()
+        if outbox.pending:
+            self._go_on()
 
     def lag(self, stream: Stream, after: int) -> None:
         """The stream dropped this follower when it was at `after` (`Follower`)."""

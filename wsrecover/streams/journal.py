@@ -160,6 +160,7 @@ class Journal:
                 changes.setdefault(entry.key, []).append(entry)
         self._streams.extend(changes)
         self._retainer.grew(changes)
+        self._streams.flush()
 
     def _stop(self) -> None:
         """Whatever ended `run`: nobody may wait for it any more."""

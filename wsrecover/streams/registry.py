@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 import trio
 
-from .fanout import Fanout
+from .fanout import Fanout, Served
 from .store import Entry, Store, StreamKey
 from .stream import Stream, TailBudget
 
@@ -41,7 +41,8 @@ class Streams:
         self._tail_events = tail_events
         self._tail_bytes = tail_bytes
         self._budget = TailBudget(budget_bytes)
-        self.fanout = Fanout()
+        self._served = Served()
+        self.fanout = Fanout(self._served)
         self._streams: dict[StreamKey, Stream] = {}
         self._users: dict[StreamKey, int] = {}
         self._loading: dict[StreamKey, trio.Lock] = {}
@@ -66,6 +67,7 @@ class Streams:
                 tail_events=self._tail_events,
                 tail_bytes=self._tail_bytes,
                 crowded=self.fanout.add,
+                served=self._served.add,
             )
         self._users[key] = self._users.get(key, 0) + 1
         if not stream.loaded:
@@ -93,7 +95,7 @@ class Streams:
             self._loading.pop(key, None)
 
     def extend(self, changes: Mapping[StreamKey, Sequence[Entry]]) -> None:
-        """What was committed, per stream: hand it to those that are open."""
+        """What was committed, per stream: hand it to those that are open. `flush` sends it."""
         streams = self._streams
         for key, entries in changes.items():
             stream = streams.get(key)
@@ -101,6 +103,10 @@ class Streams:
                 stream.extend(entries)
         if self._budget.used > self._budget.limit:
             self._shrink()
+
+    def flush(self) -> None:
+        """Send what the followers took: after `extend`, in the same step."""
+        self._served.flush()
 
     def trim(self, oldest: Mapping[StreamKey, int]) -> None:
         """What lies before the new oldest seqs is gone."""

@@ -60,10 +60,13 @@ class Batch:
 
 
 class Follower(Protocol):
-    """One who is at the head of a stream. Both methods are synchronous, and called in the journal's task."""
+    """One who is at the head of a stream. The methods are synchronous, and called in the journal's task."""
 
     def deliver(self, stream: Stream, batch: Batch) -> bool:
         """Take what follows the head, right after its commit. False: it lags now, and leaves `live`."""
+
+    def flush(self) -> None:
+        """Send what was taken: all who are served in this step have taken theirs."""
 
     def lag(self, stream: Stream, after: int) -> None:
         """It was dropped from `live` when it had everything up to `after`: read on from the log.
@@ -116,7 +119,8 @@ class Stream:
     `tail_bytes` of bodies, so that a client that was away briefly costs no read. Made by `Streams.open`,
     which registers it before its head is loaded: what is appended meanwhile is not missed.
 
-    `crowded(stream)` is called when more followers than one step may serve wait for `serve_wave`.
+    `crowded(stream)` is called when more followers than one step may serve wait for `serve_wave`, and
+    `served(follower)` when one has taken something and is to flush at the end of the step.
     """
 
     __slots__ = (
@@ -127,6 +131,7 @@ class Stream:
         "_marks",
         "_max_bytes",
         "_max_events",
+        "_served",
         "_store",
         "_tail",
         "_told",
@@ -150,6 +155,7 @@ class Stream:
         tail_events: int,
         tail_bytes: int,
         crowded: Callable[[Stream], None],
+        served: Callable[[Follower], None],
     ) -> None:
         self.key = key
         self.name = wire_name(key)
@@ -167,6 +173,7 @@ class Stream:
         self._tail: deque[Entry] = deque()
         self._told: dict[From, StreamInfo] = {}
         self._crowded = crowded
+        self._served = served
         self._waves: deque[_Wave] = deque()
         self._max_events = tail_events
         self._max_bytes = tail_bytes
@@ -232,11 +239,14 @@ class Stream:
 
     def _deliver(self, follower: Follower, batch: Batch) -> bool:
         try:
-            return follower.deliver(self, batch)
+            taken = follower.deliver(self, batch)
         except Exception:  # noqa: BLE001  # One connection's bug must not end everybody's journal: its own task meets it again.
             _log.exception("follower failed", stream=self.name, seq=batch.last)
             self._drop(follower, batch.first - 1)
             return False
+        if taken:
+            self._served(follower)
+        return taken
 
     def _drop(self, follower: Follower, after: int) -> None:
         try:

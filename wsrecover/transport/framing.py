@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from typing import Final, TypeAlias
@@ -20,12 +21,16 @@ PING_FRAME: Final = b"\x89\x00"
 
 def text_frame(payload: bytes) -> bytes:
     """`payload`, UTF-8, as one unmasked text frame: what a server sends (RFC 6455, section 5.2)."""
-    size = len(payload)
+    return _text_head(len(payload)) + payload
+
+
+@functools.lru_cache(maxsize=4096)
+def _text_head(size: int) -> bytes:
     if size < 126:
-        return b"\x81%c%b" % (size, payload)
+        return b"\x81%c" % size
     if size < 65536:
-        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
-    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
+        return b"\x81\x7e" + size.to_bytes(2, "big")
+    return b"\x81\x7f" + size.to_bytes(8, "big")
 
 
 def payloads(frames: bytes) -> Iterator[bytes]:

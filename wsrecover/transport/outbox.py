@@ -93,6 +93,14 @@ class Outbox(trio.abc.Stream):
             return self._write(data)
         return self._send(data)
 
+    def hold(self, data: bytes) -> bool:
+        """`offer`, but for `flush` to send, or whatever is written first. What is held does not count as
+        pending: more may be held behind it, and all of it goes as one write."""
+        if self._queue or self._sealed:
+            return False
+        self._preface += data if self.translate is None else self.translate(data)
+        return True
+
     def put(self, data: bytes) -> bool:
         """Queue the whole of `data` behind what is pending; False if a close was queued or the link is lost.
 
