@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ import pytest
 import trio
 from memory_world import MemoryWorld, memory_world
 from stage import Stage
+from steps import SEED, interrupted
 from trio.testing import MockClock, wait_all_tasks_blocked
 from witness import Client, Witness
 
@@ -22,39 +22,7 @@ from wsrecover.server import serve
 from wsrecover.streams.memory import MemoryStore
 from wsrecover.streams.store import StreamKey
 
-SEED = 3
-
-
-class AtStep(trio.abc.Instrument):
-    """Calls `act` once, after so many steps of any tasks from now on. `reached`: it did."""
-
-    def __init__(self, step: int, act: Callable[[], None]) -> None:
-        self.left = step
-        self.act = act
-        self.reached = False
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.left -= 1
-        if self.left < 0 and not self.reached:
-            self.reached = True
-            self.act()
-
-
-@asynccontextmanager
-async def interrupted(step: int, act: Callable[[], None]) -> AsyncIterator[AtStep]:
-    instrument = AtStep(step, act)
-    trio.lowlevel.add_instrument(instrument)
-    try:
-        yield instrument
-    finally:
-        trio.lowlevel.remove_instrument(instrument)
-
-
-@pytest.fixture(autouse=True)
-def same_order_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trio runs the tasks of a tick in a random order: here in one that follows from the seed."""
-    monkeypatch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
-    monkeypatch.setattr(trio._core._run, "_r", random.Random(SEED))
+pytestmark = pytest.mark.usefixtures("same_order_each_time")
 
 
 @attrs.frozen
