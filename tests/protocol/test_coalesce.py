@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsrecover.protocol import context as contexts
 from wsrecover.protocol.coalesce import Coalescer
 from wsrecover.protocol.codec import decode_server, encode_event, event_frame
-from wsrecover.protocol.context import EMPTY, Context, reduce
+from wsrecover.protocol.context import CONTEXT_BYTES, EMPTY, Context, reduce
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.events import FRAGMENTS, Event
 from wsrecover.protocol.receiver import Receiver
@@ -214,10 +215,18 @@ class Client:
                 self.context = reduce(self.context, item)
 
 
-@given(logs(), st.data(), st.integers(180, 600))
+@given(logs(), st.data(), st.integers(180, 600), st.just(CONTEXT_BYTES) | st.integers(200, 1200))
 def test_a_merged_replay_makes_of_any_client_what_the_events_themselves_make(
-    bodies: list[bytes], data: st.DataObject, frame_bytes: int
+    bodies: list[bytes], data: st.DataObject, frame_bytes: int, context_bytes: int
 ) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contexts, "CONTEXT_BYTES", context_bytes)
+        patch.setattr(contexts, "KEPT_BYTES", context_bytes * 7 // 8)
+        compare(bodies, data, frame_bytes)
+
+
+def compare(bodies: list[bytes], data: st.DataObject, frame_bytes: int) -> None:
+    """A client that is resumed somewhere, and one that was always there."""
     has = data.draw(st.integers(0, len(bodies)), label="what the client has")
     claims = data.draw(st.integers(0, has), label="where it is resumed")
     whole, resumed = Client(), Client()

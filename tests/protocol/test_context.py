@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
+from collections.abc import Iterator
 from functools import reduce as fold
 from typing import Any
 
@@ -10,7 +12,7 @@ import attrs
 import orjson
 import pytest
 from context_logs import logs, merged, talks
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import json_values
 
@@ -49,6 +51,87 @@ def text_of(context: Context, name: str = "m") -> str:
     message = context.messages.get(name)
     assert message is not None
     return str(message.text)
+
+
+@contextlib.contextmanager
+def bounded(size: int) -> Iterator[None]:
+    """Contexts have so many bytes at most, so that small ones lose something too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contexts, "CONTEXT_BYTES", size)
+        patch.setattr(contexts, "KEPT_BYTES", size * 7 // 8)
+        yield
+
+
+bounds = st.integers(200, 1500)
+
+
+class TestTheBound:
+    """Of contexts that lose something again and again."""
+
+    @given(log=logs(), size=bounds)
+    def test_holds_after_each_event(self, log: list[Event], size: int) -> None:
+        with bounded(size):
+            context = EMPTY
+            for one in log:
+                context = reduce(context, one)
+                documents = parse({**EMPTY.json(), "memory": context.memory, "workflow": context.workflow})
+                assert context.size <= max(size, documents.size)
+
+    @given(log=logs(), size=bounds, data=st.data())
+    def test_snapshot_and_tail_make_the_whole_log_for_any_snapshot(
+        self, log: list[Event], size: int, data: st.DataObject
+    ) -> None:
+        with bounded(size):
+            n = data.draw(st.integers(0, len(log)))
+            whole = context_of(*log)
+            restored = fold(reduce, log[n:], over_the_wire(context_of(*log[:n])))
+            assert restored == whole
+            assert restored.size == whole.size
+
+    @given(log=talks(), size=bounds, data=st.data())
+    def test_merged_deltas_make_the_same_also_over_a_part_that_is_known(
+        self, log: list[Event], size: int, data: st.DataObject
+    ) -> None:
+        with bounded(size):
+            begins = data.draw(st.lists(st.booleans(), min_size=len(log), max_size=len(log)))
+            n = data.draw(st.integers(0, len(log)))
+            rest = [one for one in merged(log, begins) if one.seq > n]
+            restored = fold(reduce, rest, over_the_wire(context_of(*log[:n])))
+            assert restored == context_of(*log)
+            assert restored.size <= size
+
+    def test_is_kept_to_the_byte_whatever_the_room(self) -> None:
+        run = event(1, "agent_started", {"agent": "a" * 100})
+        said = event(2, "user_message", {"text": "x" * 20})
+        tokens = [delta(3 + n, 30 * n, "y" * 30) for n in range(5)]
+        ends = event(8, "message_completed", {"message_id": "m", "text": "y" * 150})
+        lengths = set()
+        for size in range(context_of(run).size, context_of(run, said, *tokens).size + 5):
+            with bounded(size):
+                for before in (context_of(run), context_of(run, said)):
+                    grown = fold(reduce, tokens, before)
+                    assert grown == reduce(before, delta(7, 0, "y" * 150, first=3))
+                    assert reduce(grown, ends) == reduce(before, event(8, ends.type, ends.data, first=3))
+                    assert len(grown.runs) == len(before.runs)
+                    if len(grown.messages):
+                        lengths.add(len(text_of(grown)))
+                        assert len(text_of(grown)) == 150 or grown.size == size
+        assert lengths == set(range(151))
+
+    def test_is_met_by_the_logs_of_these_tests(self) -> None:
+        met: Counter[str] = Counter()
+
+        @settings(database=None, derandomize=True, max_examples=200)
+        @given(log=logs() | talks(), size=bounds)
+        def look(log: list[Event], size: int) -> None:
+            with bounded(size):
+                for n, one in enumerate(log, 1):
+                    before, after = context_of(*log[: n - 1]), context_of(*log[:n])
+                    if after.truncated and after.size < before.size:
+                        met[one.type] += 1
+
+        look()
+        assert {"message_delta", "message_started", "message_completed", "user_message"} <= set(met)
 
 
 class TestSnapshotAndTail:
@@ -155,11 +238,13 @@ class TestMessages:
         pairs = zip(context.messages._buckets, after.messages._buckets, strict=True)
         assert sum(one is not other for one, other in pairs) == 1
 
-    def test_a_message_under_way_has_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(contexts, "MESSAGE_UNITS", 4)
-        single = context_of(delta(1, 0, "ab"), delta(2, 2, "c𝄞"), delta(3, 5, "d"))
-        assert text_of(single) == "abc"
-        assert context_of(delta(3, 0, "abc𝄞d", first=1)) == single
+    def test_a_message_under_way_grows_until_there_is_no_room_for_it(self) -> None:
+        with bounded(context_of(delta(1, 0, "abc")).size + 1):
+            single = context_of(delta(1, 0, "ab"), delta(2, 2, "c𝄞"), delta(3, 5, "d"))
+            assert (text_of(single), single.truncated) == ("abc", True)
+            assert context_of(delta(3, 0, "abc𝄞d", first=1)) == single
+            assert reduce(single, delta(4, 3, "e")).size == single.size + 1
+            assert not context_of(delta(1, 0, "abc")).truncated
 
 
 class TestToolsRunsAndRequests:
@@ -280,8 +365,33 @@ class TestTruncation:
         whole = delta(9, 0, "y" * 200_000, first=6)
         ends = event(10, "message_completed", {"message_id": "m", "text": "y" * 200_000})
         assert context_of(*filler, *single, ends) == context_of(*filler, whole, ends)
-        assert context_of(*filler, *single).size > CONTEXT_BYTES
-        assert context_of(*filler, *single, ends).size <= KEPT_BYTES
+        assert context_of(*filler, *single) == context_of(*filler, whole)
+        merged_end = event(10, "message_completed", ends.data, first=6)
+        assert context_of(*filler, merged_end) == context_of(*filler, *single, ends)
+        for log in ((*single, ends), (whole,), (merged_end,)):
+            context = context_of(*filler, *log)
+            assert KEPT_BYTES < context.size <= CONTEXT_BYTES
+            assert [message.seq for message in context.conversation] == [2, 3, 4, 5, 6]
+
+    def test_a_message_that_grows_makes_room_but_takes_none_from_what_goes_on(self) -> None:
+        ask = event(2, "input_requested", {"request_id": "q", "prompt": "p" * 100_000})
+        run = event(1, "agent_started", {"agent": "a" * 100_000})
+        said = [event(n, "user_message", {"text": "x" * 100_000}) for n in range(3, 6)]
+        tokens = [delta(6 + n, 10_000 * n, "y" * 10_000) for n in range(110)]
+        context = context_of(run, ask, *said, *tokens)
+        assert context.truncated
+        assert [message.id for message in context.conversation] == ["m"]
+        assert CONTEXT_BYTES - 1 <= context.size <= CONTEXT_BYTES
+        assert (len(context.runs), len(context.requests)) == (1, 1)
+
+    def test_one_that_is_larger_than_all_of_it_leaves_no_message(self) -> None:
+        name = "n" * 600_000
+        said = event(1, "user_message", {"text": "x"})
+        run = event(2, "agent_started", {"agent": "a"})
+        for last in (delta(3, 0, "x", name), event(3, "message_completed", {"message_id": name, "text": ""})):
+            context = context_of(said, run, last)
+            assert (len(context.messages), len(context.runs), context.truncated) == (0, 1, True)
+            assert context.size < 1000
 
     def test_documents_stay_and_runs_that_go_on_leave_last(self) -> None:
         patch = {"target": "memory", "patch": [{"op": "add", "path": "/n", "value": "z" * 200_000}]}

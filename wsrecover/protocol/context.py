@@ -5,12 +5,16 @@ context as of a seq and the events after it has what the whole log makes. An eve
 piece of an unknown message, a patch that does not apply) changes nothing, nor does a type outside `TYPES`.
 
 A token costs what the token costs, however long its message or the conversation.
+
+A context has a bound, and loses what is old to keep it. A message that grows makes room at the very character
+for which there is none, so that it makes no difference in which pieces the text came.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -24,6 +28,7 @@ from .persistent import Text
 from .thread import (
     EMPTY,
     Context,
+    Item,
     Message,
     Request,
     RunState,
@@ -57,9 +62,6 @@ CONTEXT_BYTES: Final = 1024 * 1024
 KEPT_BYTES: Final = CONTEXT_BYTES * 7 // 8
 """What it is cut down to then: not at each event anew."""
 
-MESSAGE_UNITS: Final = CONTEXT_BYTES
-"""UTF-16 units of a message under way; what comes behind them waits for `message_completed`."""
-
 
 def reduce(context: Context, event: Event) -> Context:
     """The context after `event`, which may be merged, and may begin with what is in the context already."""
@@ -67,9 +69,7 @@ def reduce(context: Context, event: Event) -> Context:
     if handler is None:
         return context
     reduced = handler(context, event)
-    if reduced.size > CONTEXT_BYTES and event.type not in _GROWING:
-        return _truncated(reduced)
-    return reduced
+    return reduced if reduced.size <= CONTEXT_BYTES else _truncated(reduced)
 
 
 def concerns(body: bytes) -> bool:
@@ -78,7 +78,16 @@ def concerns(body: bytes) -> bool:
 
 
 def _truncated(context: Context) -> Context:
-    for item in context.leaving():
+    return _cut(context, (*context.over(), *context.going_on()))
+
+
+def _roomier(context: Context, message: str) -> Context:
+    """The context without what is over, as far as needed, but with the message that is to grow."""
+    return _cut(context, [item for item in context.over() if (item.shelf, item.id) != ("messages", message)])
+
+
+def _cut(context: Context, leaving: Iterable[Item]) -> Context:
+    for item in leaving:
         if context.size <= KEPT_BYTES:
             break
         context = without(context, item)
@@ -115,24 +124,61 @@ def _delta(context: Context, event: Event) -> Context:
     message = context.messages.get(name)
     if message is None and offset == 0:
         context = _started(context, event)
-        message = context.messages.get(name)
+        message = context.messages[name]
+        if context.size >= CONTEXT_BYTES:
+            context = _roomier(context, name)
+            if context.size > CONTEXT_BYTES:
+                return without(context, message)
     if message is None or message.complete or not 0 <= offset <= message.text.units:
         return context
     known = message.text.units - offset
-    if known or offset + units(text) > MESSAGE_UNITS:
-        text = between(text, known, MESSAGE_UNITS - offset)
+    if known:
+        text = between(text, known, units(text))
     if not text:
         return context
-    return grow(context, message, text, len(orjson.dumps(text)) - 2)
+    size = _size(text)
+    if context.size + size > CONTEXT_BYTES:
+        return _squeezed(context, message, text)
+    return grow(context, message, text, size)
+
+
+def _size(text: str) -> int:
+    return len(orjson.dumps(text)) - 2
+
+
+def _squeezed(context: Context, message: Message, text: str) -> Context:
+    """The context with as much of `text` behind `message` as there is room for, or can be made.
+
+    What does not fit then is left to `message_completed`, as is all that follows: it comes behind a hole.
+    """
+    while text:
+        room = CONTEXT_BYTES - context.size
+        fits = max(0, bisect_right(range(len(text) + 1), room, key=lambda n: _size(text[:n])) - 1)
+        if fits:
+            context = grow(context, message, text[:fits], _size(text[:fits]))
+            message, text = context.messages[message.id], text[fits:]
+            continue
+        context = _roomier(context, message.id)
+        if context.size + _size(text[0]) > CONTEXT_BYTES:
+            break
+    return context
 
 
 def _completed(context: Context, event: Event) -> Context:
     name, text = _text(event, "message_id"), _text(event, "text")
     if name is None or text is None:
         return context
+    ended = _ended(context, event, name, text)
+    if ended.size < CONTEXT_BYTES:  # Even where it was a byte longer before: "false" instead of "true".
+        return ended
+    whole = attrs.evolve(event, data={**event.data, "offset": 0})
+    return _ended(_delta(context, whole), event, name, text)
+
+
+def _ended(context: Context, event: Event, name: str, text: str) -> Context:
     context = _started(context, event)
-    message = context.messages.get(name)
-    if message is None or message.complete:
+    message = context.messages[name]
+    if message.complete:
         return context
     rest = _rest(event, "message_id", "text", "role")
     return put(context, attrs.evolve(message, text=Text(text), complete=True, data=rest))
@@ -242,6 +288,3 @@ TYPES: Final = frozenset(_HANDLERS)
 """The types of event that make a difference to a context."""
 
 _CONCERNING: Final = re.compile(rb'\{"ts":[^,]+,"type":"(?:%b)"' % "|".join(sorted(TYPES)).encode())
-
-_GROWING: Final = frozenset({"message_started", "message_delta"})
-"""They may come merged, so a context that is cut at one of them would depend on whether they did."""

@@ -6,7 +6,7 @@ not change them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, cast
 
 import attrs
@@ -164,12 +164,15 @@ class Context:
         }
         return {**context, "truncated": True} if self.truncated else context
 
-    def leaving(self) -> Iterator[Item]:
-        """What leaves a context that is too large: what is over first, each oldest first."""
-        over: list[Item] = [run for run in self.runs.values() if run.ended is not None]
-        yield from sorted([*over, *self.messages.values(), *self.tools.values()], key=_by_seq)
-        going_on: list[Item] = [run for run in self.runs.values() if run.ended is None]
-        yield from sorted([*going_on, *self.requests.values()], key=_by_seq)
+    def over(self) -> list[Item]:
+        """Messages, tool calls and ended runs, oldest first: what leaves a context that is too large."""
+        ended = [run for run in self.runs.values() if run.ended is not None]
+        return sorted([*ended, *self.messages.values(), *self.tools.values()], key=_by_seq)
+
+    def going_on(self) -> list[Item]:
+        """Runs and requests, oldest first: what leaves it if that is not enough."""
+        runs = [run for run in self.runs.values() if run.ended is None]
+        return sorted([*runs, *self.requests.values()], key=_by_seq)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Context) and self.json() == other.json()
