@@ -20,6 +20,7 @@ from .session.broadcast import Broadcast, audience
 from .session.connection import ConnectionState
 from .session.drain import drain
 from .session.mishaps import ErrorCount
+from .session.pressure import MemoryStatistics
 from .session.receipts import Receipt
 from .session.registry import Registry, RegistryStatistics
 from .session.revoking import revoke
@@ -41,6 +42,7 @@ class ServerStatistics:
     journal: JournalStatistics
     store: StoreStatistics
     accepting: AcceptStatistics
+    memory: MemoryStatistics
     errors: Mapping[str, ErrorCount]
 
 
@@ -215,5 +217,6 @@ class Server:
             journal=self._services.journal.statistics(),
             store=self._services.store.statistics(),
             accepting=self._doorway.statistics(),
+            memory=self._services.pressure.statistics(),
             errors=self._services.mishaps.statistics(),
         )

@@ -99,9 +99,9 @@ class Admission:
             hello = (plain_hello if plain else _hello)(request, config.limits.message_bytes)
         except FrameError as error:
             return Refusal(400, f"{error.message}\n")
-        if grant is not None and (wait := self._shed(hello)):
-            retry = (("Retry-After", str(math.ceil(wait))),)
-            return Refusal(503, "More connect than there is time for.\n", retry)
+        if problem := self._too_much(grant, hello):
+            retry = (("Retry-After", str(math.ceil(problem.retry_after or 0))),)
+            return Refusal(503, f"{problem.message}\n", retry)
         if plain:
             return self._accept_plain(request, grant, hello)
         if grant is None or hello is None:
@@ -131,10 +131,22 @@ class Admission:
         chosen = PLAIN if PLAIN in request.subprotocols else None
         return Acceptance(chosen, lambda socket: self._attach(speak_plain(socket), grant, hello))
 
-    def _shed(self, hello: Hello | None) -> float:
-        """The seconds after which there is time for one more connect; 0.0 where there is now."""
-        resumes = hello is not None and bool(hello.resume)
-        return (self._resumes if resumes else self._fresh).take(trio.current_time())
+    def _too_much(self, grant: Grant | None, hello: Hello | None) -> CommandError | None:
+        """Why one more connect is too much now, and for how long; else it is counted.
+
+        Who has yet to prove anything is counted with its `hello`, which may resume.
+        """
+        now, pressure, counts = trio.current_time(), self._services.pressure, self._services.counts
+        resumes = grant is None or (hello is not None and bool(hello.resume))
+        if wait := pressure.wait(now, resumes=resumes):
+            counts["shed.resumes" if resumes else "shed.connects"] += 1
+            return CommandError("overloaded", "memory is short", retry_after=wait)
+        if grant is None:
+            return None
+        if wait := (self._resumes if resumes else self._fresh).take(now):
+            return CommandError("overloaded", "more connect than there is time for", retry_after=wait)
+        pressure.enter()
+        return None
 
     def _attach(
         self, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()
@@ -221,8 +233,8 @@ class Admission:
     async def _prove(self, hello: Hello, peer: str) -> Grant:
         """Who brings its token in `hello`: it is counted here, as others are with their request."""
         grant = await prove(self._services, hello.token or "", peer)
-        if wait := self._shed(hello):
-            raise CommandError("overloaded", "more connect than there is time for", retry_after=wait)
+        if problem := self._too_much(grant, hello):
+            raise problem
         return grant
 
     def _decode(self, messages: Sequence[str | bytes]) -> list[ClientFrame | FrameError]:

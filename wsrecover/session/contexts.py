@@ -107,7 +107,10 @@ def _is_busy(context: Context) -> bool:
 
 
 class UserContexts:
-    """One user's contexts. Whoever asks first reduces for all who wait with him."""
+    """One user's contexts. Whoever asks first reduces for all who wait with him.
+
+    `held` are the bytes, in JSON, of those that stay in memory.
+    """
 
     def __init__(self, services: Services, key: StreamKey) -> None:
         self._services = services
@@ -116,6 +119,14 @@ class UserContexts:
         self._lock = trio.Lock()
         self.patching = trio.Lock()
         self._state: _State | None = None
+        self.held = 0
+
+    def forget(self) -> int:
+        """Let the contexts leave memory, unless somebody works on them; the bytes that they were."""
+        if self._lock.locked():
+            return 0
+        freed, self.held, self._state = self.held, 0, None
+        return freed
 
     async def snapshot(self) -> Snapshot:
         """The contexts as of the head, or later. Raises `StoreError`; may be abandoned at any time."""
@@ -187,8 +198,9 @@ class UserContexts:
                 pause_at = trio.current_time() + SLICE
 
     def _let_go(self, state: _State) -> None:
-        if sum(context.size for context in state.contexts.values()) > self._settings.memory_bytes:
-            self._state = None
+        self.held = sum(context.size for context in state.contexts.values())
+        if self.held > self._settings.memory_bytes:
+            self._state, self.held = None, 0
 
 
 def _stored(state: _State, name: str) -> StoredContext | None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeAlias
 
 from wsrecover.errors import CommandError
 from wsrecover.protocol.closecodes import CloseCode
@@ -31,7 +30,7 @@ from wsrecover.transport.websocket import ServerSocket, text_frame
 from .calls import refusal
 from .catchup import CatchUp, page_share
 from .contexts import Snapshot
-from .lag import Lag
+from .lag import Lag, Pair
 from .owner import Owner
 from .replay import Filter, frames_of, pack, passes
 from .snapshots import MAX_SWITCHES, Switch
@@ -43,10 +42,6 @@ CONTROLS = 128
 
 SKIP_EVERY = 100
 """Events filtered out after which a live client is told: else its position, left behind, would be trimmed."""
-
-
-Pair: TypeAlias = tuple[int, int] | None
-"""The seq and offset of a part that is held, or the first and last seq of a gap."""
 
 
 class Delivery:
@@ -90,6 +85,12 @@ class Delivery:
     def lagging(self) -> bool:
         """Whether some stream is not at its head."""
         return bool(self._lags)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the socket to take them."""
+        waiting = sum(map(len, self._controls)) if self._controls else 0
+        return self._outbox.pending + waiting + sum([lag.held for lag in self._lags.values()])
 
     def begin(
         self,

@@ -1,4 +1,4 @@
-"""One task that looks after the silent: it sends the pings, asks for fresh tokens, and ends old receipts."""
+"""One task that looks after all: it pings the silent, asks for tokens, ends receipts, and sheds load."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from typing import Never
 
 import trio
 
+from .pressure import INTERVAL
 from .registry import Registry
 from .services import Services
+from .shedding import look
 
 __all__ = ["sweep"]
 
-INTERVAL = 1.0
-"""Seconds between two rounds; a ping is late by at most that."""
-
 
 async def sweep(registry: Registry, services: Services) -> Never:
-    """Tick every connection each second. A dead peer itself is found by its connection's cancel scope.
+    """Tick every connection each second, so that a ping is late by no more, and weigh what is held.
+
+    A dead peer itself is found by its connection's cancel scope.
 
     A task for each connection would cost 3 KiB; a round costs a comparison or two for each.
     """
@@ -27,3 +28,5 @@ async def sweep(registry: Registry, services: Services) -> Never:
         for session in registry.sessions.values():
             for connection in session.connections.values():
                 connection.tick(now, unix)
+        if services.pressure.is_due(now):
+            await look(registry, services)

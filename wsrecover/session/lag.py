@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import attrs
 
@@ -17,7 +18,10 @@ from .contexts import Snapshot
 from .replay import Filter, coalesced, frames_of, has_fragments
 from .snapshots import Switch, Taken
 
-__all__ = ["Lag"]
+__all__ = ["Lag", "Pair"]
+
+Pair: TypeAlias = tuple[int, int] | None
+"""The seq and offset of a part that is held, or the first and last seq of a gap."""
 
 
 @attrs.define(eq=False)
@@ -29,12 +33,18 @@ class Lag:
 
     after: int
     announce: bool
-    part: tuple[int, int] | None = None
+    part: Pair = None
     frames: deque[bytes] = attrs.field(factory=deque)
     merging: Coalescer[Entry] | None = None
     page: Page | None = None
     switches: deque[Switch] = attrs.field(factory=deque)
     taken: Taken | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes of what was read and is still to be sent."""
+        waiting = sum(map(len, self.frames))
+        return waiting + (0 if self.page is None else sum(len(entry.body) for entry in self.page.entries))
 
     def tell(
         self, stream: Stream, entries: Sequence[Entry], *, wanted: Filter, part_bytes: int, going_on: bool

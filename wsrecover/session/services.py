@@ -19,6 +19,7 @@ from wsrecover.streams.store import Store
 
 from .mishaps import Mishaps
 from .presence import Presence
+from .pressure import Pressure
 from .quota import Quotas
 from .receipts import Receipts
 
@@ -30,7 +31,8 @@ class Services:
     """The parts of one server process. `clock` gives unix seconds; deadlines use trio's clock.
 
     `counts` are totals since the start, by name: `resume.<outcome>`, `closed.<code>`, `session.<state>`,
-    `replayed`, `replay.paced`, `commands.<status>`.
+    `replayed`, `replay.paced`, `commands.<status>`, `ephemeral.sent` and `.shed`; for want of memory
+    `shed.tails` and `shed.contexts` (bytes), `shed.connects` and `shed.resumes`.
     """
 
     app: App
@@ -48,6 +50,10 @@ class Services:
     presence: Presence = attrs.field(factory=Presence)
     receipts: Receipts = attrs.field(
         default=attrs.Factory(lambda services: Receipts(services.presence), takes_self=True)
+    )
+
+    pressure: Pressure = attrs.field(
+        default=attrs.Factory(lambda services: Pressure(services.config.limits.memory_bytes), takes_self=True)
     )
 
     @addresses.default

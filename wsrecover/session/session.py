@@ -32,6 +32,7 @@ from .connection import Connection
 from .contexts import UserContexts
 from .entitled import entitled
 from .members import Members
+from .pressure import Stage
 from .quota import Quota
 from .replay import passes
 from .runs import Runs
@@ -173,8 +174,8 @@ class Session:
     def show(self, event: Entry) -> int:
         """Hand an event that is not logged to the connections that want it; how many could take it at once.
 
-        Those that could not are behind, and it is lost to them. Raises `InvalidEvent` for one that would have
-        to be sent in parts.
+        Those that could not are behind, or memory is short, and it is lost to them. Raises `InvalidEvent` for
+        one that would have to be sent in parts.
         """
         frame = ephemeral_frame("user", event.body)
         limit = self.services.config.limits.part_bytes
@@ -184,10 +185,12 @@ class Session:
             )
         message = text_frame(frame)
         deliveries = [connection.delivery for connection in self.connections.values()]
-        taken = [one.show(message) for one in deliveries if passes(one.wanted, event.thread)]
-        self.services.counts["ephemeral.sent"] += sum(taken)
-        self.services.counts["ephemeral.shed"] += len(taken) - sum(taken)
-        return sum(taken)
+        wanting = [one for one in deliveries if passes(one.wanted, event.thread)]
+        short = self.services.pressure.stage >= Stage.EPHEMERAL
+        taken = 0 if short else sum(one.show(message) for one in wanting)
+        self.services.counts["ephemeral.sent"] += taken
+        self.services.counts["ephemeral.shed"] += len(wanting) - taken
+        return taken
 
     def detach(self, client: str, connection: object) -> None:
         """Forget a connection that was attached, unless its client has a newer one by now."""

@@ -33,11 +33,12 @@ _CLOSED = "the journal is closed"
 
 @attrs.frozen
 class JournalStatistics:
-    """What is queued or being committed now (`units`, `bytes`), who waits for room, and counts so far."""
+    """What is queued or being committed now (`units`, `bytes`), what waits for room, and counts so far."""
 
     units: int
     bytes: int
     waiting: int
+    waiting_bytes: int
     batches: int
     failed_batches: int
     committed: int
@@ -254,7 +255,13 @@ class Journal:
         """Counts, without waiting."""
         room = self._room
         return JournalStatistics(
-            room.units, room.bytes, room.waiting, self._batches, self._failed, self._committed
+            room.units,
+            room.bytes,
+            room.waiting,
+            room.waiting_bytes,
+            self._batches,
+            self._failed,
+            self._committed,
         )
 
 

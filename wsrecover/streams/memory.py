@@ -18,6 +18,7 @@ from wsrecover.protocol.resume import make_epoch
 from .store import (
     ANSWER_WINDOW,
     APPLIED,
+    ENTRY_BYTES,
     Answer,
     AnswerKey,
     Applied,
@@ -165,7 +166,8 @@ class MemoryStore(Store):
 
     def statistics(self) -> StoreStatistics:
         """See `Store.statistics`."""
-        return StoreStatistics(self._commits, self._events, failures=0, healthy=not self._closed)
+        held = sum([log.size + len(log.entries) * ENTRY_BYTES for log in self._logs.values()])
+        return StoreStatistics(self._commits, self._events, failures=0, healthy=not self._closed, held=held)
 
     async def aclose(self) -> None:
         """See `Store.aclose`."""

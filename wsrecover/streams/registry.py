@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 import trio
@@ -16,9 +16,10 @@ __all__ = ["Streams", "StreamsStatistics"]
 
 @attrs.frozen
 class StreamsStatistics:
-    """How many streams are open, and the bytes of bodies that their tails hold."""
+    """How many streams are open, and the events, and bytes of their bodies, that their tails hold."""
 
     streams: int
+    tail_events: int
     tail_bytes: int
 
 
@@ -115,6 +116,14 @@ class Streams:
             if stream is not None:
                 stream.trim(seq)
 
+    def shed(self, keys: Iterable[StreamKey] | None = None) -> int:
+        """Drop the tails of these streams, where they are open, or of all; the bytes freed."""
+        before = self._budget.used
+        for key in self._streams if keys is None else keys:
+            if (stream := self._streams.get(key)) is not None:
+                stream.drop_tail()
+        return before - self._budget.used
+
     def _shrink(self) -> None:
         """Drop whole tails down to three quarters of the budget, so that this is rare."""
         enough = self._budget.limit * 3 // 4
@@ -125,4 +134,5 @@ class Streams:
 
     def statistics(self) -> StreamsStatistics:
         """Counts, without waiting."""
-        return StreamsStatistics(len(self._streams), self._budget.used)
+        events = sum([stream.tail_events for stream in self._streams.values()])
+        return StreamsStatistics(len(self._streams), events, self._budget.used)

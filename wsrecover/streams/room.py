@@ -28,6 +28,11 @@ class Room:
         """How many tasks wait for room."""
         return len(self._waiting)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """The sizes of what they wait with."""
+        return sum(self._waiting.values())
+
     def _fits(self, size: int) -> bool:
         return self.units < self._max_units and (self.bytes + size <= self._max_bytes or not self.units)
 

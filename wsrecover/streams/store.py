@@ -24,6 +24,7 @@ from wsrecover.protocol.cursor import Position
 __all__ = [
     "ANSWER_WINDOW",
     "APPLIED",
+    "ENTRY_BYTES",
     "Answer",
     "AnswerKey",
     "AnswerStatus",
@@ -48,6 +49,10 @@ __all__ = [
 
 ANSWER_WINDOW: Final = 660.0
 """Seconds for which an answer is kept: the 600 that a client may count on, and a repeat's time on its way."""
+
+
+ENTRY_BYTES: Final = 200
+"""What an entry takes in memory beside its body."""
 
 
 class StreamKey(NamedTuple):
@@ -249,12 +254,17 @@ class Retained:
 
 @attrs.frozen
 class StoreStatistics:
-    """Counts since the store was opened; `healthy` is False while the last commit failed."""
+    """Counts since the store was opened; `healthy` is False while the last commit failed.
+
+    `held` are the bytes of the events that it keeps in this process's memory, 0 for one that keeps them
+    elsewhere.
+    """
 
     commits: int
     events: int
     failures: int
     healthy: bool
+    held: int = 0
 
 
 class Store(abc.ABC):

@@ -178,6 +178,11 @@ class Stream:
         self._max_events = tail_events
         self._max_bytes = tail_bytes
 
+    @property
+    def tail_events(self) -> int:
+        """How many events the tail holds."""
+        return len(self._tail)
+
     def load(self, state: StreamState) -> None:
         """Take what the store said; what was learnt while it was asked stands."""
         self._told.clear()
