@@ -18,12 +18,13 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from wsrecover.streams.batch import Batch
 from wsrecover.streams.journal import Journal, Writer
 from wsrecover.streams.memory import open_memory
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.sqlite import open_sqlite
 from wsrecover.streams.store import Entry, Retention, Store, StreamKey, Unit
-from wsrecover.streams.stream import Batch, Stream
+from wsrecover.streams.stream import Stream
 
 STREAMS = 1000
 ROUNDS = 100

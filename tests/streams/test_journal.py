@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from wsrecover.errors import RunBroken, StoreFailed, StoreUnavailable
+from wsrecover.streams.batch import Batch
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.memory import MemoryStore
 from wsrecover.streams.registry import Streams
@@ -27,7 +28,7 @@ from wsrecover.streams.store import (
     StreamKey,
     Unit,
 )
-from wsrecover.streams.stream import Batch, Stream
+from wsrecover.streams.stream import Stream
 
 ANN = StreamKey("user", "tenant", "ann")
 BEN = StreamKey("user", "tenant", "ben")

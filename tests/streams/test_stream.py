@@ -6,10 +6,11 @@ import trio.testing
 
 from wsrecover.errors import StoreUnavailable
 from wsrecover.protocol.cursor import Position
+from wsrecover.streams.batch import Batch
 from wsrecover.streams.memory import MemoryStore, open_memory
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Entry, NewSnapshot, Retention, StreamKey, StreamState, Unit
-from wsrecover.streams.stream import Batch, Stream, wire_name
+from wsrecover.streams.stream import Stream, wire_name
 
 ANN = StreamKey("user", "tenant", "ann")
 

@@ -23,8 +23,9 @@ from wsrecover.errors import CommandError
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import encode, live_frame
 from wsrecover.protocol.frames import ServerFrame, Skip
+from wsrecover.streams.batch import Batch
 from wsrecover.streams.store import Entry
-from wsrecover.streams.stream import Batch, Stream
+from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import ServerSocket, text_frame
 
 from .calls import refusal

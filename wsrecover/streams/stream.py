@@ -10,14 +10,14 @@ from typing import Final, Protocol
 import attrs
 import structlog
 
-from wsrecover.protocol.codec import event_frame, join
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import From, StreamInfo
 from wsrecover.protocol.resume import judge, make_epoch
 
+from .batch import Batch
 from .store import Entry, Store, StreamKey, StreamState
 
-__all__ = ["CROWD", "Batch", "Follower", "Page", "Stream", "TailBudget", "wire_name"]
+__all__ = ["CROWD", "Follower", "Page", "Stream", "TailBudget", "wire_name"]
 
 _log = structlog.get_logger(__name__)
 
@@ -26,37 +26,6 @@ CROWD: Final = 256
 
 MAX_WAVES: Final = 16
 """Batches that a crowd may be behind; who has not got further by then reads on from the log."""
-
-
-class Batch:
-    """What one commit appended to one stream: `entries`, seqs `first` to `last`.
-
-    `framed` is the message as it goes into the sockets: the first follower builds it, for all of them.
-    """
-
-    __slots__ = ("_name", "entries", "framed")
-
-    def __init__(self, name: str, entries: Sequence[Entry]) -> None:
-        self._name = name
-        self.entries = entries
-        self.framed: bytes | None = None
-
-    @property
-    def first(self) -> int:
-        """The seq of the first of them."""
-        return self.entries[0].seq
-
-    @property
-    def last(self) -> int:
-        """The seq of the last of them."""
-        return self.entries[-1].seq
-
-    def message(self) -> bytes:
-        """The `event` frames of all of them as one WebSocket message."""
-        entries = self.entries
-        if len(entries) == 1:
-            return event_frame(self._name, entries[0].seq, entries[0].body)
-        return join([event_frame(self._name, entry.seq, entry.body) for entry in entries])
 
 
 class Follower(Protocol):

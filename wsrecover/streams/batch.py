@@ -1,0 +1,42 @@
+"""What a stream hands to its followers, framed once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wsrecover.protocol.codec import event_frame, join
+
+from .store import Entry
+
+__all__ = ["Batch"]
+
+
+class Batch:
+    """What one commit appended to one stream: `entries`, seqs `first` to `last`.
+
+    `framed` is the message as it goes into the sockets: the first follower builds it, for all of them.
+    """
+
+    __slots__ = ("_name", "entries", "framed")
+
+    def __init__(self, name: str, entries: Sequence[Entry]) -> None:
+        self._name = name
+        self.entries = entries
+        self.framed: bytes | None = None
+
+    @property
+    def first(self) -> int:
+        """The seq of the first of them."""
+        return self.entries[0].seq
+
+    @property
+    def last(self) -> int:
+        """The seq of the last of them."""
+        return self.entries[-1].seq
+
+    def message(self) -> bytes:
+        """The `event` frames of all of them as one WebSocket message."""
+        entries = self.entries
+        if len(entries) == 1:
+            return event_frame(self._name, entries[0].seq, entries[0].body)
+        return join([event_frame(self._name, entry.seq, entry.body) for entry in entries])
