@@ -11,7 +11,7 @@ import trio
 
 from wsrecover.access.limits import Bucket, Rate
 from wsrecover.errors import RunBroken, RunEnded
-from wsrecover.protocol.codec import encode_event
+from wsrecover.protocol.codec import encode_event_of, event_author
 from wsrecover.protocol.schema import Schema
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.store import Entry, StreamKey, Unit
@@ -77,6 +77,7 @@ class RunLog:
     """
 
     __slots__ = (
+        "_author",
         "_deltas",
         "_ended",
         "_last_words_until",
@@ -95,6 +96,7 @@ class RunLog:
         self.place = place
         self.run = run
         self.thread = thread
+        self._author = event_author(thread, run)
         self.writer = place.journal.writer()
         self.nursery: trio.Nursery | None = None
         self._deltas: list[_Delta] = []
@@ -108,12 +110,10 @@ class RunLog:
 
     def encode(self, type: str, data: Mapping[str, Any], *, id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
         """The event, encoded once. Raises `InvalidEvent`."""
-        place, thread = self.place, self.thread
+        place = self.place
         ts = place.clock()
-        body = encode_event(
-            ts=ts, type=type, data=data, thread=thread, run=self.run, max_bytes=place.event_bytes
-        )
-        return Entry(place.key, body, ts, thread, id)
+        body = encode_event_of(self._author, ts=ts, type=type, data=data, max_bytes=place.event_bytes)
+        return Entry(place.key, body, ts, self.thread, id)
 
     def show(self, event: Entry) -> None:
         """Hand the event, which is not logged, to whoever is connected. Raises `RunEnded`, `InvalidEvent`."""
