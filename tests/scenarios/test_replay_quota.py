@@ -16,6 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover.config import Limits, Tier, Timeouts
 from wsrecover.errors import ConnectionClosed
+from wsrecover.session import quota as quota_module
 from wsrecover.session.quota import Quota
 from wsrecover.streams.store import Entry, StreamKey
 from wsrecover.testing import Peer
@@ -25,6 +26,9 @@ KEY: Final = StreamKey("user", "acme", "ada")
 PER_SECOND: Final = 1024
 QUOTA: Final = 60 * PER_SECOND
 PAGE: Final = 8 * 1024
+
+CHANGE: Final = QUOTA // quota_module.CHANGE
+"""Bytes of which the bucket is told together: the last of the quota, for who has less to ask."""
 
 MOMENT: Final = 0.001_001
 """A millisecond, and the noise of a float of seconds."""
@@ -119,9 +123,10 @@ async def test_r7_a_loop_of_replays_gets_its_quota_to_the_byte_and_no_more(
             over += admitted > allowed
             if round_number == 0:
                 assert one.seqs == list(range(1, 101))
-                assert quota.take_replay(QUOTA - admitted + 1) > 0
-                assert quota.take_replay(QUOTA - admitted) == 0
-                quota.settle_replay(admitted - QUOTA)
+                left = QUOTA - CHANGE - admitted
+                assert quota.take_replay(left + 1) > 0
+                assert quota.take_replay(left) == 0
+                quota.settle_replay(-left)
             mock_clock.jump(1.7)
         # What a page may take is reserved while it is read: no more than that may lie idle.
         assert admitted > allowed - 2 * PAGE
@@ -167,6 +172,25 @@ async def test_r7_dropping_and_coming_back_is_no_way_around(mock_clock: MockCloc
             assert 0 < len(one.seqs) * 400 <= PAGE + PER_SECOND
 
 
+async def test_r7_small_change_is_counted_too(mock_clock: MockClock, figure: Figure) -> None:
+    """A client that comes back for its last event, again and again, and sometimes for all of them."""
+    admitted = over = 0
+    async with world() as there, reader(there, client="onlooker", **LIVE) as onlooker:
+        epoch = onlooker.frames[0]["streams"]["user"]["epoch"]
+        await publish(there, 30)
+        size = await sizes(there)
+        began = trio.current_time()
+        for round_number in range(400):
+            position = {"user": [epoch, 0 if round_number % 50 == 49 else 29]}
+            async with reader(there, client="greedy", resume=position) as one:
+                admitted += sum(size[seq] for seq in one.seqs)
+            over += admitted > QUOTA + PER_SECOND * (trio.current_time() - began)
+            mock_clock.jump(0.1)
+        assert admitted > 0.9 * QUOTA + PER_SECOND * 30
+    figure("R7", "small replays admitted beyond the quota, in a loop of reconnects", over)
+    assert over == 0
+
+
 async def test_r7_what_is_live_goes_on_for_others_and_for_the_user_itself(mock_clock: MockClock) -> None:
     async with world() as there, AsyncExitStack() as stack:
         await publish(there, 300)
@@ -202,7 +226,7 @@ async def test_r7_at_the_head_it_costs_nothing_and_what_was_missed_its_size(mock
         size = await sizes(there)
         async with reader(there, resume={"user": [epoch, 103]}) as one:
             assert one.seqs == [104, 105, 106]
-            left = QUOTA - sum(size[seq] for seq in one.seqs)
+            left = QUOTA - CHANGE - sum(size[seq] for seq in one.seqs)
             assert quota_of(there).take_replay(left + 1) > 0
             assert quota_of(there).take_replay(left) == 0
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from trio.testing import MockClock
 
 from wsrecover.access import Principal
 from wsrecover.config import Config, Contexts, Limits, Retention, Tier
-from wsrecover.session.quota import Quota, Quotas
+from wsrecover.session.quota import CHANGE, Quota, Quotas
 from wsrecover.streams.store import StreamKey
 
 ADA = StreamKey("user", "acme", "ada")
@@ -79,3 +80,23 @@ async def test_what_is_dropped_leaves_nothing_behind(quotas: Quotas) -> None:
     quota.drop_run()
     assert not quotas.connections
     assert not quotas.runs
+
+
+async def test_what_is_put_back_late_makes_no_more_than_may_be_replayed_at_once(
+    mock_clock: MockClock,
+) -> None:
+    most = 60 * 1024
+    config = Config(
+        store="memory",
+        tier=Tier(replay_bytes_per_minute=most),
+        limits=Limits(page_bytes=8192, event_bytes=8192),
+    )
+    quota = Quota(Quotas(config), ADA)
+    assert quota.take_replay(8192) == 0.0
+    mock_clock.jump(1000)
+    quota.settle_replay(-8192)
+    change = most // CHANGE
+    assert quota.take_replay(most - change + 1) > 0
+    assert quota.take_replay(most - change) == 0.0
+    assert quota.take_replay(change) == 0.0
+    assert quota.take_replay(1) > 0

@@ -20,6 +20,9 @@ __all__ = ["Quota", "Quotas"]
 _REMEMBERED: Final = 100_000
 """Users whose tier is known although they are not here: some bytes each."""
 
+CHANGE: Final = 64
+"""Of what may be replayed at once so large a part is small change."""
+
 CONNECTIONS_RETRY_AFTER: Final = 5.0
 """Seconds: a tab is closed by hand, or by its heartbeat."""
 
@@ -78,6 +81,43 @@ class Quotas:
             del counter[tenant]
 
 
+class _Allowance:
+    """What a user may still replay, in bytes. A part of the burst is small change: of that, and it is what a
+    client missed in seconds, the bucket is only told once it is spent."""
+
+    __slots__ = ("_bucket", "_change", "_most")
+
+    def __init__(self, rate: Rate) -> None:
+        self._change = 0
+        self._most = rate.burst // CHANGE
+        self._bucket = Bucket(Rate(rate.per_second, rate.burst - self._most))
+
+    def change(self, rate: Rate) -> None:
+        """Another rate from now on."""
+        self._most = rate.burst // CHANGE
+        self._bucket.change(Rate(rate.per_second, rate.burst - self._most), trio.current_time())
+
+    def take(self, size: int) -> float:
+        """See `Quota.take_replay`."""
+        if not size:
+            return self._bucket.take(trio.current_time(), 0)
+        due = self._change + size
+        if due > self._most:
+            if wait := self._bucket.take(trio.current_time(), due):
+                return wait
+            due = 0
+        self._change = due
+        return 0.0
+
+    def settle(self, size: int) -> None:
+        """See `Quota.settle_replay`."""
+        due = self._change + size
+        if not 0 <= due <= self._most:
+            self._bucket.spend(trio.current_time(), due)
+            due = 0
+        self._change = due
+
+
 class Quota:
     """What one user may still take up. Time is trio's, for it never goes back."""
 
@@ -88,7 +128,7 @@ class Quota:
         self.tier = quotas.tier_of(user)
         self._commands = Bucket(self._commands_rate())
         self._bytes = Bucket(self._bytes_rate())
-        self._replay: Bucket | None = None
+        self._replay: _Allowance | None = None
 
     @property
     def pages(self) -> Pages:
@@ -104,7 +144,7 @@ class Quota:
             self._commands.change(self._commands_rate(), now)
             self._bytes.change(self._bytes_rate(), now)
             if self._replay is not None:
-                self._replay.change(self._replay_rate(), now)
+                self._replay.change(self._replay_rate())
 
     def _commands_rate(self) -> Rate:
         return Rate(self.tier.commands_per_second, self.tier.commands_burst)
@@ -121,14 +161,14 @@ class Quota:
         the seconds until they may; of 0 bytes, until what was overdrawn is there again.
         """
         if self._replay is None:
-            self._replay = Bucket(self._replay_rate())
-        return self._replay.take(trio.current_time(), size)
+            self._replay = _Allowance(self._replay_rate())
+        return self._replay.take(size)
 
     def settle_replay(self, size: int) -> None:
         """Note `size` bytes more than were taken, whether there is room or not; below 0: so many less."""
         if self._replay is None:
-            self._replay = Bucket(self._replay_rate())
-        self._replay.spend(trio.current_time(), size)
+            self._replay = _Allowance(self._replay_rate())
+        self._replay.settle(size)
 
     def take_message(self, message: str | bytes) -> float:
         """Note an inbound message; the seconds until there is room for it, 0.0 where there is."""
