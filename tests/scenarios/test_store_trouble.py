@@ -1,4 +1,4 @@
-"""S3, S4 and R10: the store is full, gone or broken. What is not kept is not acknowledged, and it heals."""
+"""S3, S4, E13, R10: the store is full, gone or broken. What is not kept is not acknowledged, and it heals."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any, Final
 
 import pytest
 import trio
+from figures import Figure
 from process import ServerProcess, server_process
 from serving import Frame, log_of, until_none
 from stage import Stage, types
+from witness import Witness
 
 from wsrecover import connect
 from wsrecover.client import ClientSession, Event
@@ -209,6 +211,36 @@ async def test_s07_a_cancelled_run_is_acknowledged_only_when_its_end_is_kept(
         "agent_started",
         "agent_completed",
     ]
+
+
+async def test_e13_a_full_disk_takes_nothing_that_is_acknowledged_and_keeps_nobody_from_reading(
+    stage: Stage, tmp_path: Path, figure: Figure
+) -> None:
+    async with troubled(stage, tmp_path, Full) as (local, store):
+        witness = Witness(local)
+        async with witness.client() as client:
+            await witness.publish(20, pad=5000)
+            await client.take(20)
+            await client.drop()
+            await witness.publish(20, pad=5000)
+            await store.break_()
+            refused = 0
+            for _ in range(10):
+                with pytest.raises(StoreUnavailable):
+                    await witness.publish(1, pad=20_000)
+                refused += 1
+            witness.history.fault("disk full")
+            client.come_back()
+            await client.take(20)
+            await store.heal()
+            await witness.publish(20, pad=5000)
+            await client.take(20)
+            client.settled()
+        report = await witness.check(acknowledged=60, deliveries=60, resumes=1, faults=2, unknown=10)
+        kept = len(await witness.drain("acme/ada"))
+    figure("S3 E13", f"K around a full disk with {refused} publishes refused", len(report.anomalies))
+    figure("S3 E13", "refused publishes that were kept nevertheless", kept - 60)
+    assert kept == 60
 
 
 async def fill(local: LocalServer, store: Trouble) -> None:

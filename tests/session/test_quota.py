@@ -6,9 +6,13 @@ import pytest
 from trio.testing import MockClock
 
 from wsrecover.access import Principal
+from wsrecover.agents import App, Run
 from wsrecover.config import Config, Contexts, Limits, Retention, Tier
+from wsrecover.errors import StoreFailed
+from wsrecover.protocol.frames import Hello
 from wsrecover.session.quota import CHANGE, Quota, Quotas
 from wsrecover.streams.store import StreamKey
+from wsrecover.testing import local_server
 
 ADA = StreamKey("user", "acme", "ada")
 
@@ -100,3 +104,26 @@ async def test_what_is_put_back_late_makes_no_more_than_may_be_replayed_at_once(
     assert quota.take_replay(most - change) == 0.0
     assert quota.take_replay(change) == 0.0
     assert quota.take_replay(1) > 0
+
+
+async def test_what_comes_when_the_server_has_stopped_takes_nothing_of_the_tenants() -> None:
+    app = App()
+
+    @app.agent("worker")
+    async def worker(run: Run) -> None:
+        await run.flush()
+
+    async with local_server(app) as local, local.peer() as peer:
+        await peer.until("live")
+        quotas = local.server._services.quotas
+        session = local.server.registry.sessions["acme", "ada"]
+        (connection,) = session.connections.values()
+        assert (quotas.connections["acme"], quotas.runs["acme"]) == (1, 0)
+    assert not quotas.connections
+    with pytest.raises(StoreFailed):
+        await session.runs.start(session.runs.prepare("worker", {}, thread=None))
+    assert not quotas.runs.total()
+    with pytest.raises(StoreFailed):
+        session.attach(connection.socket, connection.grant, Hello("another"))
+    assert not quotas.connections.total()
+    assert session.connections == {}

@@ -106,7 +106,11 @@ class Runs:
         """
         self._quota.add_run(len(self._executions) + self._starting)
         launch = _Launch(execution, answer)
-        self._members.start(self._run, launch)
+        try:
+            self._members.start(self._run, launch)
+        except StoreFailed:
+            self._quota.drop_run()
+            raise
         self._starting += 1
         await launch.done.wait()
         if launch.outcome is None:

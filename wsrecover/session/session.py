@@ -18,7 +18,7 @@ import trio
 
 from wsrecover.access.principal import Principal
 from wsrecover.access.tokens import Grant
-from wsrecover.errors import FrameError, InvalidEvent
+from wsrecover.errors import FrameError, InvalidEvent, StoreFailed
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import ephemeral_frame
 from wsrecover.protocol.frames import ClientFrame, Hello
@@ -162,7 +162,8 @@ class Session:
 
         `early` are frames that came right behind the hello.
 
-        Raises `CommandError("overloaded")` where the user has all the connections that the limits allow.
+        Raises `CommandError("overloaded")` where the user has all the connections that the limits allow, and
+        `StoreFailed` once the server has stopped; the socket then stays the caller's.
         """
         older = self.connections.get(hello.client)
         self.quota.adopt(grant.principal)
@@ -171,7 +172,11 @@ class Session:
             audit.replaced(older.grant, client=hello.client, peer=older.socket.peer)
             older.close(CloseCode.REPLACED, "the same client connected again")
         connection = self.connections[hello.client] = Connection(self, socket, grant, hello)
-        self.members.start(connection.run, hello, early)
+        try:
+            self.members.start(connection.run, hello, early)
+        except StoreFailed:
+            self.detach(hello.client, connection)
+            raise
 
     def show(self, event: Entry) -> int:
         """Hand an event that is not logged to the connections that want it; how many could take it at once.
