@@ -150,7 +150,8 @@ class Tier:
     """Bytes of events and snapshots that are sent again, and as many at once: four full logs. What is above
     waits, over all the user's connections; what is live does not."""
     events_per_second: int | None = attrs.field(default=None, validator=count(1, 1_000_000, none=True))
-    """Events of one run, and as many at once; an agent above it waits. None: as fast as the log is."""
+    """Events of one run, and as many at once; an agent above it waits, but for text, which is gathered for
+    longer. None: as fast as the log is."""
     log_events: int | None = attrs.field(default=None, validator=count(1, none=True))
     """Events of the user's log that are kept, at most `retention.events`, which None stands for."""
     log_bytes: int | None = attrs.field(default=None, validator=size(1024, none=True))

@@ -131,6 +131,7 @@ async def _start(nursery: trio.Nursery, services: Services, context: ssl.SSLCont
     """Start what is served, the listener last."""
     registry = Registry(nursery, services)
     nursery.start_soon(sweep, registry, services)
+    nursery.start_soon(services.alarms.run)
     admission = Admission(nursery, registry, services)
     accepting = trio.CancelScope()
     doorway = Doorway()

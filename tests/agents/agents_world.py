@@ -10,8 +10,10 @@ import attrs
 import pytest
 import trio
 
+from wsrecover.agents.alarms import Alarms
 from wsrecover.agents.app import Agent, AgentFunction
-from wsrecover.agents.lifecycle import Execution, RunPlace
+from wsrecover.agents.lifecycle import Execution
+from wsrecover.agents.place import RunPlace
 from wsrecover.errors import StoreError
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.memory import MemoryStore
@@ -94,8 +96,10 @@ class World:
         return ends[0]
 
 
-def make_place(journal: Journal, **more: Any) -> RunPlace:
-    return RunPlace(journal, KEY, clock=lambda: NOW, event_bytes=64 * 1024, **more)
+def make_place(nursery: trio.Nursery, journal: Journal, **more: Any) -> RunPlace:
+    alarms = Alarms()
+    nursery.start_soon(alarms.run)
+    return RunPlace(journal, KEY, clock=lambda: NOW, event_bytes=64 * 1024, alarms=alarms, **more)
 
 
 def make_journal(store: Store, *, max_units: int = 1000) -> Journal:
@@ -118,7 +122,7 @@ def gated() -> Gated:
 async def world(gated: Gated, nursery: trio.Nursery) -> World:
     journal = make_journal(gated)
     await nursery.start(journal.run)
-    return World(nursery, gated, make_place(journal))
+    return World(nursery, gated, make_place(nursery, journal))
 
 
 @pytest.fixture
@@ -128,6 +132,6 @@ def small_world(gated: Gated, nursery: trio.Nursery) -> Callable[..., Any]:
     async def make(*, max_units: int = 1000, **more: Any) -> World:
         journal = make_journal(gated, max_units=max_units)
         await nursery.start(journal.run)
-        return World(nursery, gated, make_place(journal, **more))
+        return World(nursery, gated, make_place(nursery, journal, **more))
 
     return make

@@ -561,7 +561,7 @@ class TestCancelAtEveryCheckpoint:
             stores.append(store)
             journal = make_journal(store)
             await nursery.start(journal.run)
-            return World(nursery, store, make_place(journal))
+            return World(nursery, store, make_place(nursery, journal))
 
         yield make
         nursery.cancel_scope.cancel()

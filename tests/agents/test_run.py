@@ -335,12 +335,13 @@ class TestTool:
 
 
 class TestMessage:
-    async def test_the_deltas_are_the_text(self, world: World) -> None:
+    async def test_the_deltas_are_the_text(self, small_world: Callable[..., Any]) -> None:
+        world = await small_world(delta_interval=0)
+
         async def agent(run: Run) -> None:
             async with run.message(role="assistant") as message:
                 for token in ["Hé", "llo ", "𝄞", "!", ""]:
                     await message.text(token)
-                    await trio.testing.wait_all_tasks_blocked()
 
         await world.finish(agent)
         started, *deltas, completed = (await world.events())[1:-1]
@@ -353,76 +354,6 @@ class TestMessage:
             (8, "!"),
         ]
         assert completed["data"] == {"message_id": message, "text": "Héllo 𝄞!"}
-
-    async def test_text_waits_for_the_commit_under_way_and_then_goes_as_one(
-        self, world: World, gated: Gated
-    ) -> None:
-        held = trio.Event()
-
-        async def agent(run: Run) -> None:
-            async with run.message() as message:
-                await run.flush()
-                gated.hold()
-                for token in "abcdef":
-                    await message.text(token)
-                await trio.testing.wait_all_tasks_blocked()
-                held.set()
-                await trio.sleep_forever()
-
-        execution = await world.launch(agent)
-        await held.wait()
-        gated.open.set()
-        await trio.testing.wait_all_tasks_blocked()
-        deltas = await world.told("message_delta")
-        assert [(delta["offset"], delta["text"]) for delta in deltas] == [(0, "a"), (1, "bcdef")]
-        execution.cancel()
-        await execution.wait_ended()
-
-    async def test_text_that_waits_behind_another_event_goes_when_that_is_committed(
-        self, world: World, gated: Gated
-    ) -> None:
-        held = trio.Event()
-
-        async def agent(run: Run) -> None:
-            async with run.message() as message:
-                await run.flush()
-                gated.hold()
-                await message.text("a")
-                await trio.testing.wait_all_tasks_blocked()
-                await message.text("b")
-                await run.emit("x", {})
-                await message.text("c")
-                held.set()
-                await trio.sleep_forever()
-
-        execution = await world.launch(agent)
-        await held.wait()
-        first = gated.open
-        gated.hold()
-        first.set()
-        await gated.reached.wait()
-        gated.open.set()
-        await trio.testing.wait_all_tasks_blocked()
-        assert [delta["text"] for delta in await world.told("message_delta")] == ["a", "b", "c"]
-        execution.cancel()
-        await execution.wait_ended()
-
-    async def test_text_goes_before_any_other_event_of_the_run(self, world: World) -> None:
-        async def agent(run: Run) -> None:
-            async with run.message() as one, run.message() as two:
-                for _ in range(3):
-                    await one.text("a")
-                    await two.text("b")
-                await run.emit("x", {})
-                await one.text("c")
-
-        await world.finish(agent)
-        order = [
-            event["data"].get("text", "x")
-            for event in await world.events()
-            if event["type"] in ("message_delta", "x")
-        ]
-        assert "".join(order) == "abababxc"
 
     async def test_much_text_waits_for_room(self, small_world: Callable[..., Any], gated: Gated) -> None:
         world = await small_world(max_units=3)
@@ -443,34 +374,6 @@ class TestMessage:
         gated.open.set()
         await execution.wait_ended()
         assert "".join(data["text"] for data in await world.told("message_delta")) == "x" * 50_000
-
-    async def test_text_that_found_no_room_is_sent_when_there_is_some(
-        self, small_world: Callable[..., Any], gated: Gated
-    ) -> None:
-        world = await small_world(max_units=2)
-
-        async def talker(run: Run) -> None:
-            async with run.message() as message:
-                await run.flush()
-                await message.text("a")
-                await message.text("b")
-                await trio.sleep_forever()
-
-        async def flood(run: Run) -> None:
-            for _ in range(20):
-                await run.emit("x", {})
-
-        other = world.execution(flood, run="r2")
-        await other.start()
-        execution = world.execution(talker)
-        await execution.start()
-        world.nursery.start_soon(execution.execute)
-        world.nursery.start_soon(other.execute)
-        await other.wait_ended()
-        await trio.testing.wait_all_tasks_blocked()
-        assert "".join(data["text"] for data in await world.told("message_delta")) == "ab"
-        execution.cancel()
-        await execution.wait_ended()
 
     async def test_an_exception_completes_the_message_as_interrupted(self, world: World) -> None:
         async def agent(run: Run) -> None:

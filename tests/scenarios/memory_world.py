@@ -53,6 +53,7 @@ async def memory_world(app: App | None = None, **settings: Any) -> AsyncIterator
         services = Services(app or App(), config, store, streams, journal, verifier, clock, quotas)
         registry = Registry(nursery, services)
         nursery.start_soon(sweep, registry, services)
+        nursery.start_soon(services.alarms.run)
         handshakes = Handshakes(
             answer=Admission(nursery, registry, services).answer,
             timeout=timeouts.handshake,

@@ -193,21 +193,6 @@ class TestCommitting:
         with pytest.raises(StoreFailed):
             await journal.commit(unit(ANN, "late"))
 
-    async def test_a_writer_says_once_when_what_it_wrote_is_settled(self, bench: Bench) -> None:
-        journal = bench.journal()
-        writer = journal.writer()
-        assert writer.settled
-        heard: list[bool] = []
-        async with running(journal):
-            for _ in range(3):
-                writer.write_nowait(unit(ANN, "a"))
-            assert not writer.settled
-            writer.when_settled(lambda: heard.append(writer.settled))
-            await writer.flush()
-            assert heard == [True]
-            await writer.commit(unit(ANN, "b"))
-            assert heard == [True]
-
 
 class TestFailures:
     async def test_a_failed_commit_breaks_its_writers_and_leaves_no_hole(self, bench: Bench) -> None:

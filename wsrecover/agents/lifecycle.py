@@ -51,10 +51,11 @@ from .ending import (
     leaves,
     must_pass_at_once,
 )
+from .place import RunPlace
 from .run import Run
-from .runlog import RunLog, RunPlace
+from .runlog import RunLog
 
-__all__ = ["Execution", "RunPlace", "close_lost_runs"]
+__all__ = ["Execution", "close_lost_runs"]
 
 log = structlog.get_logger(__name__)
 

@@ -9,9 +9,9 @@ import trio
 
 from wsrecover.errors import InvalidEvent, ScopeEnded
 from wsrecover.protocol.codec import encode_json
-from wsrecover.protocol.utf16 import units
 
 from .ending import describe, must_pass_at_once
+from .gathering import Text
 from .runlog import RunLog
 
 __all__ = ["MessageScope", "ToolScope"]
@@ -102,8 +102,8 @@ class MessageScope:
         self.id = id
         self.role = role
         self._log = log
+        self._text = Text(id)
         self._pieces: list[str] = []
-        self._offset = 0
         self._size = 0
         self._room = 0
         self._complete = False
@@ -116,7 +116,9 @@ class MessageScope:
         return self
 
     async def text(self, token: str) -> None:
-        """Add to the message. Tokens are sent together while a commit of this run is under way.
+        """Add to the message. The first token is an event at once; those that follow are gathered into one.
+
+        That goes `timeouts.delta_interval` seconds after the last one, and before any other event of the run.
 
         Raises `InvalidEvent` for what is not text, and where the message would become longer than one event
         may be; nothing of the token is taken then. Raises `ScopeEnded`, `RunBroken` and `RunEnded` too.
@@ -126,16 +128,14 @@ class MessageScope:
             raise ScopeEnded(f"message {self.id} has been completed")
         if not isinstance(token, str):
             raise InvalidEvent("text", f"must be a string, not {type(token).__name__}")
-        if not token:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            return
         room = self._room - self._size
         size = len(encode_json(token, field="text", max_bytes=room + 2)) - 2
-        offset = self._offset
-        self._pieces.append(token)
-        self._size += size
-        self._offset += units(token)
-        await self._log.add_text(self.id, offset, token, size)
+        # Up to here nothing was taken; from here on the token is in the deltas and in the completed text.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if token:
+            self._pieces.append(token)
+            self._size += size
+            await self._log.add_text(self._text, token, size)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -3,88 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any, Final
 
-import attrs
 import trio
 
 from wsrecover.access.limits import Bucket, Rate
 from wsrecover.errors import RunBroken, RunEnded
 from wsrecover.protocol.codec import encode_event_of, event_author
-from wsrecover.protocol.schema import Schema
-from wsrecover.streams.journal import Journal
-from wsrecover.streams.store import Entry, StreamKey, Unit
+from wsrecover.streams.store import Entry, Unit
 
 from .ending import is_cancelled
-from .requests import Requests
-from .threads import Threads
+from .gathering import Gathering, Text
+from .place import RunPlace
 
-__all__ = ["RunLog", "RunPlace"]
+__all__ = ["RunLog"]
 
 BURST: Final = 32
 """Units in one commit after which each further one lets other tasks run first."""
 
 TEXT_BYTES: Final = 4096
-"""Text that may wait for the commit under way; with more the author waits for room."""
+"""Text that may be gathered: more goes at once, and its author waits where there is no room for it."""
 
-
-@attrs.frozen
-class RunPlace:
-    """Where runs write, and under which limits.
-
-    `key` is the user's stream. `schemas` are what is registered for types of events, `requests` those of the
-    user's runs. `clock` gives unix seconds. `event_bytes` bounds one encoded event. `timeout` bounds a run
-    whose agent has no time-out of its own, in seconds. `grace` is the time in seconds that a cancelled run
-    has for its last words, and again for its terminal event. `retry` are the delays in seconds between tries
-    to write the terminal event while the store is down; the last one is repeated. `show` hands an event that
-    is not logged to whoever is connected; it raises `InvalidEvent` for a large one. None: nobody ever is.
-    `events_per_second` is how many events a run may make, and as many at once; above it its author waits.
-    Text, which is coalesced, is not counted. None: as many as the journal takes. `threads` are the contexts
-    of the user's threads; None: nobody keeps them.
-    """
-
-    journal: Journal
-    key: StreamKey
-    clock: Callable[[], float]
-    event_bytes: int
-    timeout: float | None = None
-    grace: float = 5.0
-    retry: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0, 5.0)
-    schemas: Mapping[str, Schema[Any]] = attrs.field(factory=dict)
-    requests: Requests = attrs.field(factory=Requests)
-    show: Callable[[Entry], object] | None = None
-    events_per_second: int | None = None
-    threads: Threads | None = None
-
-
-@attrs.define(eq=False)
-class _Delta:
-    """Text of one message that has not been handed to the journal. `offset` is in UTF-16 units."""
-
-    message_id: str
-    offset: int
-    pieces: list[str]
-    size: int
+UNBOUNDED: Final = 1 << 40
+"""Events above the rate: what cannot wait any more is counted afterwards."""
 
 
 class RunLog:
     """Encodes and writes the events of one run.
 
-    Text is coalesced: it goes out at once while nothing of the run is uncommitted, otherwise when the journal
-    has settled what is under way, and always before any other event of the run. `nursery`, while the agent's
-    function runs, is where such text waits for room.
+    Text is gathered: the first of a message goes at once, what follows `delta_interval` after its last delta,
+    in the order of adding, and always before any other event of the run. `nursery`, while the agent's
+    function runs, is where gathered text waits for room.
     """
 
     __slots__ = (
+        "_alarm",
         "_author",
-        "_deltas",
         "_ended",
         "_last_words_until",
-        "_listens",
         "_lock",
         "_pace",
-        "_taken",
+        "_text",
         "nursery",
         "place",
         "run",
@@ -99,11 +60,10 @@ class RunLog:
         self._author = event_author(thread, run)
         self.writer = place.journal.writer()
         self.nursery: trio.Nursery | None = None
-        self._deltas: list[_Delta] = []
+        self._text = Gathering(place.delta_interval)
+        self._alarm = math.inf
         self._ended = False
         self._lock = trio.Lock()
-        self._taken = 0
-        self._listens = False
         self._last_words_until: float | None = None
         most = place.events_per_second
         self._pace = None if most is None else Bucket(Rate(most, most))
@@ -127,9 +87,7 @@ class RunLog:
         Cancelled: the event was not queued.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._pace is not None:
-            while wait := self._pace.take(trio.current_time()):  # noqa: ASYNC110  # What it waits for is time.
-                await trio.sleep(wait)
+        await self._keep_pace(count=True)
         if not self.write_nowait(event, paced=True):
             await self._write((event,))
 
@@ -139,7 +97,7 @@ class RunLog:
         `paced`: the run's rate allows it, which is otherwise not looked into here.
         """
         writer = self.writer
-        if self._deltas or self._ended or writer.queued >= BURST or not (paced or self._pace is None):
+        if self._text.deltas or self._ended or writer.queued >= BURST or not (paced or self._pace is None):
             return False
         try:  # While another task of the run waits for room, there is none here.
             writer.append_nowait(event)
@@ -175,23 +133,32 @@ class RunLog:
         ):
             await self.write(event)
 
-    async def add_text(self, message_id: str, offset: int, text: str, size: int) -> None:
-        """Add text to a message: at `offset` in UTF-16 units, `size` bytes of it. Raises as `write`."""
+    async def add_text(self, text: Text, piece: str, size: int) -> None:
+        """Add a piece, `size` bytes of it, to a message's text. Raises as `write`; nothing was added then.
+
+        Cancelled: it was added, and is sent when it is due.
+        """
         self._check()
-        await trio.lowlevel.checkpoint_if_cancelled()
-        last = self._deltas[-1] if len(self._deltas) > self._taken else None
-        if last is not None and last.message_id == message_id:
-            last.pieces.append(text)
-            last.size += size
-        else:
-            self._deltas.append(_Delta(message_id, offset, [text], size))
-        self._tell_text()
-        if sum(delta.size for delta in self._deltas) > TEXT_BYTES:
-            await self._write(())
+        self.writer.check()
+        gathered = self._text
+        gathered.add(text, piece, size)
+        try:
+            much = gathered.size > TEXT_BYTES
+            if much:  # A loop that only adds text lets others run.
+                await trio.lowlevel.checkpoint()
+            if much or not self.place.delta_interval:
+                await self._keep_pace(count=False)  # That is done when it is sent.
+            elif not self._is_due():
+                return
+            if self.writer.queued >= BURST or not self._send_text():
+                await self._write(())
+        finally:
+            if gathered.deltas:
+                self._arm()
 
     async def flush(self) -> None:
         """Wait until all that was written is on stable storage. Raises `RunBroken`."""
-        if self._deltas:
+        if self._text.deltas:
             await self._write(())
         await self.writer.flush()
 
@@ -203,19 +170,30 @@ class RunLog:
         async with self._lock:
             # Who waits for room holds the lock, so nothing can come behind the terminal event.
             self._ended = True
-            if self._deltas:
-                await self.writer.write(Unit(self._encode_deltas()))
-                self._deltas.clear()
+            if self._text.deltas:
+                await self.writer.write(Unit(self._encode_text()))
+                self._sent()
         await self.writer.flush()
 
     def close(self) -> None:
         """Take no more events, and forget what was not written."""
         self._ended = True
-        self._deltas.clear()
+        self._text.deltas.clear()
 
     def _check(self) -> None:
         if self._ended:
             raise RunEnded(f"run {self.run} has ended")
+
+    async def _keep_pace(self, *, count: bool) -> None:
+        """Wait until one more event is within the run's rate, and `count` it."""
+        while wait := self._over_rate(count=count):  # noqa: ASYNC110  # What it waits for is time.
+            await trio.sleep(wait)
+
+    def _over_rate(self, *, count: bool) -> float:
+        """The time in seconds until one more event is within the rate; `count` it if that is now."""
+        if self._pace is None:
+            return 0.0
+        return self._pace.take(trio.current_time(), int(count), beyond=int(count) - 1)
 
     async def _write(self, events: tuple[Entry, ...]) -> None:
         self._check()
@@ -227,60 +205,75 @@ class RunLog:
             await self._lock.acquire()
         try:
             self._check()
-            # The deltas leave the buffer when they are queued, and not before: cancelling must not lose them.
-            self._taken = len(self._deltas)
-            events = (*self._encode_deltas(), *events)
-            if events:
-                await self.writer.write(Unit(events))
-                del self._deltas[: self._taken]
+            # The deltas leave when they are queued, and not before: cancelling must not lose them.
+            deltas = self._encode_text()
+            if deltas or events:
+                await self.writer.write(Unit((*deltas, *events)))
+            if deltas:
+                self._sent()
         finally:
-            self._taken = 0
+            self._text.kept()
             self._lock.release()
-        if self._deltas:  # Text that came meanwhile found the lock held.
-            self._tell_text()
+            if self._text.deltas:  # Of a write that was cancelled, or come while it waited.
+                self._arm()
 
-    def _encode_deltas(self) -> tuple[Entry, ...]:
-        return tuple(
-            self.encode(
-                "message_delta",
-                {"message_id": delta.message_id, "offset": delta.offset, "text": "".join(delta.pieces)},
-            )
-            for delta in self._deltas
-        )
+    def _encode_text(self) -> tuple[Entry, ...]:
+        return tuple(self.encode("message_delta", data) for data in self._text.sending())
 
-    def _tell_text(self) -> None:
-        """Send the buffered text at once, or when what is under way is settled."""
-        if self.writer.settled:
-            self._send_text()
-        else:
-            self._listen()
+    def _sent(self) -> None:
+        now = trio.current_time()
+        count = self._text.sent(now)
+        if self._pace is not None:
+            self._pace.take(now, count, beyond=UNBOUNDED)
 
-    def _listen(self) -> None:
-        if not self._listens:
-            self._listens = True
-            self.writer.when_settled(self._on_settled)
+    def _is_due(self) -> bool:
+        """Whether the gathered text is to go now. Where the run's rate is against it, it is due later."""
+        now, text = trio.current_time(), self._text
+        if now < text.due:
+            return False
+        wait = self._over_rate(count=False)
+        if wait:
+            text.due = now + wait
+        return not wait
 
-    def _on_settled(self) -> None:
-        # A broken run must not disturb the journal: its author learns of it with the next call.
-        self._listens = False
-        if self._deltas:
-            if self.writer.settled:
-                with contextlib.suppress(RunBroken):
-                    self._send_text()
-            else:
-                self._listen()
+    def _arm(self) -> None:
+        """See to it that the gathered text is sent when it is due."""
+        due = self._text.due
+        if due < self._alarm:
+            self._alarm = due
+            self.place.alarms.set(due, self._on_alarm)
 
-    def _send_text(self) -> None:
-        """Queue the buffered text, as soon as there is room."""
-        if not self._deltas or self._lock.locked():
+    def _on_alarm(self, at: float) -> None:
+        if at != self._alarm:  # An earlier one was set after this.
             return
-        try:
-            self.writer.write_nowait(Unit(self._encode_deltas()))
-        except trio.WouldBlock:
-            if self.nursery is not None:
+        self._alarm = math.inf
+        # Who holds the lock sends the text, or arms anew.
+        if not self._text.deltas or self._ended or self._lock.locked():
+            return
+        if not self._is_due():
+            self._arm()
+            return
+        # Its author learns of a broken run with the next call.
+        with contextlib.suppress(RunBroken):
+            if not self._send_text() and self.nursery is not None:
                 self.nursery.start_soon(self._send_late)
-        else:
-            self._deltas.clear()
+
+    def _send_text(self) -> bool:
+        """Queue the gathered text if nothing stands in its way. Raises `RunBroken`."""
+        if self._lock.locked() or self._ended:
+            return False
+        if self._text.deltas:
+            try:
+                first, *others = self._encode_text()
+                if others:
+                    self.writer.write_nowait(Unit((first, *others)))
+                else:
+                    self.writer.append_nowait(first)
+            except trio.WouldBlock:
+                self._text.kept()
+                return False
+            self._sent()
+        return True
 
     async def _send_late(self) -> None:
         with contextlib.suppress(RunBroken, RunEnded):

@@ -12,8 +12,8 @@ import trio
 from wsrecover.access.policy import may
 from wsrecover.access.principal import Principal
 from wsrecover.agents.lifecycle import Execution
+from wsrecover.agents.place import RunPlace
 from wsrecover.agents.requests import Requests
-from wsrecover.agents.runlog import RunPlace
 from wsrecover.errors import CommandError, StoreFailed, WsrecoverError
 from wsrecover.protocol.frames import RunInfo
 from wsrecover.streams.store import Answer, Applied, Entry, Outcome, StreamKey
@@ -89,10 +89,12 @@ class Runs:
             self._key,
             self._services.clock,
             config.limits.event_bytes,
+            self._services.alarms,
             timeout=config.timeouts.run,
             schemas=self._services.app.events,
             requests=self.requests,
             events_per_second=self._quota.tier.events_per_second,
+            delta_interval=config.timeouts.delta_interval,
             show=self._show,
             threads=self._contexts,
         )

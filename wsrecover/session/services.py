@@ -10,6 +10,7 @@ import attrs
 from wsrecover.access.addresses import Addresses
 from wsrecover.access.authenticator import Authenticator
 from wsrecover.access.revocations import Revocations
+from wsrecover.agents.alarms import Alarms
 from wsrecover.agents.app import App
 from wsrecover.config import Config
 from wsrecover.protocol.frames import Drain
@@ -44,6 +45,7 @@ class Services:
     clock: Callable[[], float]
     quotas: Quotas
     revocations: Revocations = attrs.field(factory=Revocations)
+    alarms: Alarms = attrs.field(factory=Alarms)
     addresses: Addresses = attrs.field(init=False)
     counts: Counter[str] = attrs.field(factory=Counter)
     mishaps: Mishaps = attrs.field(factory=Mishaps)

@@ -72,7 +72,6 @@ class Group:
         "_done",
         "_entries",
         "_entry_authors",
-        "_listeners",
         "count",
         "settled",
         "size",
@@ -90,7 +89,6 @@ class Group:
         self._entries: list[Entry] = []  # What was appended since the last unit, and by whom.
         self._entry_authors: list[Author] = []
         self._done: trio.Event | None = None
-        self._listeners: list[Callable[[], None]] = []
 
     def append(self, entry: Entry, size: int, author: Author) -> None:
         """Queue an entry without an id, of `size` bytes, as a unit of its own."""
@@ -121,10 +119,6 @@ class Group:
         if self._done is None:
             self._done = trio.Event()
         await self._done.wait()
-
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when it is settled."""
-        self._listeners.append(listener)
 
     def refuse(self) -> None:
         """Take out what broken authors queued, but for their last words."""
@@ -163,8 +157,6 @@ class Group:
         self.units, self._authors = [], []
         if self._done is not None:
             self._done.set()
-        for listener in self._listeners:
-            listener()
 
 
 def _spared(unit: Unit, authors: Sequence[Author | None]) -> tuple[Unit, list[Author | None]]:

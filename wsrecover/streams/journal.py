@@ -280,27 +280,14 @@ class Writer:
         self._journal = journal
         self._group: Group | None = None
 
-    @property
-    def settled(self) -> bool:
-        """Whether the fate of all that was written is known."""
-        return self._group is None or self._group.settled
-
-    def when_settled(self, listener: Callable[[], None]) -> None:
-        """Call `listener` once, when the fate of all that was written so far is known.
-
-        In the journal's task, which it must not disturb: it does not wait, and does not raise. Only where
-        not `settled`.
-        """
-        if self._group is not None:
-            self._group.listen(listener)
-
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise `RunBroken` once broken."""
         if self.broken is not None:
             raise RunBroken(f"an earlier event was not committed: {self.broken}") from self.broken
 
     def write_nowait(self, unit: Unit) -> None:
         """Queue `unit`. Raises `RunBroken` once broken, `trio.WouldBlock` where there is no room."""
-        self._check()
+        self.check()
         try:
             group = self._journal.submit_nowait(unit, self)
         except StoreError as error:
@@ -335,7 +322,7 @@ class Writer:
         group = self._group
         if group is not None and not group.settled:
             await group.wait()
-        self._check()
+        self.check()
 
     async def commit(self, unit: Unit) -> Outcome:
         """Write `unit` and wait for its outcome. Raises `RunBroken`; cancelled: see `Journal.commit`."""
@@ -344,7 +331,7 @@ class Writer:
         try:
             return await waiter.wait()
         except StoreError:
-            self._check()
+            self.check()
             raise
 
     async def finish(self, unit: Unit, *, retry: Iterable[float]) -> Outcome:
@@ -365,7 +352,7 @@ class Writer:
                 await trio.sleep(delay)
 
     async def _submit(self, unit: Unit, waiter: Waiter | None) -> None:
-        self._check()
+        self.check()
         try:
             group = await self._journal.submit(unit, self, waiter)
         except StoreError as error:
