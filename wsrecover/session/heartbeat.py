@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Never
+from typing import Final, Never
 
 import trio
 
@@ -12,6 +12,9 @@ from .services import Services
 from .shedding import look
 
 __all__ = ["sweep"]
+
+SLICE: Final = 512
+"""Sessions after which other tasks get their turn: about a millisecond."""
 
 
 async def sweep(registry: Registry, services: Services) -> Never:
@@ -25,8 +28,10 @@ async def sweep(registry: Registry, services: Services) -> Never:
         await trio.sleep(INTERVAL)
         now, unix = trio.current_time(), services.clock()
         services.receipts.expire(now)
-        for session in registry.sessions.values():
+        for number, session in enumerate(tuple(registry.sessions.values()), 1):
             for connection in session.connections.values():
                 connection.tick(now, unix)
+            if not number % SLICE:
+                await trio.lowlevel.checkpoint()
         if services.pressure.is_due(now):
             await look(registry, services)

@@ -77,7 +77,7 @@ class Receipt:
         self.deadline = deadline
         self.ended = False
         self._presence = presence
-        self._pending = set(presence.following(key))
+        self._pending = presence.following(key)
         self._entitled = len(self._pending)
         self._missed = 0
         self._final: ReceiptCounts | None = None
