@@ -164,17 +164,28 @@ class Server:
         await runs.start(execution)
         return execution.run.id
 
-    async def revoke(self, tenant: str, user: str | None = None, *, token_id: str | None = None) -> int:
+    async def revoke(
+        self, tenant: str, user: str | None = None, *, token_id: str | None = None, erase: bool = False
+    ) -> int:
         """Let tokens count no more: those of a user that were issued up to now, or the one with this `jti`.
 
         Connections that go by one are closed with 4503 before this waits for anything; it returns how many,
         once it is on stable storage and so outlives a restart. A token that does not say when it was issued
         (`iat`) counts as one of before. Runs and the log stay as they are.
 
+        With `erase`, for a user only, all that the log holds of it goes in one transaction with that: its
+        events, contexts, documents, the answers to its commands. Its runs are cancelled and log nothing more,
+        not even their end; one whose code does not heed that goes on unheard. Whoever publishes to the user,
+        or connects as it, later finds a new, empty stream. Broadcasts, and what others' streams say of it,
+        stay. It returns once what was erased is gone from the store's files as well, but not from backups
+        and the file system's own copies. For that SQLite's file is written anew, and commits wait: about 1 s
+        for each 100 MB. Where that is not possible now, because another process reads the file or it would
+        take more than 10 s, `StoreUnavailable` is raised although all else is done, for good; repeat it.
+
         Raises `TokenError` for a name that no token could carry; `StoreUnavailable` or `StoreFailed`, and
         then it counts until a restart, so repeat it. Cancelled, likewise.
         """
-        return await revoke(self.registry, self._services, tenant, user=user, token_id=token_id)
+        return await revoke(self.registry, self._services, tenant, user=user, token_id=token_id, erase=erase)
 
     async def drain(self) -> None:
         """Stop accepting, and ask every client to reconnect elsewhere or later: `drain`, then 4000.

@@ -6,6 +6,7 @@
     (committed)          ├─ raises · log broken ─────────────▶ failed    exception
                          ├─ time-out ────────────────────────▶ failed    timeout
                          ├─ cancel() ────────────────────────▶ cancelled
+                         ├─ abandon() ───────────────────────▶ (nothing is logged)
                          ├─ stop() · cancelled from outside ─▶ failed    server_stopped
                          └─ the process dies ─ next start-up ▶ failed    producer_lost
 
@@ -22,7 +23,15 @@ import attrs
 import structlog
 import trio
 
-from wsrecover.errors import AgentError, InvalidEvent, RunBroken, StoreCorrupt, StoreError, StoreFailed
+from wsrecover.errors import (
+    AgentError,
+    InvalidEvent,
+    RunBroken,
+    StoreCorrupt,
+    StoreError,
+    StoreFailed,
+    StoreUnavailable,
+)
 from wsrecover.protocol.codec import encode_event, encode_json
 from wsrecover.protocol.events import TERMINAL
 from wsrecover.streams.journal import Journal
@@ -100,6 +109,7 @@ class Execution:
         self._ending = False
         self._terminal: tuple[Entry, Status] | None = None
         self._recorded = False
+        self._abandoned = False
         self._ended = trio.Event()
         self._began = 0.0
 
@@ -111,6 +121,8 @@ class Execution:
         `close_lost_runs` will end a run that was recorded. Cancelling does not interrupt it, so that what
         was committed is told: it waits for the commit, at most `START_SECONDS`.
         """
+        if self._abandoned:
+            raise StoreUnavailable("the user's log was erased")
         run = self.run
         event = self._log.encode("agent_started", {"agent": run.agent, "input": run.input})
         record = RunRecord(run.id, run.tenant, run.user, run.agent, run.started, run.thread)
@@ -129,7 +141,8 @@ class Execution:
         start-up ends the run.
         """
         try:
-            await self._finish(await self._perform())
+            if not self._abandoned:
+                await self._finish(await self._perform())
         finally:
             self._close()
 
@@ -150,6 +163,12 @@ class Execution:
         """End the run because the server stops: `failed` with the code `server_stopped`. Idempotent."""
         if not self._ending:
             self._interrupt(STOPPED)
+
+    def abandon(self) -> None:
+        """End the run, which logs nothing from here on, not even that it ended: its log was erased."""
+        self._abandoned = True
+        self._log.writer.abandon()
+        self._interrupt(CANCELLED)
 
     async def wait_ended(self) -> Status:
         """Wait until the terminal event is on stable storage; the run's last status.
@@ -202,7 +221,7 @@ class Execution:
 
     def _failure(self, exc: BaseException) -> Ending:
         errors = [leaf for leaf in leaves(exc) if not isinstance(leaf, trio.Cancelled)]
-        if errors and not any(isinstance(error, AgentError) for error in errors):
+        if errors and not self._abandoned and not any(isinstance(error, AgentError) for error in errors):
             log.error("agent_raised", **self._names(), exc_info=errors[0] if len(errors) == 1 else exc)
         if is_cancelled(exc):
             return STOPPED
@@ -220,6 +239,8 @@ class Execution:
         }
 
     async def _finish(self, ending: Ending) -> None:
+        if self._abandoned:
+            return
         try:
             await self._write_terminal(ending)
         except trio.Cancelled:
@@ -239,7 +260,8 @@ class Execution:
         try:
             await self._commit_terminal(event, status)
         except StoreError:
-            log.exception("terminal_event_failed", **self._names())
+            if not self._abandoned:
+                log.exception("terminal_event_failed", **self._names())
         else:
             self.run.status = status
             self._recorded = True
@@ -273,7 +295,9 @@ class Execution:
 
     def _close(self) -> None:
         self._ending = True
-        if not self._recorded:
+        if self._abandoned and not self._recorded:
+            self.run.status = "cancelled"
+        elif not self._recorded:
             self.run.status = "failed"
             log.error("run_not_ended", **self._names())
         self._log.close()

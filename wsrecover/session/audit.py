@@ -13,7 +13,7 @@ import structlog
 from wsrecover.access.claims import Grant
 from wsrecover.streams.store import Revocation
 
-__all__ = ["accepted", "refreshed", "rejected", "replaced", "revoked"]
+__all__ = ["accepted", "erased", "refreshed", "rejected", "replaced", "revoked"]
 
 _audit = structlog.get_logger("wsrecover.audit", log="audit")
 
@@ -44,6 +44,11 @@ def rejected(code: int, reason: str, *, peer: str, grant: Grant | None = None) -
 def replaced(grant: Grant, *, client: str, peer: str) -> None:
     """A connection gave way to a newer one of the same client id; `peer` is the older one's."""
     _audit.info("replaced", **_who(grant), client=client, peer=peer)
+
+
+def erased(one: Revocation) -> None:
+    """Nothing is left of what the log held of the user."""
+    _audit.warning("erased", tenant=one.tenant, user=one.user)
 
 
 def revoked(one: Revocation, closed: int) -> None:

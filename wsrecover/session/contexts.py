@@ -53,9 +53,11 @@ class Snapshot:
 class _State:
     """What is reduced so far: up to `seq`, with the ts of the last event that changed each thread.
 
-    `stored` is the seq of the newest snapshot, `changed` the threads that may differ from it.
+    `epoch` is that of the stream, `stored` the seq of the newest snapshot, `changed` the threads that may
+    differ from it.
     """
 
+    epoch: str
     seq: int
     stored: int
     contexts: dict[str, Context]
@@ -150,7 +152,7 @@ class UserContexts:
             if state.seq == state.stored and not state.changed:
                 return
             changed = {name: _stored(state, name) for name in state.changed}
-            unit = Unit(snapshots=(NewSnapshot(self._key, state.seq, changed),))
+            unit = Unit(snapshots=(NewSnapshot(self._key, state.seq, changed, state.epoch),))
             await self._services.journal.commit(unit)
             state.stored = state.seq
             state.changed.clear()
@@ -169,8 +171,8 @@ class UserContexts:
         streams = self._services.streams
         stream = await streams.open(self._key)
         try:
-            if self._state is None:
-                self._state = await self._load()
+            if self._state is None or self._state.epoch != stream.epoch:
+                self._state = await self._load(stream.epoch)
             age, most = self._services.quotas.contexts(self._key)
             await self._advance(self._state, stream, age)
             self._state.forget(self._state.expired(before=self._services.clock() - age, most=most))
@@ -178,14 +180,14 @@ class UserContexts:
             streams.release(stream)
         return self._state
 
-    async def _load(self) -> _State:
+    async def _load(self, epoch: str) -> _State:
         stored = await self._services.store.snapshot(self._key)
         contexts = {}
         for name, context in stored.contexts.items():
             contexts[name] = parse(orjson.loads(context.body))
             await trio.lowlevel.checkpoint()
         used = {name: context.at for name, context in stored.contexts.items()}
-        return _State(stored.seq, stored.seq, contexts, used)
+        return _State(epoch, stored.seq, stored.seq, contexts, used)
 
     async def _advance(self, state: _State, stream: Stream, age: float) -> None:
         upto = stream.head

@@ -28,6 +28,7 @@ class Members:
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Callable[[trio.Nursery], None]] = []
         self._count = 0
+        self._over = False
         self._idle_since = trio.current_time()
         self._emptied = trio.Event()
 
@@ -45,6 +46,12 @@ class Members:
                 raise StoreFailed("the server has stopped") from error
         self._add(+1)
 
+    def cancel(self) -> None:
+        """Cancel all members, those too that were started and have not begun; returns at once."""
+        self._over = True
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
     async def until_idle(self, nursery: trio.Nursery, linger: float) -> None:
         """Run the members in `nursery` until there has been none for `linger` seconds.
 
@@ -55,6 +62,8 @@ class Members:
         for start in self._waiting:
             start(nursery)
         self._waiting.clear()
+        if self._over:
+            nursery.cancel_scope.cancel()
         while True:
             if self._count:
                 self._emptied = trio.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -9,7 +10,7 @@ import attrs
 import trio
 
 from wsrecover.access.principal import Principal
-from wsrecover.errors import StoreFailed
+from wsrecover.errors import StoreFailed, StoreUnavailable
 from wsrecover.streams.store import StreamKey
 
 from .contexts import UserContexts, tend
@@ -41,6 +42,7 @@ class Registry:
         self._nursery = nursery
         self._services = services
         self._sessions: dict[tuple[str, str], Session] = {}
+        self._barred: Counter[tuple[str, str]] = Counter()
         self.draining = False
         services.journal.make_snapshots_with(self._store_contexts)
 
@@ -52,11 +54,13 @@ class Registry:
     def session(self, tenant: str, user: str) -> Session:
         """The user's session, made and started where there was none.
 
-        Raises `StoreFailed` once the server has stopped.
+        Raises `StoreFailed` once the server has stopped, `StoreUnavailable` while the user is erased.
         """
         place = (tenant, user)
         session = self._sessions.get(place)
         if session is None:
+            if place in self._barred:
+                raise StoreUnavailable("the user's log is being erased")
             session = Session(self._services, tenant, user, forget=self._forget)
             try:
                 self._nursery.start_soon(session.run, name=f"session {tenant}/{user}")
@@ -65,6 +69,19 @@ class Registry:
             self._sessions[place] = session
             self._services.counts["session.started"] += 1
         return session
+
+    def bar(self, tenant: str, user: str) -> None:
+        """End the user's session, as `Session.drop` does, and make none until `admit`."""
+        self._barred[tenant, user] += 1
+        session = self._sessions.get((tenant, user))
+        if session is not None:
+            session.drop()
+
+    def admit(self, tenant: str, user: str) -> None:
+        """Take back one `bar`."""
+        self._barred[tenant, user] -= 1
+        if not self._barred[tenant, user]:
+            del self._barred[tenant, user]
 
     def of(self, principal: Principal) -> Session:
         """The principal's session."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from wsrecover.access.claims import MAX_TOKEN_ID
 from wsrecover.access.principal import Principal
 from wsrecover.access.revocations import Revocations
@@ -32,9 +34,17 @@ def _add(revocations: Revocations, one: Revocation) -> None:
 
 
 async def revoke(
-    registry: Registry, services: Services, tenant: str, *, user: str | None, token_id: str | None
+    registry: Registry,
+    services: Services,
+    tenant: str,
+    *,
+    user: str | None,
+    token_id: str | None,
+    erase: bool,
 ) -> int:
     """See `Server.revoke`."""
+    if erase and user is None:
+        raise TokenError("erase: a user must be named; a token has no log")
     if (user is None) == (token_id is None):
         raise TokenError("user, token_id: one of the two must be given")
     if token_id is not None and not 1 <= len(token_id) <= MAX_TOKEN_ID:
@@ -50,5 +60,21 @@ async def revoke(
                 connection.close(CloseCode.REVOKED, "the token was revoked")
                 closed += 1
     audit.revoked(one, closed)
-    await services.journal.commit(Unit(revocations=(one,)))
+    if erase:
+        await _erase(registry, services, one)
+    else:
+        await services.journal.commit(Unit(revocations=(one,)))
     return closed
+
+
+async def _erase(registry: Registry, services: Services, one: Revocation) -> None:
+    """Erase the user together with the revocation.
+
+    Nobody writes for the user from here until that is done but others who publish to it: what of its own is
+    queued by now is erased, and what was about to be is refused.
+    """
+    over = partial(registry.admit, one.tenant, one.user)
+    registry.bar(one.tenant, one.user)
+    await services.journal.erase(one, over=over)
+    await services.store.purge()
+    audit.erased(one)

@@ -14,7 +14,7 @@ from wsrecover.access.principal import Principal
 from wsrecover.agents.lifecycle import Execution
 from wsrecover.agents.place import RunPlace
 from wsrecover.agents.requests import Requests
-from wsrecover.errors import CommandError, StoreFailed, WsrecoverError
+from wsrecover.errors import CommandError, StoreFailed, StoreUnavailable, WsrecoverError
 from wsrecover.protocol.frames import RunInfo
 from wsrecover.streams.store import Answer, Applied, Entry, Outcome, StreamKey
 
@@ -55,7 +55,8 @@ class Runs:
         self._key = key
         self._members = members
         self._quota = quota
-        self._starting = 0
+        self._starting: set[Execution] = set()
+        self._abandoned = False
         self._executions: dict[str, Execution] = {}
         self.requests = Requests()
 
@@ -106,14 +107,16 @@ class Runs:
         Raises `CommandError("overloaded")` at the limit of runs, else what `Execution.start` raises.
         Cancelled, it may start nevertheless.
         """
-        self._quota.add_run(len(self._executions) + self._starting)
+        if self._abandoned:
+            raise StoreUnavailable("the user's log was erased")
+        self._quota.add_run(len(self._executions) + len(self._starting))
         launch = _Launch(execution, answer)
         try:
             self._members.start(self._run, launch)
         except StoreFailed:
             self._quota.drop_run()
             raise
-        self._starting += 1
+        self._starting.add(execution)
         await launch.done.wait()
         if launch.outcome is None:
             raise launch.error or StoreFailed("the server stopped before the run was started")
@@ -133,7 +136,7 @@ class Runs:
         except WsrecoverError as error:
             launch.error = error
         finally:
-            self._starting -= 1
+            self._starting.discard(execution)
             launch.done.set()
         if isinstance(launch.outcome, Applied):
             self._executions[execution.run.id] = execution
@@ -143,6 +146,12 @@ class Runs:
                 del self._executions[execution.run.id]
                 if execution.run.status == "failed":
                     self._services.note("run.failed")
+
+    def abandon(self) -> None:
+        """Cut all runs off, also those about to start: they log nothing from here on. Returns at once."""
+        self._abandoned = True
+        for execution in (*self._executions.values(), *self._starting):
+            execution.abandon()
 
     def infos(self) -> tuple[RunInfo, ...]:
         """The runs under way, as `welcome` tells them."""

@@ -99,6 +99,18 @@ class Session:
             for streams in self._streams.values():
                 self._release(streams)
 
+    def drop(self) -> None:
+        """End it because the user is erased; nobody finds it from now on, and nothing of it is logged.
+
+        Returns at once. Connections that are not closing are told to come again; runs and commands are
+        cancelled.
+        """
+        self._end()
+        for connection in tuple(self.connections.values()):
+            connection.close(CloseCode.EPOCH_CHANGED, "the log was erased")
+        self.runs.abandon()
+        self.members.cancel()
+
     def _end(self) -> None:
         if not self._ended:
             self._ended = True

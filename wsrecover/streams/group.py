@@ -10,6 +10,7 @@ import trio
 
 from wsrecover.errors import StoreError, StoreFailed
 
+from .erasing import Erasure
 from .store import Entry, Outcome, Unit
 
 __all__ = ["Author", "Group", "Waiter"]
@@ -64,7 +65,8 @@ class Group:
     Entries that are appended one after the other, each by its author, share one unit: nearly all events come
     in this way, and to make and carry a unit for each would cost as much as to encode it. `units` is complete
     once the group is `closed`, `count` and `size` are how many units were queued and the bytes of all bodies.
-    `waiters` are by the place of their unit. `settled` is set once their fate is known.
+    `waiters` are by the place of their unit. `erasures` come after the units. `settled` is set once the fate
+    of all is known.
     """
 
     __slots__ = (
@@ -73,6 +75,7 @@ class Group:
         "_entries",
         "_entry_authors",
         "count",
+        "erasures",
         "settled",
         "size",
         "units",
@@ -82,6 +85,7 @@ class Group:
     def __init__(self) -> None:
         self.units: list[Unit] = []
         self.waiters: dict[int, Waiter] = {}
+        self.erasures: list[Erasure] = []
         self.count = 0
         self.size = 0
         self.settled = False
@@ -149,6 +153,9 @@ class Group:
                     author.broken = error
         for waiter in self.waiters.values():
             waiter.fail(_copy(error))
+        for erasure in self.erasures:
+            erasure.end(error)
+        self.erasures.clear()
 
     def settle(self) -> None:
         """Tell those who wait for all of it, and let go of it: its authors hold the group until they write to

@@ -20,11 +20,12 @@ import trio
 
 from wsrecover.errors import RunBroken, StoreError, StoreFailed, StoreUnavailable
 
+from .erasing import Erasure, carry_out
 from .group import Group, Waiter
 from .registry import Streams
 from .retention import Retainer, Snapshots
 from .room import Room
-from .store import APPLIED, Applied, Entry, Outcome, Retention, Store, StreamKey, Unit
+from .store import APPLIED, Applied, Entry, Outcome, Retention, Revocation, Store, StreamKey, Unit
 
 __all__ = ["Journal", "JournalStatistics", "Writer"]
 
@@ -42,17 +43,6 @@ class JournalStatistics:
     batches: int
     failed_batches: int
     committed: int
-
-
-def _size(unit: Unit) -> int:
-    size = 0
-    for entry in unit.entries:
-        size += len(entry.body)
-    for answer in unit.answers:
-        size += len(answer.result or b"")
-    for snapshot in unit.snapshots:
-        size += sum(len(context.body) for context in snapshot.changed.values() if context is not None)
-    return size
 
 
 class Journal:
@@ -119,12 +109,14 @@ class Journal:
 
     async def _commit_group(self, group: Group) -> None:
         group.close()
-        taken = group.count
+        taken = group.count + len(group.erasures)
         try:
             if self._failed:
                 group.refuse()
             if group.units:
                 await self._commit_units(group)
+            if group.erasures:
+                await carry_out(group.erasures, self._store, self._streams)
         finally:
             self._room.give(taken, group.size)
             group.settle()
@@ -175,8 +167,8 @@ class Journal:
         else:
             self._open = None
             group.close()
+            self._room.give(group.count + len(group.erasures), group.size)
             group.fail(error)
-            self._room.give(group.count, group.size)
             group.settle()
         self._receive.close()
         self._ended.set()
@@ -186,7 +178,7 @@ class Journal:
 
         Raises `trio.WouldBlock` where there is no room, `StoreFailed` once closed.
         """
-        size = _size(unit)
+        size = unit.size
         self._room.take_nowait(size)
         group = self._open or self._begin()
         group.add(unit, size, author, None)
@@ -202,7 +194,7 @@ class Journal:
 
     async def submit(self, unit: Unit, author: Writer | None, waiter: Waiter | None) -> Group:
         """Wait for room, then queue `unit`. Cancelled while it waits: nothing happens."""
-        size = _size(unit)
+        size = unit.size
         await self._room.take(size)
         try:
             group = self._open or self._begin()
@@ -229,6 +221,26 @@ class Journal:
         waiter = Waiter(then=then)
         await self.submit(unit, None, waiter)
         return await waiter.wait()
+
+    async def erase(self, one: Revocation, *, over: Callable[[], object]) -> None:
+        """Erase the user behind all units that are queued, or wait for room, by now; see `Store.erase`.
+
+        Units for the user that share a commit with those go, too; later ones are of its new stream. `over`:
+        see `Erasure`. Raises `StoreUnavailable` (nothing of it took effect) or `StoreFailed`. Cancelled: as
+        `commit`.
+        """
+        erasure = Erasure(one, over)
+        try:
+            await self._room.take(0)
+            # Who was admitted before has its turn by then.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            (self._open or self._begin()).erasures.append(erasure)
+        except trio.ClosedResourceError:
+            erasure.end(StoreFailed(_CLOSED))
+        except BaseException:
+            erasure.end(StoreUnavailable("it was not erased"))
+            raise
+        await erasure.wait()
 
     async def flush(self) -> None:
         """Wait until the fate of all that is queued by now, whosever it is, is known. May be abandoned."""
@@ -272,13 +284,18 @@ class Writer:
     `broken` is the store's error that did it; `queued` counts the units in the group that it wrote to last.
     """
 
-    __slots__ = ("_group", "_journal", "broken", "queued")
+    __slots__ = ("_given_up", "_group", "_journal", "broken", "queued")
 
     def __init__(self, journal: Journal) -> None:
         self.broken: StoreError | None = None
         self.queued = 0
+        self._given_up: StoreError | None = None
         self._journal = journal
         self._group: Group | None = None
+
+    def abandon(self) -> None:
+        """Refuse all that is written from now on, the last unit too."""
+        self.broken = self._given_up = self.broken or StoreFailed("the run was abandoned")
 
     def check(self) -> None:
         """Raise `RunBroken` once broken."""
@@ -343,6 +360,8 @@ class Writer:
         delays = iter(retry)
         delay = 1.0
         while True:
+            if self._given_up is not None:
+                raise StoreFailed(str(self._given_up))
             waiter = Waiter(final=True)
             self._wrote_to(await self._journal.submit(unit, self, waiter))
             try:

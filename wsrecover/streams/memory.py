@@ -164,6 +164,27 @@ class MemoryStore(Store):
         await self._ready()
         return list(self._revocations.values())
 
+    async def forget_revocations(self, *, before: float) -> None:
+        """See `Store.forget_revocations`."""
+        await self._ready()
+        self._revocations = {name: one for name, one in self._revocations.items() if one.at >= before}
+
+    async def erase(self, one: Revocation) -> None:
+        """See `Store.erase`."""
+        await self._ready()
+        key, user = StreamKey("user", one.tenant, one.user), (one.tenant, one.user)
+        self._logs.pop(key, None)
+        self._ids = {name: known for name, known in self._ids.items() if name[0] != key}
+        self._answers = {
+            asked: known for asked, known in self._answers.items() if (asked.tenant, asked.user) != user
+        }
+        self._runs = {name: run for name, run in self._runs.items() if (run.tenant, run.user) != user}
+        self._keep(Unit(revocations=(one,)))
+
+    async def purge(self) -> None:
+        """See `Store.purge`: memory has no files."""
+        await self._ready()
+
     def statistics(self) -> StoreStatistics:
         """See `Store.statistics`."""
         held = sum([log.size + len(log.entries) * ENTRY_BYTES for log in self._logs.values()])
@@ -211,7 +232,7 @@ class MemoryStore(Store):
         self._revocations.update({(one.tenant, one.user, one.token_id): one for one in unit.revocations})
         for snapshot in unit.snapshots:
             log = self._log(snapshot.key)
-            if snapshot.seq >= log.snapshot:
+            if snapshot.epoch in (None, log.epoch) and snapshot.seq >= log.snapshot:
                 log.snapshot = snapshot.seq
                 changed = {**log.contexts, **snapshot.changed}
                 log.contexts = {thread: stored for thread, stored in changed.items() if stored is not None}

@@ -45,7 +45,7 @@ class Streams:
         self._served = Served()
         self.fanout = Fanout(self._served)
         self._streams: dict[StreamKey, Stream] = {}
-        self._users: dict[StreamKey, int] = {}
+        self._users: dict[Stream, int] = {}
         self._loading: dict[StreamKey, trio.Lock] = {}
 
     def get(self, key: StreamKey) -> Stream | None:
@@ -70,7 +70,7 @@ class Streams:
                 crowded=self.fanout.add,
                 served=self._served.add,
             )
-        self._users[key] = self._users.get(key, 0) + 1
+        self._users[stream] = self._users.get(stream, 0) + 1
         if not stream.loaded:
             try:
                 await self._load(stream)
@@ -88,11 +88,19 @@ class Streams:
 
     def release(self, stream: Stream) -> None:
         """One `open` less; with the last one the stream leaves memory."""
-        key = stream.key
-        self._users[key] -= 1
-        if not self._users[key]:
+        self._users[stream] -= 1
+        if not self._users[stream]:
             stream.drop_tail()
-            del self._users[key], self._streams[key]
+            del self._users[stream]
+            if self._streams.get(stream.key) is stream:
+                del self._streams[stream.key]
+                self._loading.pop(stream.key, None)
+
+    def forget(self, key: StreamKey) -> None:
+        """The stream was erased: who has it open learns no more of it, and who opens it has a new one."""
+        stream = self._streams.pop(key, None)
+        if stream is not None:
+            stream.drop_tail()
             self._loading.pop(key, None)
 
     def extend(self, changes: Mapping[StreamKey, Sequence[Entry]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -11,7 +12,7 @@ from typing import Final, TypeVar
 import apsw
 import trio
 
-from wsrecover.errors import StoreFailed
+from wsrecover.errors import StoreError, StoreFailed
 from wsrecover.protocol.cursor import Position
 
 from .sqlite_contexts import find_oldest, find_snapshot
@@ -195,6 +196,34 @@ class SQLiteStore(Store):
         """See `Store.revocations`."""
         self._check_open()
         return await self._reads.call(partial(find_revocations, self._reader))
+
+    async def forget_revocations(self, *, before: float) -> None:
+        """See `Store.forget_revocations`."""
+        await self._write(partial(self._log.known.forget_revocations, before))
+
+    async def erase(self, one: Revocation) -> None:
+        """See `Store.erase`."""
+        await self._write(partial(self._log.erase, one))
+
+    async def purge(self) -> None:
+        """See `Store.purge`. It ends with a VACUUM, for which commits wait: about 1 s for each 100 MB.
+
+        Raises `StoreUnavailable` also while another process reads the file, and where the file is too large
+        to be written anew in 10 s: stop the server, then, and do it with `sqlite3 FILE VACUUM`.
+        """
+        done, told = trio.Event(), list[StoreError | None]()
+        token = trio.lowlevel.current_trio_token()
+
+        def hear(error: StoreError | None) -> None:
+            told.append(error)
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        self._check_open()
+        await self._writes.call(partial(self._log.purge.listen, hear))
+        await done.wait()
+        if told[0] is not None:
+            raise told[0]
 
     def _run_reads(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

@@ -89,6 +89,10 @@ class Known:
                 [(one.tenant, one.user, one.token_id, one.at) for one in unit.revocations],
             )
 
+    def forget_revocations(self, before: float) -> None:
+        """See `Store.forget_revocations`."""
+        self._db.execute("DELETE FROM revocation WHERE at < ?", (before,))
+
     def position(self, stream: int, name: str, *, now: float) -> tuple[bytes, Position] | None:
         """The digest and position of the event that was appended to `stream` with the id `name`."""
         found = self._db.execute(

@@ -22,11 +22,23 @@ from wsrecover.errors import StoreCorrupt, StoreError, StoreFailed, StoreUnavail
 from wsrecover.protocol.cursor import Position
 
 from .sqlite_contexts import keep_snapshot
+from .sqlite_erase import Purge, erase_stream, erase_user, forget_purged
 from .sqlite_heads import Head, Tip, create_head, find_head, replay, write_heads
 from .sqlite_known import Known
 from .sqlite_schema import translate
 from .sqlite_trim import Trim, hold_back, plan, sweep_step, unsynced
-from .store import APPLIED, Applied, Conflict, Entry, Outcome, Retained, Retention, StreamKey, Unit
+from .store import (
+    APPLIED,
+    Applied,
+    Conflict,
+    Entry,
+    Outcome,
+    Retained,
+    Retention,
+    Revocation,
+    StreamKey,
+    Unit,
+)
 from .worker import Job
 
 __all__ = ["SQLiteLog"]
@@ -55,11 +67,12 @@ class SQLiteLog:
         self.events = 0
         self.failures = 0
         self.healthy = True
+        self.purge = Purge()
         self._db = writer
         self._path = path
         self._clock = clock
         self._inode = _identity(path)
-        self._known = Known(writer)
+        self.known = Known(writer)
         self._dirty: set[Head] = set()
         self._row = 0  # The newest row, with those that are staged.
         self._committed_row = 0
@@ -75,6 +88,7 @@ class SQLiteLog:
         self._trims: dict[Head, Trim] = {}
         self._snapshots: dict[Head, int] = {}
         self._created: dict[StreamKey, Head] = {}
+        self._erased: dict[StreamKey, Head | None] = {}
         self._marks: dict[Head, int] = {}
         self._rows: list[_Row] = []
         self._units = 0
@@ -88,6 +102,7 @@ class SQLiteLog:
             self._generation_number = self._db.last_insert_rowid()
             self.lineage = tuple(name for (name,) in self._db.execute("SELECT id FROM generation ORDER BY n"))
             self._row, self._physical, self._alive = replay(self._db)
+            self.purge.left = self.purge.due = forget_purged(self._db)
         self._as_of = self._committed_row = self._row
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -117,7 +132,8 @@ class SQLiteLog:
         for job in jobs:
             job.result = job.work()
         self._flush()
-        checkpoint = self._row - self._as_of >= HEADS_EVERY
+        # What is erased is swept, and the sweep goes no further than the heads are written.
+        checkpoint = self._row - self._as_of >= HEADS_EVERY or bool(self._erased)
         if checkpoint:
             self._checkpoint_heads()
         self._db.execute("COMMIT")
@@ -156,6 +172,8 @@ class SQLiteLog:
         for head, seq in self._snapshots.items():
             head.snapshot = seq
         self.heads.update(self._created)
+        if self._erased:
+            self._swept, self.purge.left, self.purge.due = 0, True, True
         added = self._row - self._committed_row
         self._committed_row = self._row
         self._alive += added
@@ -166,6 +184,7 @@ class SQLiteLog:
     def _undo(self, error: StoreError) -> StoreError:
         """Roll back because of `error`: what to say of it."""
         self._row = self._committed_row
+        self.heads.update((key, head) for key, head in self._erased.items() if head is not None)
         self._clear_stage()
         try:
             if not self._db.getautocommit():
@@ -224,14 +243,16 @@ class SQLiteLog:
 
     def _apply(self, unit: Unit) -> Outcome:
         if unit.answers:
-            known = self._known.answered(unit.answers[0], now=self._clock())
+            known = self.known.answered(unit.answers[0], now=self._clock())
             if known is not None:
                 return known
         outcome = self._append_with_ids(unit.entries)
         if isinstance(outcome, Applied):
-            self._known.keep(unit)
+            self.known.keep(unit)
             for snapshot in unit.snapshots:
                 head = self.head(snapshot.key)
+                if snapshot.epoch not in (None, head.epoch):
+                    continue
                 if snapshot.seq >= self._snapshots.get(head, head.snapshot):
                     keep_snapshot(self._db, head.id, snapshot)
                     self._snapshots[head] = snapshot.seq
@@ -267,7 +288,7 @@ class SQLiteLog:
             if entry.id is not None:
                 head = self.head(entry.key)
                 name = (head, entry.id)
-                known = first.get(name) or self._known.position(head.id, entry.id, now=now)
+                known = first.get(name) or self.known.position(head.id, entry.id, now=now)
                 first[name] = known = known or (entry.digest, None)
                 if known[0] != entry.digest:
                     return Conflict(entry.id)
@@ -281,7 +302,7 @@ class SQLiteLog:
             if position is None:
                 self._append((entry,))
                 first[head, entry.id] = (entry.digest, entry.position)
-                self._known.keep_entry(head.id, entry, now=now)
+                self.known.keep_entry(head.id, entry, now=now)
             else:
                 entry.epoch, entry.seq = position.epoch, position.seq
                 repeats.append(place)
@@ -304,35 +325,51 @@ class SQLiteLog:
                 held.append(key)
             if new == old:
                 continue
-            self._db.execute(
-                "UPDATE stream SET oldest = ?, base = ?, since = ? WHERE id = ?", (*new, head.id)
-            )
-            self._trims[head] = new
+            self._begin_at(head, new)
             if new.oldest > old.oldest:
                 trimmed[key] = new.oldest
-        self._known.forget(now=now)
+        self.known.forget(now=now)
         return Retained(trimmed, tuple(held))
+
+    def _begin_at(self, head: Head, trim: Trim) -> None:
+        self._db.execute("UPDATE stream SET oldest = ?, base = ?, since = ? WHERE id = ?", (*trim, head.id))
+        self._trims[head] = trim
+
+    def erase(self, one: Revocation) -> None:
+        """See `Store.erase`."""
+        key = StreamKey("user", one.tenant, one.user)
+        head = self._existing(key)
+        if head is not None:
+            self._begin_at(head, erase_stream(self._db, head, self._tips.get(head) or head.tip))
+        self._created.pop(key, None)
+        self._erased.setdefault(key, self.heads.pop(key, None))
+        erase_user(self._db, one.tenant, one.user)
+        self.known.keep(Unit(revocations=(one,)))
 
     def sweep(self) -> bool:
         """Delete some of the rows that were trimmed, in a transaction of its own; whether there is more to
         do.
 
         Not synced: which rows are gone from the disk already does not matter. Only while what is trimmed
-        takes a part of the file that is worth it.
+        takes a part of the file that is worth it, or where something was erased.
         """
         dead = self._physical + self._row - self._as_of - self._alive
-        if self.failed is not None or (not self._swept and dead < max(_MIN_DEAD, self._physical // 8)):
+        worth_it = self._swept or self.purge.due or dead >= max(_MIN_DEAD, self._physical // 8)
+        if self.failed is not None or not worth_it:
             return False
         try:
             self._check_file()
             with unsynced(self._db), self._db:
                 upto, deleted = sweep_step(self._db, self._swept, self._as_of)
                 self._db.execute("UPDATE meta SET value = value - ? WHERE name = 'rows'", (deleted,))
+            self._physical -= deleted
+            self._swept = upto if upto < self._as_of else 0
+            if self.purge.due and not self._swept:
+                self.purge.finish(self._db)
         except (apsw.Error, StoreError) as error:
-            self._undo(error if isinstance(error, StoreError) else translate(error, self._path))
+            problem = error if isinstance(error, StoreError) else translate(error, self._path)
+            self.purge.fail(self._undo(problem))
             return False
-        self._physical -= deleted
-        self._swept = upto if upto < self._as_of else 0
         return True
 
     def close(self) -> None:
@@ -345,6 +382,7 @@ class SQLiteLog:
         except (apsw.Error, StoreError):
             self.healthy = False  # The next opening reads the rows instead.
         finally:
+            self.purge.fail(StoreFailed(f"{self._path}: the store is closed"))
             self._db.close()
 
 

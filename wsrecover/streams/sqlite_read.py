@@ -104,6 +104,7 @@ def read_keys(reader: apsw.Connection, after: StreamKey | None, limit: int) -> l
     """See `Store.keys`."""
     found = reader.execute(
         "SELECT scope, tenant, name FROM stream WHERE (scope, tenant, name) > (?, ?, ?)"
+        " AND scope NOT IN ('erased', 'purged')"
         " ORDER BY scope, tenant, name LIMIT ?",
         (*(after or ("", "", "")), limit),
     )

@@ -162,11 +162,12 @@ def _prepare(writer: apsw.Connection, path: Path, synchronous: Synchronous) -> N
             f"{path}: found application {application:#x} with schema {version}; "
             f"this version knows {_APPLICATION:#x} with schema {_VERSION}"
         )
+    # A statement that gives a row holds up those behind it until the row is taken.
     writer.execute(
         f"PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA wal_autocheckpoint = 4000;"
         "PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY;"
         "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON"
-    )
+    ).fetchall()
     with writer:
         if empty:
             writer.execute(_TABLES + _CONTEXT + _REVOCATION)

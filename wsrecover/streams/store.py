@@ -164,11 +164,16 @@ class StoredSnapshot:
 
 @attrs.frozen
 class NewSnapshot:
-    """A stream's contexts as of `seq`: those that may have `changed` since its last snapshot (None: gone)."""
+    """A stream's contexts as of `seq`: those that may have `changed` since its last snapshot (None: gone).
+
+    `epoch` is the stream's, which `seq` is of: what was reduced from a log that was erased since must not
+    come back as the new one's. None: that of now, whatever it is.
+    """
 
     key: StreamKey
     seq: int
     changed: Mapping[str, StoredContext | None]
+    epoch: str | None = None
 
 
 @attrs.define
@@ -186,6 +191,18 @@ class Unit:
     def positions(self) -> tuple[Position, ...]:
         """Where its entries are, in order, once it took effect."""
         return tuple([entry.position for entry in self.entries])
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its bodies."""
+        size = 0
+        for entry in self.entries:
+            size += len(entry.body)
+        for answer in self.answers:
+            size += len(answer.result or b"")
+        for snapshot in self.snapshots:
+            size += sum(len(context.body) for context in snapshot.changed.values() if context is not None)
+        return size
 
     def is_plain(self) -> bool:
         """Whether it does no more than append entries, of which none can be there already."""
@@ -300,8 +317,8 @@ class Store(abc.ABC):
         applied are kept with the positions of the unit's entries. Only the first answer of a unit is checked
         in this way; the others are kept as they are.
 
-        A snapshot that is older than the stream's last one changes nothing; one of the same seq tells what
-        was forgotten since.
+        A snapshot that is older than the stream's last one, or of another epoch, changes nothing; one of the
+        same seq tells what was forgotten since.
         """
 
     @abc.abstractmethod
@@ -345,6 +362,29 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def revocations(self) -> list[Revocation]:
         """All that was revoked; of a user, or a token, the last time alone."""
+
+    @abc.abstractmethod
+    async def forget_revocations(self, *, before: float) -> None:
+        """Forget those whose `at` is before that."""
+
+    @abc.abstractmethod
+    async def erase(self, one: Revocation) -> None:
+        """Keep the revocation, which is of a user, and forget all else that is known of the user.
+
+        That is its stream with its snapshot and event ids, the answers to its commands and its runs. It takes
+        effect whole, on stable storage, or not at all. The stream has another incarnation from then on, and
+        nothing that was known of the old one counts: its `load`, its positions, the snapshots of its epoch.
+        Broadcast streams stay. Cancelled: as `commit`.
+        """
+
+    @abc.abstractmethod
+    async def purge(self) -> None:
+        """Wait until nothing of what was erased by now can be found in the store's files either.
+
+        That may take a while, in which commits may have to wait for seconds; where the store is closed before
+        it is done, the next opening goes on with it. Raises `StoreUnavailable` where it cannot be done now,
+        and then the next call tries again. May be abandoned.
+        """
 
     @abc.abstractmethod
     def statistics(self) -> StoreStatistics:

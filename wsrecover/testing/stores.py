@@ -27,6 +27,7 @@ from wsrecover.streams.store import (
     Unit,
 )
 
+from .revoking import REVOKING_CHECKS, REVOKING_CHECKS_DURABLE
 from .snapshots import SNAPSHOT_CHECKS, SNAPSHOT_CHECKS_DURABLE
 from .subject import (
     ALL,
@@ -233,18 +234,6 @@ async def _runs_are_kept_until_they_end(subject: Subject) -> None:
         expect(await store.runs(), [second], "the runs under way after one ended")
 
 
-async def _revocations_are_kept_the_last_of_each(subject: Subject) -> None:
-    async with subject.opened() as store:
-        expect(await store.revocations(), [], "what was revoked")
-        user, token = Revocation("t", START, "ann"), Revocation("t", START, "", "ann")
-        other = Revocation("other", START, user="ann")
-        await store.commit([Unit(revocations=(user, token)), Unit(revocations=(other,))])
-        again = Revocation("t", START + 1, user="ann")
-        await store.commit([Unit(revocations=(again,))])
-        found = sorted(await store.revocations(), key=repr)
-        expect(found, sorted([again, token, other], key=repr), "what was revoked")
-
-
 async def _streams_are_trimmed_from_the_front(subject: Subject) -> None:
     wide = Retention(events=1000, bytes=1 << 30, age=1e9)
     async with subject.opened() as store:
@@ -386,12 +375,16 @@ _CHECKS: Final = (
     _answers_and_event_ids_last_for_the_window,
     _events_with_an_id_are_appended_once,
     _runs_are_kept_until_they_end,
-    _revocations_are_kept_the_last_of_each,
     _streams_are_trimmed_from_the_front,
     _streams_are_listed_in_pages,
     _a_cancelled_commit_is_whole_or_absent,
     _commits_and_reads_do_not_disturb_each_other,
     _a_closed_store_says_so,
     *SNAPSHOT_CHECKS,
+    *REVOKING_CHECKS,
 )
-_DURABLE: Final = (_what_was_committed_is_there_after_a_restart, *SNAPSHOT_CHECKS_DURABLE)
+_DURABLE: Final = (
+    _what_was_committed_is_there_after_a_restart,
+    *SNAPSHOT_CHECKS_DURABLE,
+    *REVOKING_CHECKS_DURABLE,
+)

@@ -1,0 +1,159 @@
+"""What erasing a user means for the SQLite file, for who reads it meanwhile, and where it is interrupted."""
+
+from pathlib import Path
+
+import apsw
+import pytest
+import trio
+
+from wsrecover.errors import StoreUnavailable
+from wsrecover.streams import sqlite_erase
+from wsrecover.streams.sqlite import open_sqlite
+from wsrecover.streams.sqlite_read import read_page
+from wsrecover.streams.store import Entry, Retention, Revocation, StreamKey, Unit
+
+ANN = StreamKey("user", "tenant", "ann")
+BEN = StreamKey("user", "tenant", "ben")
+REVOKED = Revocation("tenant", 1.0, user="ann")
+CANARY = "canary of ann"
+
+
+def unit(key: StreamKey, *bodies: str) -> Unit:
+    return Unit(tuple(Entry(key, body.encode(), 1000.0) for body in bodies))
+
+
+def traces(folder: Path) -> int:
+    return sum(file.read_bytes().count(CANARY.encode()) for file in folder.iterdir())
+
+
+async def test_the_settings_of_the_connection_are_in_force(tmp_path: Path) -> None:
+    store = await open_sqlite(tmp_path / "log.db", synchronous="NORMAL")
+    db = store._log._db
+    names = ("journal_mode", "synchronous", "wal_autocheckpoint", "cell_size_check")
+    assert [db.pragma(name) for name in names] == ["wal", 1, 4000, 1]
+    await store.aclose()
+
+
+async def test_what_another_process_still_reads_is_purged_later(tmp_path: Path) -> None:
+    store = await open_sqlite(tmp_path / "log.db")
+    await store.commit([unit(ANN, *[CANARY] * 100), unit(BEN, "x")])
+    reader = apsw.Connection(str(tmp_path / "log.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    rows = reader.execute("SELECT * FROM event")
+    assert next(rows)
+    await store.erase(REVOKED)
+    with pytest.raises(StoreUnavailable):
+        await store.purge()
+    assert traces(tmp_path)
+    assert await store.commit([unit(BEN, "y")])  # Others do not suffer.
+    rows.close()
+    reader.close()
+    await store.purge()
+    assert traces(tmp_path) == 0
+    await store.aclose()
+
+
+async def test_an_erasing_that_was_cut_off_is_ended_by_the_next_opening(tmp_path: Path) -> None:
+    store = await open_sqlite(tmp_path / "log.db")
+    store._log.sweep = lambda: False  # type: ignore[method-assign]
+    store._writes._idle = store._log.sweep
+    for _ in range(20):
+        await store.commit([unit(ANN, *[CANARY] * 100), unit(BEN, *["x"] * 100)])
+    await store.erase(REVOKED)
+    await store.aclose()
+    assert traces(tmp_path)
+    store = await open_sqlite(tmp_path / "log.db")
+    await store.purge()
+    assert traces(tmp_path) == 0
+    assert (await store.load(BEN)).head == 2000
+    assert store._log._physical == store._log._alive == 2000
+    await store.aclose()
+    store = await open_sqlite(tmp_path / "log.db")
+    scopes = store._log._db.execute("SELECT scope FROM stream ORDER BY scope").fetchall()
+    assert scopes == [("user",)]
+    await store.aclose()
+
+
+async def test_what_retention_trimmed_before_is_purged_too(tmp_path: Path) -> None:
+    team = StreamKey("tenant", "tenant")
+    store = await open_sqlite(tmp_path / "log.db")
+    for _ in range(100):
+        await store.commit([unit(ANN, CANARY), unit(team, *"abcdefgh")])
+    await store.retain({team: Retention(events=1)}, now=1000.0)
+    await store.erase(REVOKED)
+    await store.purge()
+    assert traces(tmp_path) == 0
+    rows = store._log._db.execute("SELECT stream, count(*) FROM event GROUP BY stream").fetchall()
+    assert len(rows) == 1
+    await store.aclose()
+
+
+async def test_who_reads_a_stream_while_it_is_erased_finds_it_empty(tmp_path: Path) -> None:
+    store = await open_sqlite(tmp_path / "log.db")
+    await store.commit([unit(ANN, "a", "b")])
+    head = store._log.heads[ANN]
+    await store.erase(REVOKED)
+    await store.purge()
+    await store.commit([unit(BEN, "x", "y")])
+    assert read_page(store._reader, head, 0, upto=2, max_events=9, max_bytes=99) == []
+    await store.aclose()
+
+
+async def test_an_erasing_that_is_rolled_back_leaves_all_as_it_was(tmp_path: Path) -> None:
+    store = await open_sqlite(tmp_path / "log.db")
+    await store.commit([unit(ANN, "a", "b")])
+    before = await store.load(ANN)
+    log = store._log
+
+    def erase_and_fail() -> None:
+        log.erase(REVOKED)
+        raise ValueError("the disk, say")
+
+    with pytest.raises(StoreUnavailable):
+        await store._writes.call(erase_and_fail)
+    assert await store.load(ANN) == before
+    await store.commit([unit(ANN, "c")])
+    found = await store.read(ANN, 0, upto=3, max_events=9, max_bytes=99)
+    assert [entry.body for entry in found] == [b"a", b"b", b"c"]
+    await store.purge()
+    await store.aclose()
+
+
+async def test_commits_go_on_while_rows_are_purged(tmp_path: Path) -> None:
+    store = await open_sqlite(tmp_path / "log.db")
+    for _ in range(20):
+        await store.commit([unit(ANN, *[CANARY] * 500), unit(BEN, *["x"] * 500)])
+    await store.erase(REVOKED)
+    done = False
+
+    async def purge() -> None:
+        nonlocal done
+        await store.purge()
+        done = True
+
+    commits = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(purge)
+        while not done:
+            await store.commit([unit(BEN, "y")])
+            commits += 1
+    assert (await store.load(BEN)).head == 10_000 + commits
+    assert traces(tmp_path) == 0
+    await store.aclose()
+
+
+async def test_a_file_that_is_too_large_to_be_written_anew_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_sqlite(tmp_path / "log.db")
+    await store.commit([unit(ANN, CANARY), unit(BEN, *["x"] * 5_000)])
+    monkeypatch.setattr(sqlite_erase, "VACUUM_SECONDS", -1.0)
+    await store.erase(REVOKED)
+    with pytest.raises(StoreUnavailable, match="interrupt"):
+        await store.purge()
+    assert (await store.load(ANN)).head == 0
+    await store.commit([unit(BEN, "y")])
+    monkeypatch.setattr(sqlite_erase, "VACUUM_SECONDS", 10.0)
+    await store.purge()
+    assert traces(tmp_path) == 0
+    assert (await store.load(BEN)).head == 5_001
+    await store.aclose()
