@@ -61,7 +61,7 @@ class Parts:
             ),
         )
         self.verifier = TokenVerifier(SECRET, leeway=30, clock=time.time)
-        self.revocations = Revocations()
+        self.revocations = Revocations(30.0)
         self.addresses = Addresses(self.config.limits)
         self.fresh = Bucket(Rate(1_000_000, 1_000_000))
         self.quota = Quota(Quotas(self.config), StreamKey("user", "bench", "ann"))

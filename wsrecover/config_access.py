@@ -59,6 +59,10 @@ class Tokens:
         default=(), converter=tuple_of, validator=texts("a list of values of `iss`")
     )
     """Whose tokens may carry the role `operator`, which is above all tenants; from others it is dropped."""
+    max_lifetime: float | None = attrs.field(default=None, validator=seconds(none=True))
+    """Seconds from `iat` to `exp`: tokens that last longer, or have no `iat`, are refused. So a revocation is
+    known to have outlived all tokens that it is about, and is forgotten. None: whoever issues tokens decides,
+    and revocations are kept for ever. Raise it only while none of the longer-lived tokens is about."""
     user_claim: str = attrs.field(default="sub", validator=_CLAIM)
     """RFC 7519's own name for it."""
     tenant_claim: str = attrs.field(default="tenant", validator=_CLAIM)

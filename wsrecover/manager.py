@@ -171,7 +171,8 @@ class Server:
 
         Connections that go by one are closed with 4503 before this waits for anything; it returns how many,
         once it is on stable storage and so outlives a restart. A token that does not say when it was issued
-        (`iat`) counts as one of before. Runs and the log stay as they are.
+        (`iat`), or was issued within `timeouts.token_leeway` after, by a clock that may be ahead, counts as
+        one of before. Runs and the log stay as they are.
 
         With `erase`, for a user only, all that the log holds of it goes in one transaction with that: its
         events, contexts, documents, the answers to its commands. Its runs are cancelled and log nothing more,

@@ -109,7 +109,7 @@ async def _serve(
         _running_journal(quotas, store, wall_clock) as (journal, streams),
         trio.open_nursery() as nursery,
     ):
-        revoked = await known_revocations(store)
+        revoked = await known_revocations(store, config, wall_clock())
         services = Services(app, config, store, streams, journal, admission, wall_clock, quotas, revoked)
         await close_lost_runs(store, journal, clock=wall_clock)
         server = await _start(nursery, services, context)

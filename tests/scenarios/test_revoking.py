@@ -13,9 +13,14 @@ from figures import Figure
 from serving import START, frames_until_closed, log_of
 
 from wsrecover.access import sign
+from wsrecover.access.keys import sealed, secret_key
+from wsrecover.config import Tokens
 from wsrecover.errors import ConnectionClosed, HandshakeRefused, TokenError
 from wsrecover.testing import LocalServer, Peer, local_server
 from wsrecover.transport import open_socket
+
+LATER = 30.5
+"""Seconds after which a fresh token is sure to be from after a revocation: the leeway, and a bit."""
 
 
 class Clock:
@@ -90,9 +95,90 @@ async def test_m08_a_revoked_user_resumes_nothing_until_it_has_a_token_of_later(
     async with local.stranger() as peer:
         await peer.send({"op": "hello", "client": "c1", "token": token})
         assert (await frames_until_closed(peer))[1] == 4503
-    clock.now += 1
+    clock.now += LATER
     async with local.peer(token=token_of(local), resume={"user": [epoch, 0]}) as peer:
         assert len(await peer.events(1)) == 1
+
+
+@pytest.mark.parametrize("ahead", [0.0, 0.5, 29.9, 30.0])
+async def test_m08_an_issuer_whose_clock_is_ahead_gives_nothing_that_outlives_a_revocation(
+    local: LocalServer, clock: Clock, ahead: float
+) -> None:
+    """A token of before is refused for good; who asks for another soon is told to refresh, not to stop."""
+    before = sign(local.secret, tenant="acme", user="ada", lifetime=3600, clock=lambda: clock.now + ahead)
+    async with local.peer(token=before) as peer:
+        await peer.until("live")
+        assert await local.server.revoke("acme", "ada") == 1
+        assert (await frames_until_closed(peer))[1] == 4503
+    for passed in (0.0, ahead, LATER, 600.0):
+        clock.now += passed
+        assert await status(local, before) == 401
+    assert await status(local, token_of(local)) == 101
+
+
+async def test_m08_the_edges_of_what_a_revocation_is_about(local: LocalServer, clock: Clock) -> None:
+    await local.server.revoke("acme", "ada")
+    clock.now += LATER
+    codes = {}
+    for iat in (-1.0, 0.0, 0.001, 29.999, 30.0, 30.001):
+        then = 1_800_000_000.0 + iat
+        token = sign(local.secret, tenant="acme", user="ada", lifetime=3600, clock=lambda then=then: then)
+        async with local.stranger() as peer:
+            await peer.send({"op": "hello", "client": "c1", "token": token})
+            try:
+                await peer.until("live")
+                codes[iat] = 0
+            except ConnectionClosed as closed:
+                codes[iat] = closed.code
+    assert codes == {-1.0: 4503, 0.0: 4503, 0.001: 4001, 29.999: 4001, 30.0: 4001, 30.001: 0}
+
+
+async def test_m08_a_token_from_too_far_ahead_counts_for_nothing(local: LocalServer, clock: Clock) -> None:
+    found = []
+    for ahead in (30.0, 30.001):
+        token = sign(local.secret, tenant="acme", user="ada", lifetime=3600, clock=lambda: clock.now + ahead)  # noqa: B023  # Called at once.
+        found.append(await status(local, token))
+    assert found == [101, 401]
+
+
+async def test_m08_a_revocation_is_forgotten_once_no_token_is_left_that_it_is_about(
+    tmp_path: Path, clock: Clock
+) -> None:
+    settings = {"store": f"sqlite:{tmp_path / 'log.db'}", "tokens": Tokens(max_lifetime=3600.0)}
+    async with local_server(wall_clock=clock, **settings) as local:
+        # The last that can be about: issued by a clock that is ahead by the leeway, for as long as may be.
+        last = sign(
+            local.secret,
+            tenant="acme",
+            user="ada",
+            token_id="t1",
+            lifetime=3600,
+            clock=lambda: clock.now + 30,
+        )
+        await local.server.revoke("acme", token_id="t1")
+        clock.now += 3600 + 60
+        assert await status(local, last) == 401
+        known, store = local.server._services.revocations, local.server._services.store
+        for number in range(50):
+            await local.server.revoke("acme", f"user {number}")
+            clock.now += 1000
+            assert len(known) <= 6
+            assert len(await store.revocations()) <= 6
+        clock.now += 1e6
+    async with local_server(wall_clock=clock, **settings) as local:
+        assert len(local.server._services.revocations) == 0
+        assert await local.server._services.store.revocations() == []
+
+
+async def test_m08_with_a_longest_lifetime_no_token_counts_that_lasts_longer(clock: Clock) -> None:
+    async with local_server(wall_clock=clock, tokens=Tokens(max_lifetime=3600.0)) as local:
+        found = []
+        for lifetime in (3600.0, 3600.5):
+            token = sign(local.secret, tenant="acme", user="ada", lifetime=lifetime, clock=clock)
+            found.append(await status(local, token))
+        claims = {"sub": "ada", "tenant": "acme", "exp": clock.now + 60}
+        found.append(await status(local, sealed(secret_key(local.secret), orjson.dumps(claims))))
+        assert found == [101, 401, 401]
 
 
 async def test_m08_one_token_is_revoked_by_its_id_and_the_users_others_stay(local: LocalServer) -> None:
@@ -122,7 +208,7 @@ async def test_m08_a_refreshed_token_of_before_is_revoked_too(local: LocalServer
     spare = token_of(local)
     clock.now += 10
     await local.server.revoke("acme", "ada")
-    clock.now += 10
+    clock.now += LATER
     async with local.peer(token=token_of(local)) as peer:
         await peer.until("live")
         await peer.send({"op": "auth", "id": "a1", "token": spare})
@@ -139,7 +225,7 @@ async def test_m08_it_survives_a_restart_and_so_does_the_log(tmp_path: Path, clo
         await local.server.revoke("acme", token_id="t1")
     async with local_server(store=store, wall_clock=clock) as local:
         assert [await status(local, one) for one in (token, by_id)] == [401, 401]
-        clock.now += 1
+        clock.now += LATER
         _, events = await log_of(local)
         assert [event["data"] for event in events] == [{"n": 1}]
 
@@ -196,7 +282,7 @@ async def test_a8_the_log_of_a_session_that_ended_is_kept_for_a_new_token(local:
         await frames_until_closed(peer)
     del peer
     await trio.lowlevel.checkpoint()
-    local.wall_clock.now += 1  # type: ignore[attr-defined]  # it is the Clock of this module
+    local.wall_clock.now += LATER  # type: ignore[attr-defined]  # it is the Clock of this module
     _, events = await log_of(local)
     assert [event["type"] for event in events] == ["chat"]
 

@@ -26,7 +26,7 @@ from wsrecover.access.authenticator import Credentials
 from wsrecover.access.claims import Grant
 from wsrecover.access.limits import Bucket, Rate
 from wsrecover.access.origins import is_allowed
-from wsrecover.errors import CommandError, FrameError, StoreUnavailable, TokenError, TokenRevoked
+from wsrecover.errors import CommandError, FrameError, StoreUnavailable, TokenError
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, decode_hello, encode
 from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, Drain, ErrorFrame, Hello
@@ -162,8 +162,8 @@ class Admission:
         except CommandError as error:
             frame = ErrorFrame(error.code, error.message, retry_after=error.retry_after)
             goodbye = Goodbye(CloseCode.TOO_MANY_CONNECTIONS, error.message, frame)
-        except TokenRevoked as error:
-            goodbye = Goodbye(CloseCode.REVOKED, str(error))
+        except TokenError as error:
+            goodbye = Goodbye(refused(error), str(error))
         except StoreUnavailable as error:
             goodbye = Goodbye(CloseCode.TRY_AGAIN_LATER, str(error))
         else:

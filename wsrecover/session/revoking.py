@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import attrgetter
+
+import structlog
 
 from wsrecover.access.claims import MAX_TOKEN_ID
 from wsrecover.access.principal import Principal
 from wsrecover.access.revocations import Revocations
-from wsrecover.errors import TokenError
+from wsrecover.config import Config
+from wsrecover.errors import StoreError, TokenError
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.streams.store import Revocation, Store, Unit
 
@@ -17,18 +21,25 @@ from .services import Services
 
 __all__ = ["known_revocations", "revoke"]
 
+log = structlog.get_logger(__name__)
 
-async def known_revocations(store: Store) -> Revocations:
-    """What the store knows to be revoked. Raises `StoreError`."""
-    found = Revocations()
-    for one in await store.revocations():
-        _add(found, one)
-    return found
+
+async def known_revocations(store: Store, config: Config, now: float) -> Revocations:
+    """What the store knows to be revoked, once it has forgotten what no token is left of at `now`.
+
+    Raises `StoreError`.
+    """
+    known = Revocations(config.timeouts.token_leeway, config.tokens.max_lifetime)
+    if config.tokens.max_lifetime is not None:
+        await store.forget_revocations(before=known.outlived(now))
+    for one in sorted(await store.revocations(), key=attrgetter("at")):
+        _add(known, one)
+    return known
 
 
 def _add(revocations: Revocations, one: Revocation) -> None:
     if one.token_id:
-        revocations.add_token(one.tenant, one.token_id)
+        revocations.add_token(one.tenant, one.token_id, one.at)
     else:
         revocations.add_user(one.tenant, one.user, one.at)
 
@@ -64,7 +75,18 @@ async def revoke(
         await _erase(registry, services, one)
     else:
         await services.journal.commit(Unit(revocations=(one,)))
+    await _forget_outlived(services, one.at)
     return closed
+
+
+async def _forget_outlived(services: Services, now: float) -> None:
+    """There are no more revocations than were made while a token may last."""
+    before = services.revocations.outlived(now)
+    if services.revocations.forget(before):
+        try:
+            await services.store.forget_revocations(before=before)
+        except StoreError as error:  # The next start forgets them.
+            log.warning("revocations_not_forgotten", error=str(error))
 
 
 async def _erase(registry: Registry, services: Services, one: Revocation) -> None:
