@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from wsrecover.access import Principal
@@ -104,6 +105,25 @@ async def test_what_is_put_back_late_makes_no_more_than_may_be_replayed_at_once(
     assert quota.take_replay(most - change) == 0.0
     assert quota.take_replay(change) == 0.0
     assert quota.take_replay(1) > 0
+
+
+@pytest.mark.parametrize("per_minute", [1024, 8192, 8193])
+@pytest.mark.parametrize("before", [0, 100, 128])
+async def test_the_largest_page_and_event_may_be_replayed_however_small_the_quota_is(
+    mock_clock: MockClock, per_minute: int, before: int
+) -> None:
+    limits = Limits(page_bytes=4096, event_bytes=8192)
+    tier = Tier(replay_bytes_per_minute=per_minute)
+    quota = Quota(Quotas(Config(store="memory", tier=tier, limits=limits)), ADA)
+    taken = rounds = 0
+    assert quota.take_replay(before) == 0.0
+    for size in (8192, 4096, 8192, 8192):
+        while wait := quota.take_replay(size):
+            mock_clock.jump(wait)
+            rounds += 1
+            assert rounds < 10, "it waits for ever"
+        taken += size
+    assert taken <= 2 * 8192 + trio.current_time() * (per_minute // 60)
 
 
 async def test_what_comes_when_the_server_has_stopped_takes_nothing_of_the_tenants() -> None:

@@ -154,7 +154,9 @@ class Quota:
 
     def _replay_rate(self) -> Rate:
         per_minute, limits = self.tier.replay_bytes_per_minute, self._limits
-        return Rate(per_minute // 60, max(per_minute, limits.page_bytes, limits.event_bytes))
+        largest = max(limits.page_bytes, limits.event_bytes)
+        # It must be had in one go, beside a full measure of change and what is set apart for that.
+        return Rate(per_minute // 60, max(per_minute, largest + largest * 2 // (CHANGE - 2) + 1))
 
     def take_replay(self, size: int) -> float:
         """Note `size` bytes that are about to be replayed. 0.0: they may be. Else nothing is noted, and it is
