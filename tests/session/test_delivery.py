@@ -314,6 +314,23 @@ async def test_a_slow_reader_that_lost_its_turn_is_not_charged_for_it(bench: Ben
     assert quota.take_replay(9 * most) == 0
 
 
+async def test_who_leaves_before_its_turn_came_pays_for_no_page(bench: Bench) -> None:
+    await bench.publish(30)
+    quota, most = bench.connection.quota, bench.connection.limits.page_bytes
+    quota.settle_replay(63 * 1024 * 1024 - 10 * most)
+    held = [quota.pages.ask(lambda: None) for _ in range(2)]
+    for _ in range(300):  # The first MiB of them would be small change.
+        bench.delivery = Delivery(bench.connection, bench.socket, None)
+        bench.begin()
+        await bench.frames()
+        assert len(quota.pages) == 1, "it waits for the quota"
+        bench.delivery.end()
+        await wait_all_tasks_blocked()
+        assert len(quota.pages) == 0
+    for place in held:
+        quota.pages.leave(place)
+
+
 async def test_a_large_event_comes_in_parts_that_make_the_whole(bench: Bench) -> None:
     bench.begin()
     await bench.publish(1, size=5000)

@@ -60,7 +60,7 @@ class CatchUp:
         self._nudged: trio.Event | None = None
 
     def cancel(self) -> None:
-        """End it. What it had reserved for a page under way stays paid: it is being read."""
+        """End it. A page that is being read stays paid; for one whose turn has not come it has its bytes back."""
         self._scope.cancel()
 
     def nudge(self) -> None:
@@ -118,7 +118,11 @@ class CatchUp:
         """Read a page in its turn, and send from it. Of the `most` bytes paid the rest is given back."""
         with self._owner.quota.pages.ask(self.nudge) as place:
             while not place.has_turn:
-                await self._pause()
+                try:
+                    await self._pause()
+                except trio.Cancelled:
+                    self._settle(lag, -most)
+                    raise
                 if self._pump() or self._outbox.pending or self._lags.get(stream) is not lag:
                     self._settle(lag, -most)
                     return

@@ -6,7 +6,7 @@ until the last of their pages has been turned into frames.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Self
 
@@ -18,7 +18,7 @@ class Pages:
 
     def __init__(self, at_once: int) -> None:
         self._free = at_once
-        self._line: deque[Place] = deque()
+        self._line: OrderedDict[Place, None] = OrderedDict()
 
     def __len__(self) -> int:
         """How many wait."""
@@ -31,15 +31,15 @@ class Pages:
             self._free -= 1
             place.has_turn = True
         else:
-            self._line.append(place)
+            self._line[place] = None
         return place
 
     def leave(self, place: Place) -> None:
         """Make room: for the next one, if it was `place`'s turn."""
         if not place.has_turn:
-            self._line.remove(place)
+            del self._line[place]
         elif self._line:
-            first = self._line.popleft()
+            first, _ = self._line.popitem(last=False)
             first.has_turn = True
             first.call()
         else:
