@@ -9,11 +9,12 @@ import pytest
 import trio
 from memory_world import MemoryWorld, memory_world
 from serving import frames_until_closed
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover.agents import App, Run
 from wsrecover.config import Timeouts
 from wsrecover.errors import ConnectionClosed
+from wsrecover.streams.store import StreamKey, StreamState
 from wsrecover.testing import LocalServer, Peer, local_server
 
 
@@ -63,6 +64,33 @@ async def test_e06_one_that_answers_at_once_is_asked_again(local: LocalServer, m
             await peer.send({"op": "ping"})
             assert (await peer.frame())["op"] == "ping"
             assert (await peer.frame())["op"] == "pong"
+
+
+async def test_e06_a_peer_is_not_taken_for_silent_while_its_streams_are_slow_to_open(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = Timeouts(heartbeat=4, heartbeat_grace=2, store=30)
+    async with memory_world(timeouts=times) as there:
+        load = there.services.store.load
+
+        async def slow(key: StreamKey) -> StreamState:
+            await trio.sleep(9 if key.scope == "user" else 0)
+            return await load(key)
+
+        async def hurry() -> None:
+            for _ in range(9):
+                await wait_all_tasks_blocked()
+                mock_clock.jump(1)
+
+        monkeypatch.setattr(there.services.store, "load", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hurry)
+            async with there.local.peer(dial=there.network.dial) as peer:
+                assert (await peer.frame())["op"] == "welcome"
+                await peer.until("live")
+                mock_clock.jump(3)
+                await peer.send({"op": "ping"})
+                await peer.until("pong")
 
 
 async def test_e08_no_hello_within_the_handshake_time_gives_4501(

@@ -60,7 +60,7 @@ class CatchUp:
         self._nudged: trio.Event | None = None
 
     def cancel(self) -> None:
-        """End it. A page that is being read stays paid; for one whose turn has not come it has its bytes back."""
+        """End it. A page that is being read stays paid; one whose turn has not come does not."""
         self._scope.cancel()
 
     def nudge(self) -> None:

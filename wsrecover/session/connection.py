@@ -164,7 +164,11 @@ class Connection:
             self._ending = ConnectionClosed(CloseCode.HEARTBEAT_LOST, "nothing was heard")
 
     async def _serve(self, hello: Hello, early: Sequence[ClientFrame | FrameError]) -> None:
-        streams = await self._open_streams()
+        streams = self._home.streams_now(self.grant.principal)
+        if streams is None:
+            self._scope.deadline = self._expires  # Until they are open nobody listens to it.
+            streams = await self._open_streams()
+            self.heard()
         if streams is None:
             self._last_word(ErrorFrame("store_unavailable", "the log cannot be read now", retry_after=1.0))
             self._ending = ConnectionClosed(CloseCode.TRY_AGAIN_LATER, "the log cannot be read now")
@@ -199,8 +203,10 @@ class Connection:
     def tick(self, now: float, unix: float) -> None:
         """Ask a silent peer for a sign of life, and one whose token runs out for another.
 
-        `now` is trio's time, `unix` the wall clock's.
+        `now` is trio's time, `unix` the wall clock's. Before its welcome it is asked nothing.
         """
+        if not self._delivery.streams:
+            return
         silent_since = self.socket.received_at
         if now - silent_since >= self.timeouts.heartbeat and self._asked_at <= silent_since:
             self._asked_at = now

@@ -82,6 +82,9 @@ class Home(Protocol):
     def runs(self) -> Runs:
         """The user's runs under way."""
 
+    def streams_now(self, principal: Principal) -> Mapping[str, Stream] | None:
+        """The streams that the principal follows, where they are open already."""
+
     async def open_streams(self, principal: Principal) -> Mapping[str, Stream]:
         """The streams that the principal follows, by wire name.
 
