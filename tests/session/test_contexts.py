@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from wsrecover.config import Config, Contexts, Retention, Tier
 from wsrecover.errors import StoreUnavailable
-from wsrecover.session.contexts import UserContexts, tend
+from wsrecover.session.contexts import TOGETHER, UserContexts, tend
 from wsrecover.session.services import Services
-from wsrecover.streams.store import StoredSnapshot, StreamKey
+from wsrecover.streams.store import StoredSnapshot, StreamKey, Unit
 from wsrecover.testing import LocalServer, local_server
 
 ADA = StreamKey("user", "acme", "ada")
@@ -52,6 +53,10 @@ async def log_of(store: str = "memory", **settings: Any) -> AsyncIterator[Log]:
 
 async def said(contexts: UserContexts, thread: str | None = "t") -> list[str]:
     return [str(message.text) for message in (await contexts.thread(thread)).conversation]
+
+
+async def never(*_: object, **__: object) -> Any:
+    raise AssertionError("the log was read")
 
 
 async def test_a_context_is_what_the_log_says_by_the_time_that_somebody_asks() -> None:
@@ -106,19 +111,24 @@ async def test_after_a_restart_only_what_follows_the_snapshot_is_read(
 async def test_what_keeps_up_has_nothing_to_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
     async with log_of() as log:
         contexts = log.contexts()
-        await log.say("one")
-        await contexts.keep_up()
-        assert contexts._state is None
-        assert await said(contexts) == ["one"]
-        await log.say("two")
-        await contexts.keep_up()
-
-        async def gone(*_: object, **__: object) -> Any:
-            raise AssertionError("the log was read")
-
-        monkeypatch.setattr(log.services.store, "read", gone)
+        for text in ("one", "two"):
+            await log.say(text)
+            await contexts.keep_up()
+        monkeypatch.setattr(log.services.store, "read", never)
         assert await said(contexts) == ["one", "two"]
         assert (await log.stored()).seq == 0
+
+
+async def test_what_is_too_large_for_memory_does_not_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with log_of(contexts=Contexts(memory_bytes=0)) as log:
+        contexts = log.contexts()
+        await log.say("one")
+        await contexts.keep_up()
+        await log.say("two")
+        with monkeypatch.context() as patched:
+            patched.setattr(contexts, "_advanced", never)
+            await contexts.keep_up()
+        assert await said(contexts) == ["one", "two"]
 
 
 async def test_only_what_changed_is_stored_again() -> None:
@@ -285,6 +295,29 @@ async def test_what_cannot_be_stored_is_logged_and_tried_again() -> None:
             await tend([bad, broken, good], store=True)
         assert [entry["event"] for entry in logs] == ["snapshot_not_stored", "snapshot_failed"]
         assert (await log.stored()).seq == 1
+
+
+async def test_many_that_are_due_share_commits_so_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with log_of() as log:
+        due = []
+        for number in range(3 * TOGETHER):
+            key = StreamKey("user", "acme", f"user{number}")
+            await log.local.server.publish("acme", key.name, "user_message", {"text": "hi"}, thread="t")
+            due.append(UserContexts(log.services, key))
+        commit, under_way, most = log.services.journal.commit, 0, 0
+
+        async def counted(unit: Unit) -> Any:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await trio.testing.wait_all_tasks_blocked()
+            under_way -= 1
+            return await commit(unit)
+
+        monkeypatch.setattr(log.services.journal, "commit", counted)
+        await tend(due, store=True)
+        assert most == TOGETHER > 1
+        assert [(await log.services.store.snapshot(one._key)).seq for one in due] == [1] * len(due)
 
 
 async def test_a_log_that_was_cut_without_a_snapshot_is_flagged() -> None:

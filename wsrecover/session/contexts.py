@@ -37,6 +37,10 @@ NO_THREAD: Final = ""
 PAGE_EVENTS: Final = 2_000
 PAGE_BYTES: Final = 1024 * 1024
 
+TOGETHER: Final = 16
+"""Users whose snapshots are made at once: they share reads and commits, and no user waits for all the others
+until its tail has gone."""
+
 SLICE: Final = 0.002
 """Seconds of reducing after which other tasks get their turn."""
 
@@ -121,6 +125,7 @@ class UserContexts:
         self._lock = trio.Lock()
         self.patching = trio.Lock()
         self._state: _State | None = None
+        self._is_large = False
         self.held = 0
 
     def forget(self) -> int:
@@ -159,11 +164,11 @@ class UserContexts:
             self._let_go(state)
 
     async def keep_up(self) -> None:
-        """Reduce what came since, where there is something in memory to go on from.
+        """Reduce what came since, while the tail has it, unless the contexts are too large to stay in memory.
 
         Raises `StoreError`; may be abandoned at any time.
         """
-        if self._state is not None:
+        if not self._is_large:
             async with self._lock:
                 self._let_go(await self._advanced())
 
@@ -201,7 +206,8 @@ class UserContexts:
 
     def _let_go(self, state: _State) -> None:
         self.held = sum(context.size for context in state.contexts.values())
-        if self.held > self._settings.memory_bytes:
+        self._is_large = self.held > self._settings.memory_bytes
+        if self._is_large:
             self._state, self.held = None, 0
 
 
@@ -212,10 +218,19 @@ def _stored(state: _State, name: str) -> StoredContext | None:
 
 async def tend(all_contexts: Sequence[UserContexts], *, store: bool) -> None:
     """Store a snapshot of each, or have each keep up. What fails is logged, and tried when due again."""
-    for contexts in all_contexts:
+    free = trio.Semaphore(TOGETHER)
+
+    async def attempt(contexts: UserContexts) -> None:
         try:
             await (contexts.store() if store else contexts.keep_up())
         except WsrecoverError as error:
             log.warning("snapshot_not_stored", error=repr(error))
         except Exception:
             log.exception("snapshot_failed")
+        finally:
+            free.release()
+
+    async with trio.open_nursery() as nursery:
+        for contexts in all_contexts:
+            await free.acquire()
+            nursery.start_soon(attempt, contexts)
