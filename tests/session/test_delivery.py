@@ -331,6 +331,30 @@ async def test_who_leaves_before_its_turn_came_pays_for_no_page(bench: Bench) ->
         quota.pages.leave(place)
 
 
+async def test_one_whose_catch_up_has_a_bug_is_closed_and_does_not_lag_for_ever(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    await bench.publish(30)
+    monkeypatch.setattr(bench.store, "read", read)
+    raised: list[str] = []
+
+    async def live(member: Callable[..., Awaitable[None]], *args: object) -> None:
+        try:
+            await member(*args)
+        except RuntimeError as error:  # As a session does, which logs it.
+            raised.append(str(error))
+
+    start = bench.connection.start
+    monkeypatch.setattr(bench.connection, "start", lambda member, *args: start(live, member, *args))
+    bench.begin()
+    assert ops(await bench.frames()) == ["welcome"]
+    assert (raised, bench.connection.closed) == (["a bug"], [CloseCode.INTERNAL_ERROR])
+    assert not bench.connection.quota.pages
+
+
 async def test_a_large_event_comes_in_parts_that_make_the_whole(bench: Bench) -> None:
     bench.begin()
     await bench.publish(1, size=5000)

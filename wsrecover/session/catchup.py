@@ -90,6 +90,9 @@ class CatchUp:
         except StoreCorrupt:
             log.exception("stream_unreadable")
             self._owner.close(CloseCode.INTERNAL_ERROR, "the log cannot be read")
+        except Exception:  # Else its peer would wait for ever for what is owed.
+            self._owner.close(CloseCode.INTERNAL_ERROR, "internal error")
+            raise
 
     async def _fetch(self) -> None:
         """Get a page or a snapshot for the first stream that the quota lets go on, or wait until it does."""
