@@ -20,6 +20,10 @@ import wsrecover
 DEADLINE = 60.0
 """Seconds after which a process that should have ended is killed, and its test fails."""
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As of a shell's background job; processes that are started would inherit it, and ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SECRET = "a secret of at least 32 bytes, for tests"
 
 

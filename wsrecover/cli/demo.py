@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import trio
 from cyclopts import Parameter
 
 from wsrecover.config import Config
@@ -15,6 +14,7 @@ from wsrecover.demo.proof import Plan, prove
 from wsrecover.demo.view import PipedConsole, show_report, watching
 from wsrecover.logs import configure
 
+from . import interrupts
 from .exits import FAILED, OK
 from .options import whole
 
@@ -43,6 +43,6 @@ def demo(
     console = PipedConsole(file=sys.stdout, highlight=False)
     console.print(f"seed {plan.seed}")
     with watching(console, plan.cuts) as watch:
-        report = trio.run(prove, plan, watch)
+        report = interrupts.run(prove, plan, watch)
     show_report(console, report)
     return OK if report.proven else FAILED

@@ -16,6 +16,7 @@ from cyclopts import Parameter
 
 from wsrecover.client import Changed, Ephemeral, Event, Gap, Item, Position, connect
 
+from . import interrupts
 from .exits import OK, USAGE, Failure, reader_left
 from .options import DEFAULT_URL, TokenFile, TokenText, Url, command_line, naming_token_file, token_source
 from .talk import check_reachable
@@ -59,7 +60,7 @@ def tail(
     }
     try:
         with naming_token_file(source):
-            trio.run(follower.run, options)
+            interrupts.run(follower.run, options)
     except BaseException as error:
         if follower.at is not None and not reader_left(error):
             error.add_note(f"Go on with: {_again(follower.at, url, token_file, thread, as_json=json)}")

@@ -13,6 +13,7 @@ import trio
 from wsrecover.client import connect
 from wsrecover.client.entry import check_url
 
+from . import interrupts
 from .exits import OK, Failure, reason
 from .options import naming_token_file, token_source
 
@@ -56,6 +57,6 @@ def call(
             raise Failure(f"no answer within {PATIENCE:g} s; whether it took effect is not known") from None
 
     with naming_token_file(source):
-        result = trio.run(talk)
+        result = interrupts.run(talk)
     sys.stdout.write(orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE).decode())
     return OK
