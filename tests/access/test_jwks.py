@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog.testing
 import trio
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 from trio.testing import MockClock
@@ -105,6 +107,28 @@ class TestWhatIsTaken:
             parse_jwks(text, secrets=True)
         assert "canary" not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            {"kty": "RSA", "n": "canary", "e": "AQAB", "kid": "canary"},
+            {"kty": "EC", "crv": "P-256", "x": "canary", "y": "AA"},
+            {"kty": "RSA", "kid": 1},
+            {"kty": "oct", "k": "Y2FuYXJ5"},
+            {"kty": "RSA", "n": "w" + "A" * 170 + "E", "e": "AQAB"},
+        ],
+    )
+    @pytest.mark.parametrize("first", [True, False])
+    def test_is_all_but_a_key_that_cannot_be_used(
+        self, old: Signer, bad: dict[str, Any], first: bool
+    ) -> None:
+        keys = [bad, old.jwk] if first else [old.jwk, bad]
+        with structlog.testing.capture_logs() as logs:
+            found = parse_jwks(orjson.dumps({"keys": keys}), secrets=True)
+        assert [key.kid for key in found] == ["old"]
+        assert [(line["event"], line["place"]) for line in logs] == [("key_passed_over", int(not first))]
+        assert "canary" not in str(logs)
+        assert "Y2FuYXJ5" not in str(logs)
+
     def test_is_no_key_that_another_shadows(self, old: Signer) -> None:
         with pytest.raises(ValueError, match="same kid"):
             parse_jwks(key_set(old, old), secrets=False)
@@ -188,11 +212,12 @@ class Site:
         self.body = body
         self.head = "HTTP/1.1 200 OK"
         self.requests = 0
+        self.asked: bytes | bytearray = b""
         self.url = ""
         self.held: trio.Event | None = None
 
     async def answer(self, stream: trio.SocketStream) -> None:
-        await stream.receive_some()
+        self.asked = await stream.receive_some()
         self.requests += 1
         if self.held is not None:
             await self.held.wait()
@@ -213,6 +238,13 @@ async def site(body: bytes) -> AsyncIterator[Site]:
 
 
 class TestUrl:
+    async def test_a_compressed_answer_is_neither_asked_for_nor_unpacked(self, old: Signer) -> None:
+        async with site(gzip.compress(key_set(old))) as there:
+            there.head = "HTTP/1.1 200 OK\r\nContent-Encoding: gzip"
+            with pytest.raises(ConfigError, match="encoding"):
+                await KeySource(there.url).load()
+            assert b"accept-encoding: identity" in there.asked.lower()
+
     async def test_an_unknown_key_is_looked_for_once_a_minute_whoever_asks(
         self, old: Signer, new: Signer, mock_clock: MockClock, nursery: trio.Nursery
     ) -> None:

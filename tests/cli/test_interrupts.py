@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 
 from wsrecover.cli import interrupts
 from wsrecover.cli.exits import INTERRUPTED, Failure, finish
@@ -74,7 +75,7 @@ def test_a_second_one_is_raised_at_once() -> None:
 def test_who_is_to_ignore_it_does() -> None:
     async def command() -> int:
         anywhere()
-        await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
         return 7
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

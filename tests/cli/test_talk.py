@@ -37,6 +37,26 @@ class TestToken:
         problem = f"secret_file: {cli.secret_file} has 5 bytes; accepted: at least 32 bytes"
         assert done.stderr == f"wsrecover: config: {problem}\n"
 
+    @pytest.mark.parametrize(
+        ("option", "value"), [("--tenant", ""), ("--user", ""), ("--role", "x" * 65), ("--tier", "")]
+    )
+    def test_a_name_that_no_token_may_carry_is_refused(self, cli: Cli, option: str, value: str) -> None:
+        given = {"--tenant": "acme", "--user": "ada", "--secret-file": str(cli.secret_file), option: value}
+        words = [word for pair in given.items() for word in pair]
+        assert cli.run("token", *words, code=2).stderr.startswith(f"wsrecover: {option}: ")
+
+    @pytest.mark.parametrize("command", [("serve",), ("token", "--tenant", "acme", "--user", "ada")])
+    def test_without_a_secret_it_says_how_to_give_one(self, cli: Cli, command: tuple[str, ...]) -> None:
+        said = cli.run(*command, code=2).stderr
+        assert "WSRECOVER_SECRET: is not set" in said
+        assert "--secret-file" in said
+
+    def test_all_commands_that_can_be_sent_are_listed(self, cli: Cli) -> None:
+        said = cli.run("send", "--help").stdout
+        built_in = ("start_agent", "cancel_run", "respond", "user_message", "chat", "publish")
+        for command in (*built_in, "broadcast", "receipt"):
+            assert f"{command}," in said
+
     def test_a_lifetime_that_is_over_is_refused(self, cli: Cli) -> None:
         assert (
             "--lifetime" in cli.run("token", "--tenant", "a", "--user", "u", "--lifetime", "0", code=2).stderr

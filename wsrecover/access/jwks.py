@@ -29,6 +29,10 @@ MAX_AGE: Final = 600.0
 """Seconds after which the set is read again unasked, so that a key that was withdrawn ends here too."""
 
 
+_ASKED: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
+"""Not compressed: a few bytes that expand would be in memory before they could be counted."""
+
+
 class KeySource:
     """A key set that is read when the server starts, and again by the task in `run`.
 
@@ -102,11 +106,13 @@ async def _fetch(url: str) -> bytes:
         with trio.move_on_after(TIMEOUT) as scope:
             async with (
                 httpx.AsyncClient(trust_env=False, timeout=None) as client,  # noqa: S113  The scope bounds it.
-                client.stream("GET", url, headers={"Accept": "application/json"}) as response,
+                client.stream("GET", url, headers=_ASKED) as response,
             ):
                 if response.status_code != 200:
                     raise ValueError(f"answers with the status {response.status_code}")
-                async for piece in response.aiter_bytes():
+                if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                    raise ValueError("answers in an encoding that was not asked for")
+                async for piece in response.aiter_raw():
                     text += piece
                     if len(text) > MAX_BYTES:
                         scope.cancel()  # Leaving the loop would leave httpx's own generators half-way.

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 import orjson
+import structlog
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
@@ -19,6 +20,8 @@ from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 from wsrecover.errors import ConfigError, TokenError, UnknownKey
 
 __all__ = ["MIN_SECRET_BYTES", "Key", "Keys", "opened", "parse_jwks", "sealed", "secret_key"]
+
+log = structlog.get_logger(__name__)
 
 MIN_SECRET_BYTES: Final = 32
 """RFC 7518, section 3.2: a key at least as long as the hash."""
@@ -80,7 +83,8 @@ def parse_jwks(text: bytes, *, secrets: bool) -> tuple[Key, ...]:
     """The keys of a JSON Web Key Set (RFC 7517, section 5) that tokens can be verified with.
 
     Keys for something else (encryption, other algorithms) are passed over; so are shared secrets unless
-    `secrets`, for what is published is none. Raises `ValueError`, which says what is wrong and shows nothing.
+    `secrets`, for what is published is none; and so, with a warning in the log, is a key that cannot be used.
+    Raises `ValueError` where none is left, which says what is wrong and shows nothing.
     """
     try:
         tree = orjson.loads(text)
@@ -91,13 +95,22 @@ def parse_jwks(text: bytes, *, secrets: bool) -> tuple[Key, ...]:
         raise ValueError("is not a key set: an object with the list `keys`")
     if len(members) > MAX_KEYS:
         raise ValueError(f"has {len(members)} keys, at most {MAX_KEYS} are allowed")
-    keys = tuple(key for member in members if (key := _key(member, secrets=secrets)) is not None)
+    keys: list[Key] = []
+    problem = "has no key that signs with HS256, RS256, ES256 or EdDSA"
+    for place, member in enumerate(members):
+        try:
+            key = _key(member, secrets=secrets)
+        except ValueError as error:
+            problem = str(error)
+            log.warning("key_passed_over", place=place, problem=problem)
+        else:
+            keys += [] if key is None else [key]
     if not keys:
-        raise ValueError("has no key that signs with HS256, RS256, ES256 or EdDSA")
+        raise ValueError(problem)
     names = [(key.algorithm, key.kid) for key in keys]
     if len(names) != len(set(names)):
         raise ValueError("has two keys with the same kid, or several without one, for one algorithm")
-    return keys
+    return tuple(keys)
 
 
 def _key(member: Mapping[str, Any], *, secrets: bool) -> Key | None:

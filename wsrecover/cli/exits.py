@@ -10,6 +10,7 @@ from typing import Final
 import trio
 from cyclopts import CycloptsError
 
+from wsrecover.access.tokens import SECRET_VARIABLE
 from wsrecover.errors import (
     CommandError,
     ConfigError,
@@ -121,7 +122,8 @@ def _words(error: BaseException) -> tuple[int, str] | None:
         case CycloptsError():
             return USAGE, f"{error}\nSee: {' '.join(('wsrecover', *(error.command_chain or ()), '--help'))}"
         case ConfigError():
-            return USAGE, f"config: {error}"
+            advice = "\nName a file of them with --secret-file." if error.field == SECRET_VARIABLE else ""
+            return USAGE, f"config: {error}{advice}"
         case StoreLocked():
             return FAILED, f"store: {error}\nStop the other process, or give this one its own with --store."
         case StoreError():

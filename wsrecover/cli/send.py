@@ -17,7 +17,8 @@ def send(
         str,
         Parameter(
             name="type",
-            help="start_agent, cancel_run, respond, user_message, chat, publish, or one of the app's own.",
+            help="start_agent, cancel_run, respond, user_message, chat, publish, broadcast, receipt, "
+            "or one of the app's own.",
         ),
     ],
     data: Annotated[str, Parameter(help='A JSON object, such as {"text": "hello"}.')] = "{}",

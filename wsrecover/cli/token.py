@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from wsrecover.access.tokens import read_secret, sign
+from wsrecover.errors import TokenError
 
 from .exits import USAGE, Failure
 from .options import SecretFile
@@ -34,16 +35,21 @@ def token(
     if not 0 < lifetime < float("inf"):
         raise Failure(f"--lifetime is {lifetime}; accepted: a number of seconds > 0", USAGE)
     secret = read_secret(secret_file)
-    signed = sign(
-        secret,
-        tenant=tenant,
-        user=user,
-        roles=role,
-        tier=tier,
-        issuer=issuer,
-        audience=audience,
-        lifetime=lifetime,
-        clock=time.time,
-    )
+    try:
+        signed = sign(
+            secret,
+            tenant=tenant,
+            user=user,
+            roles=role,
+            tier=tier,
+            issuer=issuer,
+            audience=audience,
+            lifetime=lifetime,
+            clock=time.time,
+        )
+    except TokenError as error:
+        field, _, problem = str(error).partition(": ")
+        option = "role" if field.startswith("role") else field
+        raise Failure(f"--{option}: {problem}", USAGE) from error
     sys.stdout.write(f"{signed}\n")
     return 0
