@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Final, TypeAlias
 
@@ -94,6 +95,26 @@ async def texts(world: World) -> list[str]:
     """The texts of the deltas that the log has by now."""
     await wait_all_tasks_blocked()
     return [data["text"] for data in await world.told("message_delta")]
+
+
+class Spawned(trio.abc.Instrument):
+    """Counts tasks that are begun."""
+
+    count = 0
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+@contextmanager
+def spawns() -> Iterator[Spawned]:
+    """Counts the tasks that are begun meanwhile."""
+    spawned = Spawned()
+    trio.lowlevel.add_instrument(spawned)
+    try:
+        yield spawned
+    finally:
+        trio.lowlevel.remove_instrument(spawned)
 
 
 async def add(message: MessageScope, pieces: str) -> None:
@@ -467,6 +488,37 @@ class TestTrouble:
         gated.open.set()
         await wait_all_tasks_blocked()
         assert await texts(world) == ["a", "b"]
+
+    async def test_text_of_a_cancelled_run_that_finds_no_room_keeps_nobody_busy(
+        self, small_world: Callable[..., Any], gated: Gated, mock_clock: MockClock
+    ) -> None:
+        world, end = await small_world(max_units=1), trio.Event()
+
+        async def agent(run: Run) -> None:
+            async with run.message() as message:
+                await add(message, "ab")
+                with trio.CancelScope(shield=True):
+                    await end.wait()
+
+        execution = await world.launch(agent)
+        await wait_all_tasks_blocked()
+        gated.hold()
+        world.place.journal.writer().append_nowait(Entry(KEY, FILLER, NOW))
+        execution.cancel()
+        try:
+            with spawns() as spawned:
+                mock_clock.jump(25 * MS)
+                for _ in range(200):
+                    await trio.lowlevel.checkpoint()
+            assert spawned.count <= 1
+            gated.open.set()
+            await wait_all_tasks_blocked()
+            mock_clock.jump(1)
+            assert await texts(world) == ["a", "b"], "it goes by itself all the same"
+        finally:
+            end.set()
+            gated.open.set()
+            assert await execution.wait_ended() == "cancelled"
 
     async def test_what_comes_while_other_text_waits_for_room_goes_by_itself(
         self, small_world: Callable[..., Any], gated: Gated, mock_clock: MockClock, by_hand: ByHand

@@ -26,6 +26,9 @@ BURST: Final = 32
 TEXT_BYTES: Final = 4096
 """Text that may be gathered: more goes at once, and its author waits where there is no room for it."""
 
+NO_ROOM_PAUSE: Final = 0.05
+"""Seconds until text is tried again for which there was no room, where nobody is left to wait for some."""
+
 UNBOUNDED: Final = 1 << 40
 """Events above the rate: what cannot wait any more is counted afterwards."""
 
@@ -256,6 +259,8 @@ class RunLog:
         # Its author learns of a broken run with the next call.
         with contextlib.suppress(RunBroken):
             if not self._send_text() and self.nursery is not None:
+                # In a run that is cancelled nobody waits, and text that stayed due would ring without end.
+                self._text.due = trio.current_time() + NO_ROOM_PAUSE
                 self.nursery.start_soon(self._send_late)
 
     def _send_text(self) -> bool:
