@@ -372,6 +372,15 @@ class TestTheClient:
             with pytest.raises(ConnectionClosed):
                 await client.ping(60)
 
+    async def test_a_ping_behind_our_own_close_is_not_taken_for_answered(self, autojump_clock) -> None:
+        client = ClientSocket(Outbox(memory_pipe_pair()[0]), None, max_message_bytes=100)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(client.aclose, 4500, "enough", timeout=1))
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(ConnectionClosed) as closed:
+                await client.ping(5)
+            assert closed.value.code == 4500
+
     async def test_a_cancelled_receive_loses_nothing(self, server) -> None:
         got: list[str | bytes] = []
         async with connect(server.url) as client:

@@ -121,9 +121,13 @@ class Engine(WebSocketConnection):
         return True
 
     async def probe(self) -> None:
-        """Send a ping and wait for its answer, or for the end. A task must read meanwhile."""
-        with suppress(trio_websocket.ConnectionClosed):
+        """Send a ping and wait for its answer. A task must read meanwhile. Raises `ConnectionClosed`."""
+        try:
             await self.ping()
+        except trio_websocket.ConnectionClosed as error:
+            raise self.how from error
+        if self.ended is not None:
+            raise self.how
 
     async def leave(self) -> None:
         """After the end: let the peer take what is queued, our close frame last; then close the pipe."""

@@ -200,8 +200,6 @@ class ClientSocket:
         """
         with trio.fail_after(timeout):
             await self._engine.probe()
-        if self._engine.ended is not None:
-            raise self._engine.how
 
     async def aclose(self, code: int, reason: str = "", *, timeout: float) -> None:
         """Send a close frame and wait at most `timeout` seconds for the server's; then the pipe is closed.
