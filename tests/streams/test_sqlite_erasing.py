@@ -5,8 +5,9 @@ from pathlib import Path
 import apsw
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
-from wsrecover.errors import StoreUnavailable
+from wsrecover.errors import StoreFailed, StoreUnavailable
 from wsrecover.streams import sqlite_erase
 from wsrecover.streams.sqlite import open_sqlite
 from wsrecover.streams.sqlite_read import read_page
@@ -156,4 +157,30 @@ async def test_a_file_that_is_too_large_to_be_written_anew_is_not(
     await store.purge()
     assert traces(tmp_path) == 0
     assert (await store.load(BEN)).head == 5_001
+    await store.aclose()
+
+
+async def test_who_waits_for_the_purge_of_a_store_that_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_sqlite(tmp_path / "log.db")
+    await store.commit([unit(ANN, CANARY)])
+    store._writes._idle = lambda: False  # A sweep that takes long.
+    await store.erase(REVOKED)
+
+    def break_off(_: float) -> None:
+        raise apsw.IOError("disk I/O error")
+
+    monkeypatch.setattr(store._log.known, "forget_revocations", break_off)
+
+    async def fail() -> None:
+        await wait_all_tasks_blocked()
+        await store.commit([unit(BEN, "x")])  # Behind the asking for the purge.
+        with pytest.raises(StoreFailed):
+            await store.forget_revocations(before=0.0)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fail)
+        with trio.fail_after(10), pytest.raises(StoreFailed):
+            await store.purge()
     await store.aclose()

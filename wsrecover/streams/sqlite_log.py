@@ -193,6 +193,7 @@ class SQLiteLog:
             error = StoreFailed(f"{self._path}: {worse}")
         if isinstance(error, StoreFailed | StoreCorrupt):
             self.failed = error
+            self.purge.fail(error)  # Nothing is swept any more.
         return error
 
     def _check_usable(self) -> None:
