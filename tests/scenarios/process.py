@@ -41,6 +41,7 @@ class ServerProcess:
         self.store = folder / "log.db"
         self.port = 0
         self.said: list[str] = []
+        self._spoke = trio.Event()
         self._nursery = nursery
         self._descriptors = descriptors
         self._process: trio.Process | None = None
@@ -76,6 +77,17 @@ class ServerProcess:
         with trio.fail_after(START_SECONDS):
             ready = await self._nursery.start(self._listen, self._process)
         self.port = int(ready["url"].rpartition(":")[2])
+
+    def lines(self, *events: str) -> list[dict[str, Any]]:
+        """What its processes have logged under these names."""
+        lines = [orjson.loads(line) for line in self.said if line.startswith("{")]
+        return [line for line in lines if line["event"] in events]
+
+    async def until_said(self, event: str) -> dict[str, Any]:
+        """Wait until this has been logged; the first line of it."""
+        while not (lines := self.lines(event)):
+            await self._spoke.wait()
+        return lines[0]
 
     async def kill(self) -> None:
         """`kill -9`: not a word more."""
@@ -115,6 +127,8 @@ class ServerProcess:
                     if not ready and b'"ready"' in line:
                         ready = True
                         task_status.started(orjson.loads(line))
+                self._spoke.set()
+                self._spoke = trio.Event()
         assert ready, "\n".join(self.said)
 
 

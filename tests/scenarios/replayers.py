@@ -1,8 +1,9 @@
 """A process of clients that replay: it reads and drops what it is sent, so that others are what is timed.
 
 Takes one JSON object on stdin: `port`, `tokens`, and `again`, whether who has all begins anew. Says `ready`
-once all are connected. At the end, which is when each has all or, with `again`, when told `stop`, it says in
-JSON how many `replays` and `bytes` there were, and how many connections were `cut`.
+once all are connected, and with `again` also `again` when one has all and begins anew. At the end, which is
+when each has all or, with `again`, when told `stop`, it says in JSON how many `replays` and `bytes` there
+were, and how many connections were `cut`.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def main() -> None:
                 sock.close()
                 if again:
                     begin(token)
+                    say("again")
     say(json.dumps(told))
 
 

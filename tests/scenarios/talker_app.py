@@ -7,10 +7,12 @@ import time
 from typing import Any
 
 import attrs
+import structlog
 import trio
 
 import wsrecover
 
+log = structlog.get_logger(__name__)
 app = wsrecover.App()
 
 
@@ -34,9 +36,10 @@ class Trace:
 
 @app.command("leave_trace")
 async def leave_trace(_: wsrecover.Command, trace: Trace) -> None:
-    """Adds a line to the file and stays."""
+    """Adds a line to the file, says so, and stays."""
     async with await trio.open_file(trace.path, "a") as file:
         await file.write("ran\n")
+    log.info("trace_left")
     await trio.sleep_forever()
 
 

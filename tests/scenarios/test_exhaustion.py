@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
 import trio
 from figures import Figure
 from process import TENANT, ServerProcess, server_process
@@ -104,18 +103,6 @@ async def crowd(server: ServerProcess, stack: AsyncExitStack) -> tuple[list[Clie
             return sockets, refused
 
 
-def said(server: ServerProcess, event: str) -> list[dict[str, Any]]:
-    """What the process has logged under this name."""
-    lines = [orjson.loads(line) for line in server.said if line.startswith("{")]
-    return [line for line in lines if line["event"] == event]
-
-
-async def until_said(server: ServerProcess, event: str) -> dict[str, Any]:
-    while not (lines := said(server, event)):  # noqa: ASYNC110  # A process is seen from outside only.
-        await trio.sleep(0.01)
-    return lines[0]
-
-
 async def test_e13_r5_a_crowd_that_takes_all_descriptors_is_told_503_and_leaves_a_reserve(
     tmp_path: Path, figure: Figure
 ) -> None:
@@ -131,7 +118,7 @@ async def test_e13_r5_a_crowd_that_takes_all_descriptors_is_told_503_and_leaves_
         assert held["held"] == RESERVE // 2, "the app has descriptors although the crowd has the rest"
         await told.publish(20)
         await told.hoard(0)
-        assert len(said(server, "descriptors_short")) == 1, "said once"
+        assert len(server.lines("descriptors_short")) == 1, "said once"
         for socket in sockets[:10]:
             await socket.aclose(1000, timeout=2)
         while not (await crowd(server, stack))[0]:  # noqa: ASYNC110  # A process is seen from outside only.
@@ -158,20 +145,21 @@ async def test_e13_r5_without_any_descriptor_accepting_pauses_and_goes_on_by_its
         before = await told.hoard(EVERYTHING)
         assert before["held"] < DESCRIPTORS
         nursery.start_soon(newcomer)
-        await until_said(server, "accept_paused")
+        await server.until_said("accept_paused")
         fault_ends = trio.current_time() + 2 * LONGEST_PAUSE
         while trio.current_time() < fault_ends:
             await told.publish(1)
+        await told.publish(5)
         assert not let_in.is_set()
         after = await told.hoard(0)
         await let_in.wait()
-        (warning,) = said(server, "accept_paused")
+        (warning,) = server.lines("accept_paused")
         assert "Too many open files" in warning["error"]
-        while not said(server, "accepting_again"):
+        while not server.lines("accepting_again"):
             await trio.sleep(QUIET / 4)
             async with dialled(server):
                 pass
-        (recovered,) = said(server, "accepting_again")
+        (recovered,) = server.lines("accepting_again")
         assert 2 <= recovered["failures"] <= 6 + recovered["troubled_seconds"] / LONGEST_PAUSE
         report = await told.check(acknowledged=10, deliveries=10, faults=2)
     figure("R5 E13", "accepts tried in 2 s without descriptors", recovered["failures"])

@@ -245,8 +245,7 @@ class TestS08AHandlerRunsOnce:
 
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(leave_a_trace)
-                        while not (trace.exists() and trace.read_text()):  # noqa: ASYNC110  # By another process.
-                            await trio.sleep(0.01)
+                        await server.until_said("trace_left")
                         await server.kill()
                         await server.start()
                         await trio.sleep_forever()

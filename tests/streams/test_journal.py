@@ -631,6 +631,7 @@ class TestRetention:
                 assert asked == keys
             await journal.aclose()
 
+    @pytest.mark.parametrize("bench", ["memory"], indirect=True)  # No thread: idle is known.
     async def test_a_users_stream_gets_a_snapshot_each_so_many_events(self, bench: Bench) -> None:
         journal = bench.journal(snapshot_events=10)
         covering(journal, bench.store, asked := [])
@@ -639,10 +640,11 @@ class TestRetention:
             for number in range(35):
                 await writer.commit(unit(ANN, f"{number}"))
                 await writer.commit(unit(TEAM, f"{number}"))
-                await trio.testing.wait_all_tasks_blocked(0.001)
+                await trio.testing.wait_all_tasks_blocked()
         assert asked == [[ANN]] * 3
         assert (await bench.store.snapshot(ANN)).seq == 30
 
+    @pytest.mark.parametrize("bench", ["memory"], indirect=True)  # No thread: idle is known.
     async def test_what_grows_is_reduced_often_and_stored_now_and_then(self, bench: Bench) -> None:
         journal = bench.journal(snapshot_events=600)
         asked: list[tuple[int, bool]] = []
@@ -656,7 +658,7 @@ class TestRetention:
             writer = journal.writer()
             for _ in range(28):
                 await writer.commit(unit(ANN, *["x"] * 50))
-                await trio.testing.wait_all_tasks_blocked(0.001)
+                await trio.testing.wait_all_tasks_blocked()
         stored = {600, 1200}
         assert asked == [(events, events in stored) for events in range(200, 1401, 200)]
 
