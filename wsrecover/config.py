@@ -321,7 +321,8 @@ def load_config(path: str | Path) -> Config:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("config", f"{path} cannot be read: {error}", "a readable TOML file") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError("config", f"{path} cannot be read: {why}", "a readable TOML file") from error
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import attrs
 
@@ -27,6 +27,10 @@ __all__ = [
 Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
+_MOST: Final = 2**53 - 1
+"""The largest number that every reader of JSON takes exactly: clients are told of some settings."""
+
+
 def _named(instance: object, attribute: attrs.Attribute[Any]) -> str:
     section = getattr(type(instance), "section", "")
     return f"{section}.{attribute.name}" if section else attribute.name
@@ -37,8 +41,13 @@ def refuse(instance: object, attribute: attrs.Attribute[Any], problem: str, acce
     raise ConfigError(_named(instance, attribute), problem, accepted)
 
 
+def _refuse_beyond(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if value > _MOST:
+        refuse(instance, attribute, f"is {value!r}", f"at most 2^53-1, {_MOST}")
+
+
 def seconds(*, zero: bool = False, none: bool = False) -> Validator:
-    """A finite number."""
+    """A finite number, at most 2^53-1."""
     accepted = f"a number of seconds {'≥' if zero else '>'} 0" + (", or none" if none else "")
 
     def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -47,12 +56,13 @@ def seconds(*, zero: bool = False, none: bool = False) -> Validator:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]  # `number` is the proof
             refuse(instance, attribute, f"is {value!r}", accepted)
+        _refuse_beyond(instance, attribute, value)  # type: ignore[arg-type]  # `number` is the proof
 
     return check
 
 
 def count(least: int, most: int | None = None, unit: str = "", *, none: bool = False) -> Validator:
-    """A whole number."""
+    """A whole number, at most 2^53-1."""
     bounds = f"≥ {least}" if most is None else f"from {least} to {most}"
     accepted = f"a whole number{f' of {unit}' if unit else ''} {bounds}" + (", or none" if none else "")
 
@@ -62,6 +72,7 @@ def count(least: int, most: int | None = None, unit: str = "", *, none: bool = F
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]  # `whole` is the proof
             refuse(instance, attribute, f"is {value!r}", accepted)
+        _refuse_beyond(instance, attribute, value)  # type: ignore[arg-type]  # `whole` is the proof
 
     return check
 

@@ -139,13 +139,38 @@ class TestStartUpFailures:
         assert f"config: {problem}" in done.stderr
         assert "accepted: module:attribute" in done.stderr
 
+    @pytest.mark.parametrize(
+        ("code", "problem"),
+        [
+            ("raise ValueError('boom')", "ValueError: boom"),
+            ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+            ("def greeter(:", "SyntaxError: invalid syntax"),
+        ],
+    )
+    def test_an_app_whose_module_raises_is_shown_where_it_does(
+        self, cli: Cli, code: str, problem: str
+    ) -> None:
+        file = cli.home / "broken.py"
+        file.write_text(f"{code}\n")
+        options = ("--app", "broken:app", "--store", "memory", "--secret-file", str(cli.secret_file))
+        lines = cli.run("serve", *options, code=1).stderr.splitlines()
+        assert lines[0] == "wsrecover: app: the module broken cannot be imported:"
+        assert lines[-1] == problem
+        assert (
+            [line for line in lines if "File " in line]
+            == [line for line in lines if f'File "{file}", line 1' in line]
+            != []
+        )
+
     def test_a_port_that_is_taken_is_the_listeners_trouble(self, cli: Cli) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
             options = ("--store", "memory", "--port", port, "--secret-file", str(cli.secret_file))
             done = cli.run("serve", *options, code=1)
-        assert "wsrecover: listener: " in done.stderr
-        assert port in done.stderr
+        assert done.stderr == (
+            f"wsrecover: listener: cannot listen at 127.0.0.1:{port}: Address already in use\n"
+            "Choose another port with --port; 0 takes any free one.\n"
+        )
 
     def test_a_store_that_is_in_use_is_the_stores_trouble(self, cli: Cli) -> None:
         store = f"sqlite:{cli.home / 'log.db'}"

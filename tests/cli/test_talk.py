@@ -6,7 +6,9 @@ import shlex
 import signal
 import time
 from contextlib import ExitStack
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import orjson
@@ -206,6 +208,20 @@ class TestFailures:
         assert done.stderr == (
             "wsrecover: no server answers at ws://127.0.0.1:9: Connection refused.\n"
             "Start one with: wsrecover dev\n"
+        )
+
+    def test_a_page_for_people_is_not_printed(self, cli: Cli) -> None:
+        with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as other:
+            thread = Thread(target=other.serve_forever)
+            thread.start()
+            try:
+                url = f"ws://127.0.0.1:{other.server_port}"
+                done = cli.run("send", "--url", url, "--token", "x", "chat", code=1)
+            finally:
+                other.shutdown()
+                thread.join()
+        assert done.stderr == (
+            "wsrecover: HTTP 404, with a page for people: is this the address of a wsrecover server?\n"
         )
 
     def test_without_a_token_it_says_where_to_get_one(self, cli: Cli) -> None:

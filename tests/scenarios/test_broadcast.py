@@ -297,6 +297,7 @@ async def test_s10_a_receipt_ends_with_its_server() -> None:
         ("tenant", None, "tenant"),
         ("tier:mid", None, "tenant"),
         ("everybody", "acme", "to"),
+        ("tiers:free", None, "to"),
         ("tier", "acme", "to"),
         ("role:", "acme", "to"),
         ("role:two words", "acme", "to"),

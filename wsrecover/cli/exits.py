@@ -135,9 +135,15 @@ def _words(error: BaseException) -> tuple[int, str] | None:
                 f" (field {error.field})" if error.field else ""
             )
         case WsrecoverError() | OSError():
-            failed = isinstance(error, TransportError) and isinstance(error.__cause__, OSError)
-            return FAILED, f"the connection failed: {reason(error)}" if failed else str(error)
+            return FAILED, _trouble(error)
     return None
+
+
+def _trouble(error: WsrecoverError | OSError) -> str:
+    if isinstance(error, HandshakeRefused) and ("\n" in error.body.strip() or error.body.startswith("<")):
+        return f"HTTP {error.status}, with a page for people: is this the address of a wsrecover server?"
+    failed = isinstance(error, TransportError) and isinstance(error.__cause__, OSError)
+    return f"the connection failed: {reason(error)}" if failed else str(error)
 
 
 def _refusal(error: BaseException) -> tuple[int, str]:

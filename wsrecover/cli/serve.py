@@ -7,8 +7,9 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Final
 
 import structlog
 import trio
@@ -41,6 +42,9 @@ from .options import (
 __all__ = ["run_server", "serve"]
 
 log = structlog.get_logger(__name__)
+
+_IMPORTERS: Final = ("wsrecover", "importlib")
+"""The packages whose frames stand above those of a module that `--app` names."""
 
 
 def serve(
@@ -103,7 +107,8 @@ async def run_server(app: App, config: Config, on_ready: Callable[[Server], obje
             server = await nursery.start(wsrecover.server.serve, app, config)
         except* TransportError as group:
             (error,) = leaves(group)
-            ports_fault = any(f"[Errno {n}]" in str(error) for n in (errno.EADDRINUSE, errno.EACCES))
+            cause = error.__cause__
+            ports_fault = isinstance(cause, OSError) and cause.errno in (errno.EADDRINUSE, errno.EACCES)
             port = "another port with --port; 0 takes any free one"
             advice = port if ports_fault else "another address with --host"
             raise Failure(f"listener: {error}\nChoose {advice}.") from error
@@ -123,7 +128,10 @@ async def _on_signal(
 
 
 def load_app(name: str) -> App:
-    """The `App` that `module:attribute` names, searched in the current folder first. Raises `ConfigError`."""
+    """The `App` that `module:attribute` names, searched in the current folder first.
+
+    Raises `ConfigError` where it names none, and `Failure`, which says where, if the module raises.
+    """
     accepted = "module:attribute, where the attribute is a wsrecover.App"
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
@@ -133,9 +141,20 @@ def load_app(name: str) -> App:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
+            raise _broken(module_name, error) from error
         raise ConfigError("app", f"names a module that is not there: {error.name}", accepted) from error
+    except Exception as error:  # Whatever a module may raise: its author is told.
+        raise _broken(module_name, error) from error
     app = getattr(module, attribute, None)
     if not isinstance(app, App):
         raise ConfigError("app", f"{name} is {'absent' if app is None else type(app).__name__}", accepted)
     return app
+
+
+def _broken(module_name: str, error: Exception) -> Failure:
+    """A module that raised: where in its own code, and what."""
+    at = error.__traceback__
+    while at is not None and at.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _IMPORTERS:
+        at = at.tb_next
+    lines = "".join((*traceback.format_tb(at), *traceback.format_exception_only(error)))
+    return Failure(f"app: the module {module_name} cannot be imported:\n{lines.rstrip()}")

@@ -160,7 +160,8 @@ async def _text(file: Path) -> str:
     try:
         return (await trio.Path(file).read_bytes()).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("FILE", f"{file} cannot be read: {error}", "a UTF-8 text file") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError("FILE", f"{file} cannot be read: {why}", "a UTF-8 text file") from error
 
 
 @contextmanager

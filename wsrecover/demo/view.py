@@ -36,8 +36,8 @@ def watching(console: Console, cuts: int) -> Iterator[Callable[[Sight], None]]:
         TextColumn("cuts"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-        TextColumn("{task.fields[delivered]} events delivered"),
+        TextColumn("{task.fields[status]:<10}"),
+        TextColumn("{task.fields[delivered]:>5} events delivered"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:

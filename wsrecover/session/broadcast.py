@@ -26,6 +26,8 @@ def audience(to: str, tenant: str | None) -> StreamKey:
     Raises `InvalidEvent`, which names the field.
     """
     scope, colon, name = to.partition(":")
+    if to not in ("all", "tenant") and not (colon and scope in ("tier", "role")):
+        raise InvalidEvent("to", "must be all, tenant, tier:<name> or role:<name>")
     if to == "all":
         if tenant is not None:
             raise InvalidEvent("tenant", "must be absent: all is everybody's")
@@ -35,8 +37,6 @@ def audience(to: str, tenant: str | None) -> StreamKey:
     if to == "tenant":
         _check("tenant", tenant)
         return StreamKey("tenant", tenant)
-    if not colon or scope not in ("tier", "role"):
-        raise InvalidEvent("to", "must be all, tenant, tier:<name> or role:<name>")
     _check("tenant", tenant)
     _check("to", tenant, name)
     return StreamKey("tier" if scope == "tier" else "role", tenant, name)

@@ -313,7 +313,9 @@ async def open_listeners(host: str, port: int, *, backlog: int = 1024) -> list[s
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except OSError as error:
-        raise TransportError(f"listen on {host}:{port}: {error}") from error
+        raise TransportError(
+            f"cannot listen at {_peer_name((host, port))}: {error.strerror or error}"
+        ) from error
     listeners: list[socket.socket] = []
     try:
         for family, address in dict.fromkeys((entry[0], entry[4]) for entry in found):
@@ -322,7 +324,9 @@ async def open_listeners(host: str, port: int, *, backlog: int = 1024) -> list[s
     except OSError as error:
         for listener in listeners:
             listener.close()
-        raise TransportError(f"listen on {host}:{port}: {error}") from error
+        raise TransportError(
+            f"cannot listen at {_peer_name((host, port))}: {error.strerror or error}"
+        ) from error
     return listeners
 
 
