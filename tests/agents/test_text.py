@@ -371,6 +371,30 @@ class TestBounds:
         # In each tick trio takes one or the other first.
         assert max(steps) <= 2 * (TEXT_BYTES / len("piece ") + 1)
 
+    async def test_an_author_that_computes_between_its_pieces_lets_others_run(
+        self, world: World, mock_clock: MockClock, by_hand: ByHand
+    ) -> None:
+        hand = await by_hand(world)
+        added = 0
+        seen: list[int] = []
+
+        async def look() -> None:
+            while True:
+                seen.append(added)
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            async with hand.run.message() as message:
+                for _ in range(100):
+                    mock_clock.jump(10 * MS)  # Nobody runs meanwhile.
+                    await message.text("piece ")
+                    added += 1
+            nursery.cancel_scope.cancel()
+        # It is due after each third; in each tick trio takes one or the other first.
+        assert max(after - before for before, after in pairwise([0, *seen, 100])) <= 6
+        assert "".join(await texts(world)) == "piece " * 100
+
     async def test_text_above_the_rate_is_gathered_for_longer(
         self, small_world: Callable[..., Any], mock_clock: MockClock, by_hand: ByHand
     ) -> None:

@@ -118,7 +118,8 @@ class MessageScope:
     async def text(self, token: str) -> None:
         """Add to the message. The first token is an event at once; those that follow are gathered into one.
 
-        That goes `timeouts.delta_interval` seconds after the last one, and before any other event of the run.
+        That goes `timeouts.delta_interval` seconds after the event before it, and ahead of any other event of
+        the run. Where tokens of two messages alternate they stay apart, in the order of adding.
 
         Raises `InvalidEvent` for what is not text, and where the message would become longer than one event
         may be; nothing of the token is taken then. Raises `ScopeEnded`, `RunBroken` and `RunEnded` too.

@@ -137,7 +137,7 @@ class RunLog:
             await self.write(event)
 
     async def add_text(self, text: Text, piece: str, size: int) -> None:
-        """Add a piece, `size` bytes of it, to a message's text. Raises as `write`; nothing was added then.
+        """Add a piece, `size` bytes of it, to a message's text. Raises as `write`.
 
         Cancelled: it was added, and is sent when it is due.
         """
@@ -153,6 +153,8 @@ class RunLog:
                 await self._keep_pace(count=False)  # That is done when it is sent.
             elif not self._is_due():
                 return
+            elif self._alarm < math.inf:  # That had no turn yet, nor has anybody else had one.
+                await trio.lowlevel.checkpoint()
             if self.writer.queued >= BURST or not self._send_text():
                 await self._write(())
         finally:
