@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 import trio
+import trio.testing
 import trustme
 
 from wsrecover.access.tokens import sign
@@ -247,6 +248,19 @@ async def test_a_refresh_with_an_expired_token_ends_with_4001(local: LocalServer
         reply = (await peer.until("reply"))[-1]
         assert (reply["id"], reply["error"]["code"]) == ("a1", "forbidden")
         assert await close_code(peer) == 4001
+
+
+async def test_who_comes_when_its_session_has_just_been_stopped_is_told_to_come_later(
+    local: LocalServer,
+) -> None:
+    session = local.server.registry.session("acme", "ada")
+    await trio.testing.wait_all_tasks_blocked()
+    async with trio.open_nursery() as ended:
+        pass
+    session.members._nursery = ended
+    async with local.peer() as peer:
+        assert await close_code(peer) == 4000
+    assert session.connections == {}
 
 
 async def test_a_server_that_has_stopped_starts_no_agent() -> None:

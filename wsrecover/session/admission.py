@@ -26,7 +26,7 @@ from wsrecover.access.authenticator import Credentials
 from wsrecover.access.claims import Grant
 from wsrecover.access.limits import Bucket, Rate
 from wsrecover.access.origins import is_allowed
-from wsrecover.errors import CommandError, FrameError, StoreUnavailable, TokenError
+from wsrecover.errors import CommandError, FrameError, StoreFailed, StoreUnavailable, TokenError
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, decode_hello, encode
 from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, Drain, ErrorFrame, Hello
@@ -166,6 +166,8 @@ class Admission:
             goodbye = Goodbye(refused(error), str(error))
         except StoreUnavailable as error:
             goodbye = Goodbye(CloseCode.TRY_AGAIN_LATER, str(error))
+        except StoreFailed:  # Its session was just stopped, and the server with it.
+            goodbye = self._farewell()
         else:
             return
         self._nursery.start_soon(_part_from, socket, goodbye)
