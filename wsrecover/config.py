@@ -98,7 +98,8 @@ class Timeouts:
     """The longest a run may take; None: agents work as long as they need."""
     delta_interval: float = attrs.field(default=0.025, validator=seconds(zero=True))
     """From one delta of a message to its next, which has all the text added meanwhile: 40 in a second look
-    like writing, however fast the tokens come. 0: each `text` call is an event of its own."""
+    like writing, however fast the tokens come. 0: each `text` call is an event of its own. Where messages of
+    one run alternate, each alternation is a delta: what was added first is told first."""
     command: float = attrs.field(default=30.0, validator=seconds())
     """The longest that the handler of an app's own command may take: longer work is an agent's."""
     drain: float = attrs.field(default=10.0, validator=seconds(zero=True))
