@@ -99,7 +99,7 @@ class Witness:
                         entries.append((info.epoch, item.seq, value_of(item.type, item.run, item.data)))
         return entries
 
-    async def check(self, *, trimmed: Mapping[str, int] | None = None, **at_least: int) -> Report:
+    async def check(self, **at_least: int) -> Report:
         """Hold everything seen against the logs. What agents logged counts as published."""
         drained = {stream: await self.drain(stream) for stream in self.readers}
         for stream, entries in drained.items():
@@ -107,7 +107,7 @@ class Witness:
                 if value not in self.history.publishes and not value.startswith("<"):
                     # Nobody noted when: as good as before everything else.
                     self.history.publishes[value] = Publish(value, stream, thread=None, invoked=0)
-        report = check(self.history, drained, trimmed=trimmed)
+        report = check(self.history, drained)
         report.assert_clean(**at_least)
         return report
 
