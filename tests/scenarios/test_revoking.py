@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from operator import ne
 from pathlib import Path
 
 import orjson
 import pytest
-import trio
 from figures import Figure
 from serving import START, frames_until_closed, log_of
 
@@ -274,18 +274,24 @@ async def stay_awake(peer: Peer) -> None:
     await peer.until("pong")
 
 
-async def test_a8_the_log_of_a_session_that_ended_is_kept_for_a_new_token(local: LocalServer) -> None:
-    async with local.peer(token=token_of(local)) as peer:
+async def test_a8_a_stored_token_of_a_session_that_ended_is_refused_and_its_log_kept(
+    local: LocalServer, figure: Figure
+) -> None:
+    stored, count = token_of(local), 20
+    async with local.peer(token=stored) as peer:
         await peer.until("live")
         await stay_awake(peer)
-        await peer.command("chat", {"text": "hello"})
+        positions = [await local.server.publish("acme", "ada", "noted", {"n": n}) for n in range(count)]
         await local.server.revoke("acme", "ada")
         await frames_until_closed(peer)
-    del peer
-    await trio.lowlevel.checkpoint()
     local.wall_clock.now += LATER  # type: ignore[attr-defined]  # it is the Clock of this module
-    _, events = await log_of(local)
-    assert [event["type"] for event in events] == ["chat"]
+    assert await status(local, stored) == 401
+    epoch, events = await log_of(local)
+    kept = [(epoch, event["seq"], event["data"]) for event in events]
+    said = [(position.epoch, position.seq, {"n": n}) for n, position in enumerate(positions)]
+    figure("A8", f"anomalies of {count} events of a session that ended", sum(map(ne, kept, said)))
+    assert kept == said
+    assert await status(local, stored) == 401
 
 
 async def test_m08_in_the_plain_mode_too(local: LocalServer) -> None:
