@@ -2,7 +2,7 @@
 
 import signal
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import trio
@@ -25,14 +25,14 @@ def in_a_callback_that_may_not_raise() -> None:
 
 
 def in_a_generator_that_is_collected() -> None:
-    def generate() -> object:
+    def generate() -> Iterator[None]:
         try:
             yield
         finally:
             signal.raise_signal(signal.SIGINT)
 
     generator = generate()
-    next(generator)  # type: ignore[call-overload]
+    next(generator)
     del generator
 
 

@@ -120,7 +120,8 @@ class TestMessages:
             told.set()
 
         async def serve(sock: ServerSocket) -> None:
-            await sock.run(lambda message: server.echo(sock, message), on_bytes=count)
+            with trio.CancelScope() as scope:
+                await sock.run_within(scope, lambda message: server.echo(sock, message), on_bytes=count)
 
         server.serve = serve
         client = await wire.upgraded(server)

@@ -177,8 +177,8 @@ class Connection:
         for frame in early:
             self._take(frame)
         del hello, early
-        ended = await self.socket.run(
-            self._on_message, scope=self._scope, on_bytes=self.heard, flood_notice=FLOODED
+        ended = await self.socket.run_within(
+            self._scope, self._on_message, on_bytes=self.heard, flood_notice=FLOODED
         )
         self._ending = self._ending or ended
 

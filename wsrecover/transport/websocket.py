@@ -50,18 +50,26 @@ class ServerSocket:
         """Frame `payload` (UTF-8) as one text message and queue it behind what is pending: a last word."""
         return self.outbox.put(text_frame(payload))
 
-    async def run(
+    async def run(self, on_message: Callable[[Message], None]) -> ConnectionClosed:
+        """Read until the connection ends, or its peer leaves our close frame unanswered: `run_within`."""
+        with trio.CancelScope() as scope:
+            return await self.run_within(scope, on_message)
+        self.kill()
+        self._engine.end(ConnectionClosed(ABNORMAL))
+        return self._engine.how
+
+    async def run_within(
         self,
+        scope: trio.CancelScope,
         on_message: Callable[[Message], None],
         *,
-        scope: trio.CancelScope | None = None,
         on_bytes: Callable[[], None] | None = None,
         flood_notice: bytes | None = None,
     ) -> ConnectionClosed:
         """Read until the connection ends, close the pipe, and return how it ended.
 
-        A peer that does not answer our close frame in time ends it: the `scope` of the caller, who is in it,
-        is cancelled then, or one of this call.
+        The caller is in `scope`: its deadline is brought forward to when a peer that does not answer our
+        close frame is given up. Of all scopes it may be the only one, for each costs every connection.
 
         `on_message` gets each whole message, in this task; what it raises comes out of here, the socket open.
         `on_bytes` is called for each chunk of inbound bytes. Neither is called after our own close frame.
@@ -69,12 +77,6 @@ class ServerSocket:
         The code is that of our close frame, else of the peer's, 1005 for one without a code, 1006 for none.
         Cancelling it leaves the socket open and usable: `aclose` or `kill` it.
         """
-        if scope is None:
-            with trio.CancelScope() as scope:
-                return await self.run(on_message, scope=scope, on_bytes=on_bytes, flood_notice=flood_notice)
-            self.kill()
-            self._engine.end(ConnectionClosed(ABNORMAL))
-            return self._engine.how
         engine, inward = self._engine, self._inward
         engine.flood_notice = flood_notice
         deliver = on_message if inward is None else lambda message: on_message(inward(message))
