@@ -7,10 +7,16 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+from serving import Clock
 from stage import Stage
 from steps import SEED
 
 from wsrecover.testing import LocalServer, local_server
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

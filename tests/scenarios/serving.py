@@ -12,6 +12,7 @@ from wsrecover.testing import LocalServer, Peer, local_server
 
 __all__ = [
     "START",
+    "Clock",
     "Frame",
     "Stop",
     "frames_until_closed",
@@ -24,6 +25,16 @@ Frame: TypeAlias = dict[str, Any]
 
 START: Final[Frame] = {"from": "start"}
 """The field of hello that asks for the whole stream."""
+
+
+class Clock:
+    """Seconds that go by when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class Stop:

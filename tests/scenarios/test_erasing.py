@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 from figures import Figure
-from serving import START, frames_until_closed, log_of, until_none
+from serving import START, Clock, frames_until_closed, log_of, until_none
 
 import wsrecover
 from wsrecover.access import sign
@@ -21,21 +21,6 @@ from wsrecover.testing import LocalServer, local_server
 CANARY = "canary-of-ada"
 LATER = 60.0
 """Seconds in which a fresh token counts again."""
-
-
-class Clock:
-    """Seconds that go by when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 from figures import Figure
-from serving import START, frames_until_closed, log_of
+from serving import START, Clock, frames_until_closed, log_of
 
 from wsrecover.access import sign
 from wsrecover.access.keys import sealed, secret_key
@@ -21,21 +21,6 @@ from wsrecover.transport import open_socket
 
 LATER = 30.5
 """Seconds after which a fresh token is sure to be from after a revocation: the leeway, and a bit."""
-
-
-class Clock:
-    """Seconds that go by when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -284,7 +269,7 @@ async def test_a8_a_stored_token_of_a_session_that_ended_is_refused_and_its_log_
         positions = [await local.server.publish("acme", "ada", "noted", {"n": n}) for n in range(count)]
         await local.server.revoke("acme", "ada")
         await frames_until_closed(peer)
-    local.wall_clock.now += LATER  # type: ignore[attr-defined]  # it is the Clock of this module
+    local.wall_clock.now += LATER  # type: ignore[attr-defined]  # it is the Clock of the fixture
     assert await status(local, stored) == 401
     epoch, events = await log_of(local)
     kept = [(epoch, event["seq"], event["data"]) for event in events]
