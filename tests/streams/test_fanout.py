@@ -8,9 +8,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from wsrecover.streams.batch import Batch
-from wsrecover.streams.fanout import AT_ONCE, Fanout
+from wsrecover.streams.fanout import Fanout
 from wsrecover.streams.memory import open_memory
 from wsrecover.streams.registry import Streams
+from wsrecover.streams.served import AT_ONCE
 from wsrecover.streams.store import Entry, StreamKey
 from wsrecover.streams.stream import CROWD, MAX_WAVES, Stream
 

@@ -11,48 +11,15 @@ Who is in a wave has everything before that wave's batch. A slice takes about a 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Never
+from typing import Never
 
 import attrs
-import structlog
 import trio
 
-from .stream import Follower, Stream
+from .served import Served
+from .stream import Stream
 
-__all__ = ["Fanout", "Served"]
-
-_log = structlog.get_logger(__name__)
-
-AT_ONCE: Final = 64
-"""Followers that take before they send: their frames are still in the caches then."""
-
-
-class Served:
-    """Who took something in this step and has not sent it yet.
-
-    First some take, then these send: a `send` drops from the processor's caches what the next follower's
-    taking would find there, which nearly doubles what that costs.
-    """
-
-    __slots__ = ("_followers",)
-
-    def __init__(self) -> None:
-        self._followers: list[Follower] = []
-
-    def add(self, follower: Follower) -> None:
-        """It took something."""
-        self._followers.append(follower)
-        if len(self._followers) >= AT_ONCE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Have all of them send."""
-        followers, self._followers = self._followers, []
-        for follower in followers:
-            try:
-                follower.flush()
-            except Exception:  # noqa: BLE001  # As in `Stream`: one connection's bug is its own task's.
-                _log.exception("follower failed to send")
+__all__ = ["Fanout"]
 
 
 @attrs.define(eq=False)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import attrs
 import trio
 
-from .fanout import Fanout, Served
+from .fanout import Fanout
+from .served import Served
 from .store import Entry, Store, StreamKey
 from .stream import Stream, TailBudget
 
@@ -68,7 +69,7 @@ class Streams:
                 tail_events=self._tail_events,
                 tail_bytes=self._tail_bytes,
                 crowded=self.fanout.add,
-                served=self._served.add,
+                served=self._served,
             )
         self._users[stream] = self._users.get(stream, 0) + 1
         if not stream.loaded:

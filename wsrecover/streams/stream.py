@@ -15,6 +15,7 @@ from wsrecover.protocol.frames import From, StreamInfo
 from wsrecover.protocol.resume import judge, make_epoch
 
 from .batch import Batch
+from .served import AT_ONCE, Sender, Served
 from .store import Entry, Store, StreamKey, StreamState
 
 __all__ = ["CROWD", "Follower", "Page", "Stream", "TailBudget", "wire_name"]
@@ -24,18 +25,18 @@ _log = structlog.get_logger(__name__)
 CROWD: Final = 256
 """Followers that one step may serve: 2 ms of sends. More are served in slices of half as many."""
 
+_SLACK: Final = 16
+"""A tail that is full is shortened by this fraction of what it may hold."""
+
 MAX_WAVES: Final = 16
 """Batches that a crowd may be behind; who has not got further by then reads on from the log."""
 
 
-class Follower(Protocol):
+class Follower(Sender, Protocol):
     """One who is at the head of a stream. The methods are synchronous, and called in the journal's task."""
 
     def deliver(self, stream: Stream, batch: Batch) -> bool:
         """Take what follows the head, right after its commit. False: it lags now, and leaves `live`."""
-
-    def flush(self) -> None:
-        """Send what was taken: all who are served in this step have taken theirs."""
 
     def lag(self, stream: Stream, after: int) -> None:
         """It was dropped from `live` when it had everything up to `after`: read on from the log.
@@ -88,8 +89,8 @@ class Stream:
     `tail_bytes` of bodies, so that a client that was away briefly costs no read. Made by `Streams.open`,
     which registers it before its head is loaded: what is appended meanwhile is not missed.
 
-    `crowded(stream)` is called when more followers than one step may serve wait for `serve_wave`, and
-    `served(follower)` when one has taken something and is to flush at the end of the step.
+    `crowded(stream)` is called when more followers than one step may serve wait for `serve_wave`; who takes
+    something is put into `served`, to flush at the end of the step.
     """
 
     __slots__ = (
@@ -124,7 +125,7 @@ class Stream:
         tail_events: int,
         tail_bytes: int,
         crowded: Callable[[Stream], None],
-        served: Callable[[Follower], None],
+        served: Served,
     ) -> None:
         self.key = key
         self.name = wire_name(key)
@@ -207,20 +208,28 @@ class Stream:
         if self._waves or len(live) > CROWD:
             self._begin_wave(batch)
             return
-        for follower in tuple(live):
-            if not self._deliver(follower, batch):
-                live.discard(follower)
+        for follower in self._deliver(tuple(live), batch):
+            live.discard(follower)
 
-    def _deliver(self, follower: Follower, batch: Batch) -> bool:
-        try:
-            taken = follower.deliver(self, batch)
-        except Exception:  # noqa: BLE001  # One connection's bug must not end everybody's journal: its own task meets it again.
-            _log.exception("follower failed", stream=self.name, seq=batch.last)
-            self._drop(follower, batch.first - 1)
-            return False
-        if taken:
-            self._served(follower)
-        return taken
+    def _deliver(self, followers: Sequence[Follower], batch: Batch) -> list[Follower]:
+        """Offer the batch to each of them; those that did not take it."""
+        refused = []
+        served = self._served
+        waiting = served.followers
+        for follower in followers:
+            try:
+                taken = follower.deliver(self, batch)
+            except Exception:  # noqa: BLE001  # One connection's bug must not end everybody's journal: its own task meets it again.
+                _log.exception("follower failed", stream=self.name, seq=batch.last)
+                self._drop(follower, batch.first - 1)
+                taken = False
+            if taken:
+                waiting.append(follower)
+                if len(waiting) >= AT_ONCE:
+                    served.flush()
+            else:
+                refused.append(follower)
+        return refused
 
     def _drop(self, follower: Follower, after: int) -> None:
         try:
@@ -248,29 +257,32 @@ class Stream:
         if not waves:
             return False
         wave = waves[0]
-        for _ in range(min(CROWD // 2, len(wave.followers))):
-            follower = wave.followers.pop()
-            # One that could not take the batch as it is may have read on to the head by itself.
-            if self._deliver(follower, wave.batch) and follower not in self.live:
-                (waves[1].followers if len(waves) > 1 else self.live).add(follower)
+        followers = [wave.followers.pop() for _ in range(min(CROWD // 2, len(wave.followers)))]
+        refused = self._deliver(followers, wave.batch)
+        # One that could not take the batch as it is may have read on to the head by itself.
+        further = set(followers) - self.live
+        further.difference_update(refused)
+        (waves[1].followers if len(waves) > 1 else self.live).update(further)
         if not wave.followers:
             waves.popleft()
         return bool(waves)
 
     def _shorten_tail(self) -> None:
-        while self.tail_bytes > self._max_bytes or len(self._tail) > self._max_events:
-            self._drop_oldest()
+        """Drop the oldest, some more than must go, so that not each event comes here."""
+        tail, freed = self._tail, 0
+        most = self._max_events - self._max_events // _SLACK
+        while tail and (len(tail) > most or self.tail_bytes - freed > self._max_bytes):
+            freed += len(tail.popleft().body)
+        self._freed(freed)
 
-    def _drop_oldest(self) -> None:
-        size = len(self._tail.popleft().body)
+    def _freed(self, size: int) -> None:
         self.tail_bytes -= size
         self._budget.used -= size
 
     def drop_tail(self) -> None:
         """Forget the events in memory; the log has them."""
         self._tail.clear()
-        self._budget.used -= self.tail_bytes
-        self.tail_bytes = 0
+        self._freed(self.tail_bytes)
 
     def trim(self, oldest: int) -> None:
         """What lies before `oldest` is gone."""
@@ -280,8 +292,10 @@ class Stream:
         if oldest <= self.oldest:
             return
         self.oldest = oldest
+        freed = 0
         while self._tail and self._tail[0].seq < oldest:
-            self._drop_oldest()
+            freed += len(self._tail.popleft().body)
+        self._freed(freed)
 
     def judge(self, position: Position | None, begin: From) -> StreamInfo:
         """Whether who is at `position` may go on from there, and where it begins otherwise; for `welcome`."""

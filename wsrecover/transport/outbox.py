@@ -121,7 +121,11 @@ class Outbox(trio.abc.Stream):
         if self._closed:
             return
         if self._preface:
-            self._write(b"")
+            if self._tls is not None or self._queue:
+                self._write(b"")
+                return
+            data, self._preface = self._preface, b""
+            self._send(data)
             return
         try:
             self._send_queue()

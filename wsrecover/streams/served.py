@@ -1,0 +1,43 @@
+"""Who took something in this step and has not sent it yet."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import structlog
+
+__all__ = ["AT_ONCE", "Sender", "Served"]
+
+_log = structlog.get_logger(__name__)
+
+AT_ONCE: Final = 64
+"""Followers that take before they send: their frames are still in the caches then."""
+
+
+class Sender(Protocol):
+    """One who takes first and sends later."""
+
+    def flush(self) -> None:
+        """Send what was taken: all who are served in this step have taken theirs."""
+
+
+class Served:
+    """The `followers` that took something and have not sent it.
+
+    First some take, then these send: a `send` drops from the processor's caches what the next follower's
+    taking would find there, which nearly doubles what that costs.
+    """
+
+    __slots__ = ("followers",)
+
+    def __init__(self) -> None:
+        self.followers: list[Sender] = []
+
+    def flush(self) -> None:
+        """Have all of them send."""
+        for follower in self.followers:
+            try:
+                follower.flush()
+            except Exception:  # noqa: BLE001  # As in `Stream`: one connection's bug is its own task's.
+                _log.exception("follower failed to send")
+        self.followers.clear()
