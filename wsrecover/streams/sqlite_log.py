@@ -84,7 +84,7 @@ class SQLiteLog:
         self._generation_number = 0
 
     def _clear_stage(self) -> None:
-        self._tips: dict[Head, Tip] = {}
+        self._grown: list[Head] = []
         self._trims: dict[Head, Trim] = {}
         self._snapshots: dict[Head, int] = {}
         self._created: dict[StreamKey, Head] = {}
@@ -147,8 +147,7 @@ class SQLiteLog:
             self._rows.clear()
 
     def _checkpoint_heads(self) -> None:
-        tips = {head.id: head.tip for head in self._dirty}
-        tips.update((head.id, tip) for head, tip in self._tips.items())
+        tips = {head.id: head.newest for head in self._dirty.union(self._grown)}
         write_heads(self._db, tips.items(), as_of=self._row, added=self._row - self._as_of)
 
     def _checkpointed(self) -> None:
@@ -163,9 +162,10 @@ class SQLiteLog:
         for head, first in self._marks.items():
             head.marks = (*head.marks, (self.generation, first))
             head.marked = True
-        for head, tip in self._tips.items():
-            head.tip = tip
-        self._dirty.update(self._tips)
+        for head in self._grown:
+            if head.staged is not None:
+                head.tip, head.staged = head.staged, None
+        self._dirty.update(self._grown)
         for head, (oldest, base, since) in self._trims.items():
             self._alive -= oldest - head.oldest
             head.oldest, head.base, head.since = oldest, base, since
@@ -185,6 +185,8 @@ class SQLiteLog:
         """Roll back because of `error`: what to say of it."""
         self._row = self._committed_row
         self.heads.update((key, head) for key, head in self._erased.items() if head is not None)
+        for head in self._grown:
+            head.staged = None
         self._clear_stage()
         try:
             if not self._db.getautocommit():
@@ -260,23 +262,28 @@ class SQLiteLog:
         return outcome
 
     def _append(self, entries: Iterable[Entry]) -> None:
-        heads, tips, rows = self.heads, self._tips, self._rows
+        heads, rows = self.heads, self._rows
         row = self._row
         for entry in entries:
             head = heads.get(entry.key) or self.head(entry.key)
-            seq, prev, total = tips.get(head) or head.tip
+            seq, prev, total = head.staged or self._grow(head)
             seq += 1
             row += 1
-            if not head.marked and head not in self._marks:
-                self._mark(head, seq)
             body = entry.body
             total += len(body)
             check = zlib.crc32(body, seq)
             rows.append((row, head.id, seq, prev, total, entry.ts, check, entry.thread, body))
-            tips[head] = (seq, row, total)
+            head.staged = (seq, row, total)
             entry.seq = seq
             entry.epoch = head.epoch
         self._row = row
+
+    def _grow(self, head: Head) -> Tip:
+        """The transaction appends to it for the first time: its tip so far."""
+        self._grown.append(head)
+        if not head.marked:
+            self._mark(head, head.tip[0] + 1)
+        return head.tip
 
     def _mark(self, head: Head, first: int) -> None:
         self._db.execute("INSERT INTO mark VALUES (?, ?, ?)", (head.id, self._generation_number, first))
@@ -319,7 +326,7 @@ class SQLiteLog:
             if head is None:
                 continue
             old = self._trims.get(head) or Trim(head.oldest, head.base, head.since)
-            wanted = new = plan(self._db, head.id, self._tips.get(head) or head.tip, old, limit, now=now)
+            wanted = new = plan(self._db, head.id, head.newest, old, limit, now=now)
             if key.scope == "user":
                 new = hold_back(old, wanted, self._snapshots.get(head, head.snapshot))
             if new.oldest < wanted.oldest:
@@ -341,7 +348,7 @@ class SQLiteLog:
         key = StreamKey("user", one.tenant, one.user)
         head = self._existing(key)
         if head is not None:
-            self._begin_at(head, erase_stream(self._db, head, self._tips.get(head) or head.tip))
+            self._begin_at(head, erase_stream(self._db, head, head.newest))
         self._created.pop(key, None)
         self._erased.setdefault(key, self.heads.pop(key, None))
         erase_user(self._db, one.tenant, one.user)
