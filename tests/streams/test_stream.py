@@ -52,15 +52,6 @@ def test_wire_names_are_relative_to_the_principal() -> None:
     assert names == ["user", "tenant", "tier", "role:x", "all"]
 
 
-def test_a_batch_is_one_message() -> None:
-    bodies = {3: b'{"ts":1.0,"type":"x"}', 4: b'{"ts":2.0,"type":"y"}'}
-    batch = Batch("user", [Entry(ANN, body, 1.0, seq=seq) for seq, body in bodies.items()])
-    assert batch.message() == (
-        b'[{"op":"event","stream":"user","seq":3,"ts":1.0,"type":"x"},'
-        b'{"op":"event","stream":"user","seq":4,"ts":2.0,"type":"y"}]'
-    )
-
-
 class TestExtend:
     async def test_followers_at_the_head_get_each_event_once_and_in_order(self) -> None:
         stream = await Streams(await open_memory()).open(ANN)

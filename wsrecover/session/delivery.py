@@ -33,7 +33,7 @@ from .catchup import CatchUp, page_share
 from .contexts import Snapshot
 from .lag import Lag, Pair
 from .owner import Owner
-from .replay import Filter, frames_of, pack, passes
+from .replay import Filter, frames_of, live_message, pack, passes
 from .snapshots import MAX_SWITCHES, Switch
 
 __all__ = ["Delivery"]
@@ -212,7 +212,7 @@ class Delivery:
             if not frame:
                 return True
         elif frame is None:
-            frame = batch.framed = text_frame(batch.message())
+            frame = batch.framed = live_message(stream.name, batch.entries)
         if len(frame) <= self._part_bytes and self._outbox.hold(frame):
             if self._unsaid:
                 self._unsaid.pop(stream, None)

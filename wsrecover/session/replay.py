@@ -14,7 +14,7 @@ from wsrecover.streams.store import Entry
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import text_frame
 
-__all__ = ["Filter", "coalesced", "frames_of", "has_fragments", "pack", "passes"]
+__all__ = ["Filter", "coalesced", "frames_of", "has_fragments", "live_message", "pack", "passes"]
 
 Filter = frozenset[str] | None
 """The threads that are wanted, or None for all; events without a thread always pass."""
@@ -23,6 +23,13 @@ Filter = frozenset[str] | None
 def passes(wanted: Filter, thread: str | None) -> bool:
     """Whether an event of `thread` is sent under this filter."""
     return wanted is None or thread is None or thread in wanted
+
+
+def live_message(stream: str, entries: Sequence[Entry]) -> bytes:
+    """The `event` frames of what was just committed as one WebSocket message, whatever its size."""
+    if len(entries) == 1:
+        return text_frame(event_frame(stream, entries[0].seq, entries[0].body))
+    return text_frame(join([event_frame(stream, entry.seq, entry.body) for entry in entries]))
 
 
 def has_fragments(entries: Sequence[Entry]) -> bool:

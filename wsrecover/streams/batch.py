@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wsrecover.protocol.codec import event_frame, join
-
 from .store import Entry
 
 __all__ = ["Batch"]
@@ -17,10 +15,9 @@ class Batch:
     `framed` is the message as it goes into the sockets: the first follower builds it, for all of them.
     """
 
-    __slots__ = ("_name", "entries", "framed")
+    __slots__ = ("entries", "framed")
 
-    def __init__(self, name: str, entries: Sequence[Entry]) -> None:
-        self._name = name
+    def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = entries
         self.framed: bytes | None = None
 
@@ -33,10 +30,3 @@ class Batch:
     def last(self) -> int:
         """The seq of the last of them."""
         return self.entries[-1].seq
-
-    def message(self) -> bytes:
-        """The `event` frames of all of them as one WebSocket message."""
-        entries = self.entries
-        if len(entries) == 1:
-            return event_frame(self._name, entries[0].seq, entries[0].body)
-        return join([event_frame(self._name, entry.seq, entry.body) for entry in entries])

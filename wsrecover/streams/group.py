@@ -65,6 +65,7 @@ class Group:
     Entries that are appended one after the other, each by its author, share one unit: nearly all events come
     in this way, and to make and carry a unit for each would cost as much as to encode it. `units` is complete
     once the group is `closed`, `count` and `size` are how many units were queued and the bytes of all bodies.
+    `entries` and `entry_authors`, to which writers add, are what was appended since the last unit, and by whom.
     `waiters` are by the place of their unit. `erasures` come after the units. `settled` is set once the fate
     of all is known.
     """
@@ -72,9 +73,9 @@ class Group:
     __slots__ = (
         "_authors",
         "_done",
-        "_entries",
-        "_entry_authors",
         "count",
+        "entries",
+        "entry_authors",
         "erasures",
         "settled",
         "size",
@@ -90,15 +91,9 @@ class Group:
         self.size = 0
         self.settled = False
         self._authors: list[Sequence[Author | None]] = []  # Of each unit, or of each of its entries.
-        self._entries: list[Entry] = []  # What was appended since the last unit, and by whom.
-        self._entry_authors: list[Author] = []
+        self.entries: list[Entry] = []
+        self.entry_authors: list[Author] = []
         self._done: trio.Event | None = None
-
-    def append(self, entry: Entry, size: int, author: Author) -> None:
-        """Queue an entry without an id, of `size` bytes, as a unit of its own."""
-        self._entries.append(entry)
-        self._entry_authors.append(author)
-        self.size += size
 
     def add(self, unit: Unit, size: int, author: Author | None, waiter: Waiter | None) -> None:
         """Queue a unit of `size` bytes."""
@@ -112,11 +107,11 @@ class Group:
 
     def close(self) -> None:
         """Make the unit of what was appended."""
-        if self._entries:
-            self.units.append(Unit(tuple(self._entries)))
-            self._authors.append(self._entry_authors)
-            self.count += len(self._entries)
-            self._entries, self._entry_authors = [], []
+        if self.entries:
+            self.units.append(Unit(tuple(self.entries)))
+            self._authors.append(self.entry_authors)
+            self.count += len(self.entries)
+            self.entries, self.entry_authors = [], []
 
     async def wait(self) -> None:
         """Wait until it is settled."""

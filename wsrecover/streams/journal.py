@@ -49,6 +49,7 @@ class Journal:
     """Commits what is queued, batch by batch, and extends those of `streams` that are open.
 
     `max_units` and `max_bytes` (of bodies) bound what is queued or under way; who comes then waits.
+    `open` is the group that gathers, if one does, and `room` what it takes from.
     `retention` says how much of a stream is kept, `context_age` for how many seconds contexts are, `clock`
     gives unix seconds, `sweep_interval` is in seconds; for these and `snapshot_events` see `Retainer`.
     """
@@ -68,7 +69,7 @@ class Journal:
     ) -> None:
         self._store = store
         self._streams = streams
-        self._room = Room(max_units, max_bytes)
+        self.room = Room(max_units, max_bytes)
         self._send, self._receive = trio.open_memory_channel[Group](1)
         self._retainer = Retainer(
             store,
@@ -79,7 +80,7 @@ class Journal:
             sweep_interval=sweep_interval,
             snapshot_events=snapshot_events,
         )
-        self._open: Group | None = None
+        self.open: Group | None = None
         self._newest: Group | None = None
         self._ended = trio.Event()
         self._batches = 0
@@ -97,7 +98,7 @@ class Journal:
                 nursery.start_soon(self._streams.fanout.run)
                 task_status.started()
                 async for group in self._receive:
-                    self._open = None
+                    self.open = None
                     await self._commit_group(group)
                 nursery.cancel_scope.cancel()
         finally:
@@ -118,7 +119,7 @@ class Journal:
             if group.erasures:
                 await carry_out(group.erasures, self._store, self._streams)
         finally:
-            self._room.give(taken, group.size)
+            self.room.give(taken, group.size)
             group.settle()
 
     async def _commit_units(self, group: Group) -> None:
@@ -158,16 +159,16 @@ class Journal:
     def _stop(self) -> None:
         """Whatever ended `run`: nobody may wait for it any more."""
         error = StoreFailed(_CLOSED)
-        self._room.close(error)
+        self.room.close(error)
         self._send.close()
         try:
             group = self._receive.receive_nowait()
         except (trio.EndOfChannel, trio.WouldBlock):
             pass
         else:
-            self._open = None
+            self.open = None
             group.close()
-            self._room.give(group.count + len(group.erasures), group.size)
+            self.room.give(group.count + len(group.erasures), group.size)
             group.fail(error)
             group.settle()
         self._receive.close()
@@ -179,34 +180,27 @@ class Journal:
         Raises `trio.WouldBlock` where there is no room, `StoreFailed` once closed.
         """
         size = unit.size
-        self._room.take_nowait(size)
-        group = self._open or self._begin()
+        self.room.take_nowait(size)
+        group = self.open or self.begin()
         group.add(unit, size, author, None)
-        return group
-
-    def append_nowait(self, entry: Entry, author: Writer) -> Group:
-        """`submit_nowait` of a unit that is one entry without an id, and no more."""
-        size = len(entry.body)
-        self._room.take_nowait(size)
-        group = self._open or self._begin()
-        group.append(entry, size, author)
         return group
 
     async def submit(self, unit: Unit, author: Writer | None, waiter: Waiter | None) -> Group:
         """Wait for room, then queue `unit`. Cancelled while it waits: nothing happens."""
         size = unit.size
-        await self._room.take(size)
+        await self.room.take(size)
         try:
-            group = self._open or self._begin()
+            group = self.open or self.begin()
         except trio.ClosedResourceError:  # The journal ended between the admission and this task's turn.
             raise StoreFailed(_CLOSED) from None
         group.add(unit, size, author, waiter)
         return group
 
-    def _begin(self) -> Group:
+    def begin(self) -> Group:
+        """A new open group, where there is none."""
         group = Group()
         self._send.send_nowait(group)
-        self._open = self._newest = group
+        self.open = self._newest = group
         return group
 
     async def commit(self, unit: Unit, *, then: Callable[[Outcome], None] | None = None) -> Outcome:
@@ -231,10 +225,10 @@ class Journal:
         """
         erasure = Erasure(one, over)
         try:
-            await self._room.take(0)
+            await self.room.take(0)
             # Who was admitted before has its turn by then.
             await trio.lowlevel.cancel_shielded_checkpoint()
-            (self._open or self._begin()).erasures.append(erasure)
+            (self.open or self.begin()).erasures.append(erasure)
         except trio.ClosedResourceError:
             erasure.end(StoreFailed(_CLOSED))
         except BaseException:
@@ -259,13 +253,13 @@ class Journal:
 
         Who waits for room gets `StoreFailed`. Cancelled: `run` ends nevertheless.
         """
-        self._room.close(StoreFailed(_CLOSED))
+        self.room.close(StoreFailed(_CLOSED))
         self._send.close()
         await self._ended.wait()
 
     def statistics(self) -> JournalStatistics:
         """Counts, without waiting."""
-        room = self._room
+        room = self.room
         return JournalStatistics(
             room.units,
             room.bytes,
@@ -316,10 +310,16 @@ class Writer:
         if self.broken is not None or entry.id is not None:
             self.write_nowait(Unit((entry,)))
             return
+        journal = self._journal
+        size = len(entry.body)
         try:
-            group = self._journal.append_nowait(entry, self)
+            journal.room.take_nowait(size)
         except StoreError as error:
             raise self._break(error) from error
+        group = journal.open or journal.begin()
+        group.entries.append(entry)
+        group.entry_authors.append(self)
+        group.size += size
         if group is self._group:
             self.queued += 1
         else:

@@ -189,8 +189,11 @@ class Stream:
         size = self.tail_bytes = self.tail_bytes + size
         if size > self._max_bytes or len(self._tail) > self._max_events:
             self._shorten_tail()
-        if self.live or self._waves:
-            self._offer(Batch(self.name, entries))
+        live = self.live
+        if self._waves or len(live) > CROWD:
+            self._begin_wave(Batch(entries))
+        elif live:
+            live.difference_update(self._deliver(tuple(live), Batch(entries)))
 
     def _reconcile(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         entries = [entry for entry in entries if entry.seq > self.head]
@@ -202,14 +205,6 @@ class Stream:
             for follower in behind:
                 self._drop(follower, self.head)
         return entries
-
-    def _offer(self, batch: Batch) -> None:
-        live = self.live
-        if self._waves or len(live) > CROWD:
-            self._begin_wave(batch)
-            return
-        for follower in self._deliver(tuple(live), batch):
-            live.discard(follower)
 
     def _deliver(self, followers: Sequence[Follower], batch: Batch) -> list[Follower]:
         """Offer the batch to each of them; those that did not take it."""
