@@ -65,7 +65,7 @@ class Group:
     Entries that are appended one after the other, each by its author, share one unit: nearly all events come
     in this way, and to make and carry a unit for each would cost as much as to encode it. `units` is complete
     once the group is `closed`, `count` and `size` are how many units were queued and the bytes of all bodies.
-    `entries` and `entry_authors`, to which writers add, are what was appended since the last unit, and by whom.
+    `entries` and `entry_authors`, to which writers add, are what was appended since the last unit, by whom.
     `waiters` are by the place of their unit. `erasures` come after the units. `settled` is set once the fate
     of all is known.
     """
