@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from wsrecover.config import Config, Contexts, Retention, Tier
 from wsrecover.errors import StoreUnavailable
-from wsrecover.session.contexts import TOGETHER, UserContexts, tend
+from wsrecover.session.contexts import TOGETHER, UserContexts, keep_up, store
 from wsrecover.session.services import Services
 from wsrecover.streams.store import StoredSnapshot, StreamKey, Unit
 from wsrecover.testing import LocalServer, local_server
@@ -117,6 +117,42 @@ async def test_what_keeps_up_has_nothing_to_read_later(monkeypatch: pytest.Monke
         monkeypatch.setattr(log.services.store, "read", never)
         assert await said(contexts) == ["one", "two"]
         assert (await log.stored()).seq == 0
+
+
+async def test_who_has_the_stream_open_keeps_up_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with log_of() as log:
+        contexts, behind = log.contexts(), log.contexts()
+        stream = await log.services.streams.open(ADA)
+        await log.say("one")
+        assert not contexts.keep_up_nowait(), "nothing is known yet: the store must be asked"
+        await keep_up([contexts, behind])
+        await log.say("two")
+        with monkeypatch.context() as patched:
+            patched.setattr(contexts, "keep_up", never)
+            await keep_up([contexts])
+        await log.say("three")
+        stream.drop_tail()
+        assert not behind.keep_up_nowait(), "the tail has it no more"
+        await keep_up([contexts, behind])
+        monkeypatch.setattr(log.services.store, "read", never)
+        assert await said(contexts) == await said(behind) == ["one", "two", "three"]
+        log.services.streams.release(stream)
+
+
+async def test_one_that_fails_keeps_no_other_from_keeping_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with log_of() as log:
+        good, bad = log.contexts(), log.contexts()
+        await log.say("one")
+
+        def break_down() -> bool:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(bad, "keep_up_nowait", break_down)
+        with capture_logs() as logs:
+            await keep_up([bad, good])
+        assert [entry["event"] for entry in logs] == ["snapshot_failed"]
+        monkeypatch.setattr(log.services.store, "read", never)
+        assert await said(good) == ["one"]
 
 
 async def test_what_is_too_large_for_memory_does_not_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +328,7 @@ async def test_what_cannot_be_stored_is_logged_and_tried_again() -> None:
         broken = log.contexts()
         broken._advanced = break_down  # type: ignore[method-assign,assignment]
         with capture_logs() as logs:
-            await tend([bad, broken, good], store=True)
+            await store([bad, broken, good])
         assert [entry["event"] for entry in logs] == ["snapshot_not_stored", "snapshot_failed"]
         assert (await log.stored()).seq == 1
 
@@ -315,7 +351,7 @@ async def test_many_that_are_due_share_commits_so_many_at_a_time(monkeypatch: py
             return await commit(unit)
 
         monkeypatch.setattr(log.services.journal, "commit", counted)
-        await tend(due, store=True)
+        await store(due)
         assert most == TOGETHER > 1
         assert [(await log.services.store.snapshot(one._key)).seq for one in due] == [1] * len(due)
 

@@ -11,7 +11,7 @@ Events that are emitted cost nothing here until then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 import attrs
@@ -27,7 +27,7 @@ from wsrecover.streams.stream import Page, Stream
 
 from .services import Services
 
-__all__ = ["NO_THREAD", "Snapshot", "UserContexts", "tend"]
+__all__ = ["NO_THREAD", "Snapshot", "UserContexts", "keep_up", "store"]
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +102,8 @@ class _State:
 
     def expired(self, *, before: float, most: int) -> list[str]:
         """Threads that were not used since `before` or are beyond the `most` that were used last."""
+        if len(self.used) <= most and min(self.used.values(), default=before) >= before:
+            return []
         idle = [name for name, context in self.contexts.items() if not _is_busy(context)]
         idle.sort(key=self.used.__getitem__)
         surplus = max(0, len(self.contexts) - most)
@@ -172,6 +174,22 @@ class UserContexts:
             async with self._lock:
                 self._let_go(await self._advanced())
 
+    def keep_up_nowait(self) -> bool:
+        """`keep_up`, or False where that must wait for somebody or for the store."""
+        state, stream = self._state, self._services.streams.get(self._key)
+        if self._is_large:
+            return True
+        if self._lock.locked() or state is None or stream is None or state.epoch != stream.epoch:
+            return False
+        page = stream.page_nowait(state.seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
+        if page is None or (page.entries and page.entries[-1].seq < stream.head):
+            return False
+        age, most = self._services.quotas.contexts(self._key)
+        state.take(page, stream.head, age=age)
+        self._forget_expired(state, age, most)
+        self._let_go(state)
+        return True
+
     async def _advanced(self) -> _State:
         streams = self._services.streams
         stream = await streams.open(self._key)
@@ -180,10 +198,13 @@ class UserContexts:
                 self._state = await self._load(stream.epoch)
             age, most = self._services.quotas.contexts(self._key)
             await self._advance(self._state, stream, age)
-            self._state.forget(self._state.expired(before=self._services.clock() - age, most=most))
+            self._forget_expired(self._state, age, most)
         finally:
             streams.release(stream)
         return self._state
+
+    def _forget_expired(self, state: _State, age: float, most: int) -> None:
+        state.forget(state.expired(before=self._services.clock() - age, most=most))
 
     async def _load(self, epoch: str) -> _State:
         stored = await self._services.store.snapshot(self._key)
@@ -216,21 +237,42 @@ def _stored(state: _State, name: str) -> StoredContext | None:
     return None if context is None else StoredContext(orjson.dumps(context.json()), state.used[name])
 
 
-async def tend(all_contexts: Sequence[UserContexts], *, store: bool) -> None:
-    """Store a snapshot of each, or have each keep up. What fails is logged, and tried when due again."""
+async def keep_up(all_contexts: Iterable[UserContexts]) -> None:
+    """Have each keep up: nearly all can at once, without a task each."""
+    waiting = []
+    pause_at = trio.current_time() + SLICE
+    for contexts in all_contexts:
+        try:
+            if not contexts.keep_up_nowait():
+                waiting.append(contexts.keep_up)
+        except Exception:  # One user's bug must not end everybody's journal.
+            log.exception("snapshot_failed")
+        if trio.current_time() >= pause_at:
+            await trio.lowlevel.checkpoint()
+            pause_at = trio.current_time() + SLICE
+    await _attempt_all(waiting)
+
+
+async def store(all_contexts: Iterable[UserContexts]) -> None:
+    """Store a snapshot of each."""
+    await _attempt_all([contexts.store for contexts in all_contexts])
+
+
+async def _attempt_all(works: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Do all of this, some at a time. What fails is logged, and tried when due again."""
     free = trio.Semaphore(TOGETHER)
 
-    async def attempt(contexts: UserContexts) -> None:
+    async def attempt(work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await (contexts.store() if store else contexts.keep_up())
+            await work()
         except WsrecoverError as error:
             log.warning("snapshot_not_stored", error=repr(error))
-        except Exception:
+        except Exception:  # Likewise.
             log.exception("snapshot_failed")
         finally:
             free.release()
 
     async with trio.open_nursery() as nursery:
-        for contexts in all_contexts:
+        for work in works:
             await free.acquire()
-            nursery.start_soon(attempt, contexts)
+            nursery.start_soon(attempt, work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from typing import Final
 
 import trio
@@ -38,6 +39,7 @@ class Quotas:
         self.commands = Buckets(Rate(per_second, 2 * per_second))
         self.pages = Pages(config.limits.replay_pages)
         self._tiers: dict[StreamKey, Tier] = {}
+        self._retention_of = cache(config.retention_of)  # Made once per tier, since it is checked like any.
         ages, threads = zip(*map(config.contexts_of, (config.tier, *config.tiers.values())), strict=True)
         self._longest = max(ages), max(threads)
 
@@ -62,7 +64,7 @@ class Quotas:
         if key.scope != "user":
             return self.config.retention_broadcast
         tier = self._tiers.get(key)
-        return self.config.retention if tier is None else self.config.retention_of(tier)
+        return self.config.retention if tier is None else self._retention_of(tier)
 
     def contexts(self, user: StreamKey) -> tuple[float, int]:
         """See `Config.contexts_of`; of a user whose tier no token told since the start what the most generous

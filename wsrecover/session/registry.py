@@ -13,7 +13,8 @@ from wsrecover.access.principal import Principal
 from wsrecover.errors import StoreFailed, StoreUnavailable
 from wsrecover.streams.store import StreamKey
 
-from .contexts import UserContexts, tend
+from . import contexts
+from .contexts import UserContexts
 from .services import Services
 from .session import Session, SessionStatistics
 
@@ -95,13 +96,13 @@ class Registry:
         )
 
     async def _store_contexts(self, keys: Sequence[StreamKey], store: bool) -> None:  # noqa: FBT001  # As `Snapshots` has it.
-        found = [(key, self._sessions.get((key.tenant, key.name))) for key in keys]
-        contexts = [
+        sessions = [(key, self._sessions.get((key.tenant, key.name))) for key in keys]
+        found = [
             UserContexts(self._services, key) if session is None else session.contexts
-            for key, session in found
+            for key, session in sessions
             if store or session is not None
         ]
-        await tend(contexts, store=store)
+        await (contexts.store(found) if store else contexts.keep_up(found))
 
     def _forget(self, session: Session) -> None:
         if self._sessions.get((session.tenant, session.user)) is session:
