@@ -24,6 +24,7 @@ from wsrecover.protocol.cursor import Position
 from .sqlite_contexts import keep_snapshot
 from .sqlite_erase import Purge, erase_stream, erase_user, forget_purged
 from .sqlite_heads import Head, Tip, create_head, find_head, replay, write_heads
+from .sqlite_insert import Value, insert_events
 from .sqlite_known import Known
 from .sqlite_schema import translate
 from .sqlite_trim import Trim, hold_back, plan, sweep_step, unsynced
@@ -48,10 +49,6 @@ _log = structlog.get_logger(__name__)
 HEADS_EVERY: Final = 16_384
 _MAX_HEADS: Final = 65_536
 _MIN_DEAD: Final = 1024
-
-_INSERT: Final = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-
-_Row = tuple[int, int, int, int, int, float, int, str | None, bytes]
 
 
 class SQLiteLog:
@@ -90,7 +87,7 @@ class SQLiteLog:
         self._created: dict[StreamKey, Head] = {}
         self._erased: dict[StreamKey, Head | None] = {}
         self._marks: dict[Head, int] = {}
-        self._rows: list[_Row] = []
+        self._values: list[Value] = []  # Of the rows to insert, one after the other.
         self._units = 0
 
     def open(self) -> None:
@@ -142,9 +139,8 @@ class SQLiteLog:
             self._checkpointed()
 
     def _flush(self) -> None:
-        if self._rows:
-            self._db.executemany(_INSERT, self._rows)
-            self._rows.clear()
+        insert_events(self._db, self._values)
+        self._values.clear()
 
     def _checkpoint_heads(self) -> None:
         tips = {head.id: head.newest for head in self._dirty.union(self._grown)}
@@ -262,7 +258,7 @@ class SQLiteLog:
         return outcome
 
     def _append(self, entries: Iterable[Entry]) -> None:
-        heads, rows = self.heads, self._rows
+        heads, values = self.heads, self._values
         row = self._row
         for entry in entries:
             head = heads.get(entry.key) or self.head(entry.key)
@@ -272,7 +268,7 @@ class SQLiteLog:
             body = entry.body
             total += len(body)
             check = zlib.crc32(body, seq)
-            rows.append((row, head.id, seq, prev, total, entry.ts, check, entry.thread, body))
+            values += (row, head.id, seq, prev, total, entry.ts, check, entry.thread, body)
             head.staged = (seq, row, total)
             entry.seq = seq
             entry.epoch = head.epoch
