@@ -12,17 +12,14 @@ from pathlib import Path
 
 import structlog
 import trio
-from _harness import SECRET, Figure, options, show, token
+from _harness import Figure, options, show
 
 from wsrecover import Config, Limits, Tier
-from wsrecover.access import Credentials, TokenVerifier
-from wsrecover.access.addresses import Addresses
-from wsrecover.access.limits import Bucket, Rate
+from wsrecover.access import Credentials
+from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.access.origins import is_allowed
-from wsrecover.access.revocations import Revocations
 from wsrecover.session import audit
-from wsrecover.session.quota import Quota, Quotas
-from wsrecover.streams.store import StreamKey
+from wsrecover.testing import LocalServer, local_server
 from wsrecover.transport import Headers
 
 CONNECT, COMMAND = 60.0, 3.0
@@ -40,61 +37,73 @@ async def per_call(call: Callable[[], Awaitable[None]]) -> float:
     return (time.process_time() - started) / ROUNDS * 1e6
 
 
+def endless() -> Config:
+    """Limits that are asked and never reached."""
+    many = 1_000_000
+    return Config(
+        limits=Limits(
+            address_connects_per_second=many,
+            address_connects_burst=many,
+            tenant_commands_per_second=many,
+            commands_in_flight=10**9,
+            memory_bytes=10**15,
+            frames_per_second=many,
+            frames_burst=many,
+        ),
+        tier=Tier(
+            commands_per_second=many,
+            commands_burst=many,
+            bytes_per_second=1_000_000_000,
+            bytes_burst=1_000_000_000,
+        ),
+    )
+
+
 class Parts:
     """What a server asks at each connect and command."""
 
-    def __init__(self) -> None:
-        endless = 1_000_000
-        self.config = Config(
-            store="memory",
-            secret=SECRET,
-            limits=Limits(
-                address_connects_per_second=endless,
-                address_connects_burst=endless,
-                tenant_commands_per_second=endless,
-            ),
-            tier=Tier(
-                commands_per_second=endless,
-                commands_burst=endless,
-                bytes_per_second=1_000_000_000,
-                bytes_burst=1_000_000_000,
-            ),
-        )
-        self.verifier = TokenVerifier(SECRET, leeway=30, clock=time.time)
-        self.revocations = Revocations(30.0)
-        self.addresses = Addresses(self.config.limits)
+    def __init__(self, local: LocalServer) -> None:
+        self.config, self.token = local.config, local.token("ann")
+        self.services = local.server._services  # noqa: SLF001  These very parts are measured.
+        session = local.server.registry.session("acme", "ann")
+        self.quota, self.commands = session.quota, session.commands
         self.fresh = Bucket(Rate(1_000_000, 1_000_000))
-        self.quota = Quota(Quotas(self.config), StreamKey("user", "bench", "ann"))
+        self.heard_at = trio.current_time()
         self.frames = Bucket(Rate(1_000_000, 1_000_000))
         self.headers = Headers({"host": "127.0.0.1:8765", "origin": "http://127.0.0.1:8765"})
-        self.token = token("ann")
 
     async def connect(self) -> None:
-        peer = "127.0.0.1:50000"
-        self.addresses.enter(peer)
+        peer, services = "127.0.0.1:50000", self.services
+        services.addresses.enter(peer)
         is_allowed(self.config.origins, self.headers["origin"], self.headers["host"], tls=False)
-        grant = await self.verifier.authenticate(Credentials(self.token, self.headers, peer))
+        grant = await services.authenticator.authenticate(Credentials(self.token, self.headers, peer))
         assert grant is not None
-        self.revocations.check(grant)
-        self.fresh.take(trio.current_time())
-        self.revocations.check(grant)
+        services.revocations.check(grant)
+        now = trio.current_time()
+        services.pressure.wait(now, resumes=False)
+        self.fresh.take(moment(now))
+        services.pressure.enter()
+        services.revocations.check(grant)
         self.quota.adopt(grant.principal)
         self.quota.add_connection(0, replaces=False)
         audit.accepted(grant, client="bench", peer=peer)
         self.quota.drop_connection()
-        self.addresses.leave(peer)
+        services.addresses.leave(peer)
 
     async def command(self) -> None:
-        wait = self.quota.take_message(MESSAGE)
-        self.frames.take(trio.current_time(), 1)
-        self.quota.take_command(wait, repeat=False)
+        at = moment(self.heard_at)  # Read when its bytes came, for the heartbeat.
+        wait = self.quota.take_message(MESSAGE, at)
+        self.frames.take(at, 1)
+        self.quota.take_command(at, wait, repeat=False)
+        self.commands.admit("0f6c1f5e8a")
 
 
 async def measure(connect: Figure, command: Figure, repeat: int) -> None:
-    parts = Parts()
-    for _ in range(repeat):
-        connect.values.append(await per_call(parts.connect))
-        command.values.append(await per_call(parts.command))
+    async with local_server(config=endless()) as local:
+        parts = Parts(local)
+        for _ in range(repeat):
+            connect.values.append(await per_call(parts.connect))
+            command.values.append(await per_call(parts.command))
 
 
 def main() -> None:

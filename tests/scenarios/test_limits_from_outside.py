@@ -85,6 +85,22 @@ async def test_s05_all_connections_of_a_user_share_one_rate_and_no_other_user_do
             assert (await say(namesake))["status"] == "ok"
 
 
+async def test_s05_a_command_right_behind_its_hello_is_counted_as_of_now(
+    local: LocalServer, mock_clock: MockClock
+) -> None:
+    mock_clock.jump(1000)
+    async with local.peer(tier="free") as peer:
+        for _ in range(9):
+            assert (await say(peer))["status"] == "ok"
+        async with local.stranger() as other:
+            hello = {"op": "hello", "client": "other", "token": local.token(tier="free"), "from": "live"}
+            sends = [{"op": "send", "id": f"c{n}", "type": "chat", "data": {}} for n in range(2)]
+            await other.send([hello, *sends])
+            replies = {frame["id"]: frame for _ in sends for frame in (await other.until("reply"))[-1:]}
+    assert replies["c0"]["status"] == "ok"
+    assert refusal(replies["c1"]) == ("rate_limited", 0.2)
+
+
 async def test_s05_reconnecting_gives_no_fresh_burst_but_repeats_are_answered(
     local: LocalServer, mock_clock: MockClock
 ) -> None:

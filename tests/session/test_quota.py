@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from wsrecover.access import Principal
+from wsrecover.access.limits import moment
 from wsrecover.agents import App, Run
 from wsrecover.config import Config, Contexts, Limits, Retention, Tier
 from wsrecover.errors import StoreFailed
@@ -16,6 +17,12 @@ from wsrecover.streams.store import StreamKey
 from wsrecover.testing import local_server
 
 ADA = StreamKey("user", "acme", "ada")
+
+
+def taken(quotas: Quotas) -> tuple[int, int]:
+    """The connections and runs of the tenant."""
+    tenant = quotas.tenants.of("acme", moment(trio.current_time()))
+    return tenant.connections, tenant.runs
 
 
 @pytest.fixture
@@ -80,11 +87,10 @@ async def test_what_is_dropped_leaves_nothing_behind(quotas: Quotas) -> None:
     quota = Quota(quotas, ADA)
     quota.add_connection(0, replaces=False)
     quota.add_run(0)
-    assert (quotas.connections["acme"], quotas.runs["acme"]) == (1, 1)
+    assert taken(quotas) == (1, 1)
     quota.drop_connection()
     quota.drop_run()
-    assert not quotas.connections
-    assert not quotas.runs
+    assert taken(quotas) == (0, 0)
 
 
 async def test_what_is_put_back_late_makes_no_more_than_may_be_replayed_at_once(
@@ -138,12 +144,12 @@ async def test_what_comes_when_the_server_has_stopped_takes_nothing_of_the_tenan
         quotas = local.server._services.quotas
         session = local.server.registry.sessions["acme", "ada"]
         (connection,) = session.connections.values()
-        assert (quotas.connections["acme"], quotas.runs["acme"]) == (1, 0)
-    assert not quotas.connections
+        assert taken(quotas) == (1, 0)
+    assert taken(quotas) == (0, 0)
     with pytest.raises(StoreFailed):
         await session.runs.start(session.runs.prepare("worker", {}, thread=None))
-    assert not quotas.runs.total()
+    assert taken(quotas) == (0, 0)
     with pytest.raises(StoreFailed):
         session.attach(connection.socket, connection.grant, Hello("another"))
-    assert not quotas.connections.total()
+    assert taken(quotas) == (0, 0)
     assert session.connections == {}

@@ -115,8 +115,9 @@ class TestMessages:
         told = trio.Event()
         chunks: list[float] = []
 
-        def count() -> None:
-            chunks.append(server.sockets[0].received_at)
+        def count(at: float) -> None:
+            chunks.append(at)
+            assert at == server.sockets[0].received_at
             told.set()
 
         async def serve(sock: ServerSocket) -> None:

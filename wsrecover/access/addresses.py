@@ -10,7 +10,7 @@ import trio
 
 from wsrecover.config import Limits
 
-from .limits import Buckets, Rate
+from .limits import Buckets, Rate, moment
 from .proxies import HEADER, Proxies
 
 __all__ = ["Addresses"]
@@ -46,7 +46,7 @@ class Addresses:
         self._unknown[key] += 1
         if self._unknown[key] > self._most:
             return None
-        return self._connects.take(key, trio.current_time())
+        return self._connects.take(key, moment(trio.current_time()))
 
     def stay(self, peer: str) -> None:
         """Note that a connection which leaves the handshake is still unknown; it must `leave` once more."""

@@ -1,7 +1,8 @@
 """How often something may be done: token buckets that know no clock, time comes with each call.
 
 A bucket is the time at which it is full again (GCRA, the generic cell rate algorithm of ITU-T I.371), in
-whole nanoseconds: nothing drifts, and one that is full needs no memory.
+whole nanoseconds: nothing drifts, and one that is full needs no memory. So is the time of a call, its
+`moment`: whoever asks several buckets about one thing makes it once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Final
 
 import attrs
 
-__all__ = ["Bucket", "Buckets", "Rate"]
+__all__ = ["Bucket", "Buckets", "Rate", "moment"]
 
 _MICROSECOND: Final = 1_000
 _MILLISECOND: Final = 1_000_000
@@ -26,8 +27,11 @@ class Rate:
     burst: int
 
 
-def _ns(now: float) -> int:
-    """Whole microseconds, in nanoseconds: finer than that a float of seconds is noise."""
+def moment(now: float) -> int:
+    """`now`, in seconds of any clock that does not go back, as buckets take it.
+
+    Whole microseconds, in nanoseconds: finer than that a float of seconds is noise.
+    """
     return round(now * 1_000_000) * _MICROSECOND
 
 
@@ -41,35 +45,37 @@ class Bucket:
         self._interval = -(-_SECOND // rate.per_second)
         self._room = rate.burst * self._interval
 
-    def change(self, rate: Rate, now: float) -> None:
-        """Another rate from `now` on; what was taken stays taken."""
-        at, before = _ns(now), self._interval
+    def change(self, rate: Rate, at: int) -> None:
+        """Another rate from the moment `at` on; what was taken stays taken."""
+        before = self._interval
         self._interval = -(-_SECOND // rate.per_second)
         self._room = rate.burst * self._interval
         self._full_at = at - (-max(self._full_at - at, 0) * self._interval // before)
 
-    def take(self, now: float, amount: int = 1, *, beyond: int = 0) -> float:
-        """Take `amount` at `now`, in seconds of any clock that does not go back; the burst is so much larger.
+    def take(self, at: int, amount: int = 1, *, beyond: int = 0) -> float:
+        """Take `amount` at the moment `at`; the burst is `beyond` larger.
 
         0.0: it was taken. Else nothing was, and it is the time in seconds, up to the millisecond, after which
         it would be; an `amount` above the burst never is.
         """
-        at = _ns(now)
-        full_at = max(self._full_at, at) + amount * self._interval
-        wait = full_at - at - self._room - beyond * self._interval
-        if wait > 0:
+        full_at = self._full_at
+        if full_at < at:
+            full_at = at
+        full_at += amount * self._interval
+        wait = full_at - at - self._room
+        if wait > 0 and (wait := wait - beyond * self._interval) > 0:
             return -(-wait // _MILLISECOND) / 1000
         self._full_at = full_at
         return 0.0
 
-    def spend(self, now: float, amount: int) -> None:
+    def spend(self, at: int, amount: int) -> None:
         """Take `amount`, if need be on credit: until that is there again nothing can be taken. Below 0: put
         back what was taken and not used."""
-        self._full_at = max(self._full_at, _ns(now)) + amount * self._interval
+        self._full_at = max(self._full_at, at) + amount * self._interval
 
-    def is_full(self, now: float) -> bool:
+    def is_full(self, at: int) -> bool:
         """Whether it is as if nothing had been taken."""
-        return self._full_at <= _ns(now)
+        return self._full_at <= at
 
 
 @attrs.define
@@ -84,20 +90,20 @@ class Buckets:
     most: int = 16_384
     _buckets: dict[Hashable, Bucket] = attrs.field(factory=dict, init=False)
 
-    def take(self, key: Hashable, now: float, amount: int = 1, *, beyond: int = 0) -> float:
+    def take(self, key: Hashable, at: int, amount: int = 1, *, beyond: int = 0) -> float:
         """See `Bucket.take`."""
         bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= self.most:
-                self._forget(now)
+                self._forget(at)
             bucket = self._buckets[key] = Bucket(self.rate)
-        return bucket.take(now, amount, beyond=beyond)
+        return bucket.take(at, amount, beyond=beyond)
 
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def _forget(self, now: float) -> None:
-        for key in [key for key, bucket in self._buckets.items() if bucket.is_full(now)]:
+    def _forget(self, at: int) -> None:
+        for key in [key for key, bucket in self._buckets.items() if bucket.is_full(at)]:
             del self._buckets[key]
         for key in list(self._buckets)[: max(len(self._buckets) - self.most * 7 // 8, 0)]:
             del self._buckets[key]

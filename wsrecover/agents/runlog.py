@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import trio
 
-from wsrecover.access.limits import Bucket, Rate
+from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.errors import RunBroken, RunEnded
 from wsrecover.protocol.codec import encode_event_of, event_author
 from wsrecover.streams.store import Entry, Unit
@@ -198,7 +198,7 @@ class RunLog:
         """The time in seconds until one more event is within the rate; `count` it if that is now."""
         if self._pace is None:
             return 0.0
-        return self._pace.take(trio.current_time(), int(count), beyond=int(count) - 1)
+        return self._pace.take(moment(trio.current_time()), int(count), beyond=int(count) - 1)
 
     async def _write(self, events: tuple[Entry, ...]) -> None:
         self._check()
@@ -229,7 +229,7 @@ class RunLog:
         now = trio.current_time()
         count = self._text.sent(now)
         if self._pace is not None:
-            self._pace.take(now, count, beyond=UNBOUNDED)
+            self._pace.take(moment(now), count, beyond=UNBOUNDED)
 
     def _is_due(self) -> bool:
         """Whether the gathered text is to go now. Where the run's rate is against it, it is due later."""

@@ -24,7 +24,7 @@ import trio
 
 from wsrecover.access.authenticator import Credentials
 from wsrecover.access.claims import Grant
-from wsrecover.access.limits import Bucket, Rate
+from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.access.origins import is_allowed
 from wsrecover.errors import CommandError, FrameError, StoreFailed, StoreUnavailable, TokenError
 from wsrecover.protocol.closecodes import CloseCode
@@ -143,7 +143,7 @@ class Admission:
             return CommandError("overloaded", "memory is short", retry_after=wait)
         if grant is None:
             return None
-        if wait := (self._resumes if resumes else self._fresh).take(now):
+        if wait := (self._resumes if resumes else self._fresh).take(moment(now)):
             return CommandError("overloaded", "more connect than there is time for", retry_after=wait)
         pressure.enter()
         return None

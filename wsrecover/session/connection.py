@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from wsrecover.access.claims import Grant
-from wsrecover.access.limits import Bucket, Rate
+from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.config import Limits, Timeouts
 from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError
 from wsrecover.protocol.closecodes import RULES, CloseCode
@@ -94,12 +94,14 @@ class Connection:
         self._asked_at = -math.inf
         self._asked_for_token = False
         self._turns = Turns(home.members, self._fail)
+        self._at = 0
         self._wait = 0.0
         self._frames = Bucket(Rate(self.limits.frames_per_second, self.limits.frames_burst))
         self._closed: trio.Event | None = None
         self._patience = self.timeouts.heartbeat + self.timeouts.heartbeat_grace
-        self._expires = self._expiry()
-        self._scope = trio.CancelScope(deadline=self._silence_or_expiry())
+        self._heard_at = now = trio.current_time()
+        self._expires = self._expiry(now)
+        self._scope = trio.CancelScope(deadline=self._silence_or_expiry(now))
         wanted = None if hello.threads is None else frozenset(hello.threads)
         self._delivery = Delivery(self, socket, wanted, snapshots=hello.from_ == "snapshot")
         self._following = Following(self._services, self.member, self._delivery)
@@ -168,12 +170,14 @@ class Connection:
         if streams is None:
             self._scope.deadline = self._expires  # Until they are open nobody listens to it.
             streams = await self._open_streams()
-            self.heard()
+            self.heard(trio.current_time())
         if streams is None:
             self._last_word(ErrorFrame("store_unavailable", "the log cannot be read now", retry_after=1.0))
             self._ending = ConnectionClosed(CloseCode.TRY_AGAIN_LATER, "the log cannot be read now")
             return
         self._begin(hello, streams)
+        if early:
+            self._at = moment(trio.current_time())
         for frame in early:
             self._take(frame)
         del hello, early
@@ -196,9 +200,10 @@ class Connection:
         self._delivery.begin(streams, start.after, start.held, first, gaps=start.gaps, switch=switch)
         self._services.presence.arrive(self)
 
-    def heard(self) -> None:
-        """The peer is alive: its silence is counted from now."""
-        self._scope.deadline = self._silence_or_expiry()
+    def heard(self, now: float) -> None:
+        """The peer is alive: its silence is counted from `now`, trio's time, and so is what it may take."""
+        self._heard_at = now
+        self._scope.deadline = self._silence_or_expiry(now)
 
     def tick(self, now: float, unix: float) -> None:
         """Ask a silent peer for a sign of life, and one whose token runs out for another.
@@ -268,8 +273,9 @@ class Connection:
         except FrameError as error:
             self._refuse(error)
             return
-        self._wait = self._home.quota.take_message(message)
-        wait = self._frames.take(trio.current_time(), len(frames))
+        self._at = at = moment(self._heard_at)
+        self._wait = self._home.quota.take_message(message, at)
+        wait = self._frames.take(at, len(frames))
         if wait:
             problem = f"at most {self.limits.frames_per_second} frames in a second"
             self._last_word(ErrorFrame("rate_limited", problem, retry_after=wait))
@@ -317,7 +323,7 @@ class Connection:
     ) -> None:
         """Handle a frame that is answered by `reply`, within the limits."""
         try:
-            self._home.quota.take_command(self._wait, repeat=repeat)
+            self._home.quota.take_command(self._at, self._wait, repeat=repeat)
             if isinstance(frame, Send):
                 self._home.commands.admit(frame.id)
         except CommandError as error:
@@ -357,8 +363,9 @@ class Connection:
         audit.refreshed(grant, client=self.member.client, peer=self.socket.peer)
         self._home.quota.adopt(grant.principal)
         self._asked_for_token = False
-        self._expires = self._expiry()
-        self.heard()
+        now = trio.current_time()
+        self._expires = self._expiry(now)
+        self.heard(now)
         self._delivery.control(Reply(auth.id, "ok", result={}))
         if (grant.principal.roles, grant.principal.tier) != (principal.roles, principal.tier):
             self._following.leave(grant.principal)
@@ -377,11 +384,10 @@ class Connection:
         self._last_word(refusal(auth.id, CommandError("forbidden", problem, field="token")))
         self.close(code, problem)
 
-    def _silence_or_expiry(self) -> float:
+    def _silence_or_expiry(self, now: float) -> float:
         """When it ends by itself: one scope has both deadlines, for each costs every connection."""
-        return min(trio.current_time() + self._patience, self._expires)
+        return min(now + self._patience, self._expires)
 
-    def _expiry(self) -> float:
-        """The trio time at which the token, with its leeway, stops counting."""
-        left = self.grant.expires_at + self.timeouts.token_leeway - self._services.clock()
-        return trio.current_time() + left
+    def _expiry(self, now: float) -> float:
+        """The trio time, which is `now`, at which the token, with its leeway, stops counting."""
+        return now + (self.grant.expires_at + self.timeouts.token_leeway - self._services.clock())

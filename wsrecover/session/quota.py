@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import cache
 from typing import Final
 
 import trio
 
-from wsrecover.access.limits import Bucket, Buckets, Rate
+from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.access.principal import Principal
 from wsrecover.config import Config, Retention, Tier
 from wsrecover.errors import CommandError
 from wsrecover.streams.store import StreamKey
 
 from .paging import Pages
+from .tenants import Tenant, Tenants
 
 __all__ = ["Quota", "Quotas"]
 
@@ -28,15 +28,17 @@ CONNECTIONS_RETRY_AFTER: Final = 5.0
 """Seconds: a tab is closed by hand, or by its heartbeat."""
 
 
+def _now() -> int:
+    return moment(trio.current_time())
+
+
 class Quotas:
     """The quotas of all tenants, and the tier of each user as its last token named it."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.connections: Counter[str] = Counter()
-        self.runs: Counter[str] = Counter()
         per_second = config.limits.tenant_commands_per_second
-        self.commands = Buckets(Rate(per_second, 2 * per_second))
+        self.tenants = Tenants(Rate(per_second, 2 * per_second))
         self.pages = Pages(config.limits.replay_pages)
         self._tiers: dict[StreamKey, Tier] = {}
         self._retention_of = cache(config.retention_of)  # Made once per tier, since it is checked like any.
@@ -76,12 +78,6 @@ class Quotas:
         """The seconds of `contexts`."""
         return self.contexts(user)[0]
 
-    def forget(self, tenant: str, counter: Counter[str]) -> None:
-        """One less of a tenant's."""
-        counter[tenant] -= 1
-        if not counter[tenant]:
-            del counter[tenant]
-
 
 class _Allowance:
     """What a user may still replay, in bytes. A part of the burst is small change: of that, and it is what a
@@ -97,15 +93,15 @@ class _Allowance:
     def change(self, rate: Rate) -> None:
         """Another rate from now on."""
         self._most = rate.burst // CHANGE
-        self._bucket.change(Rate(rate.per_second, rate.burst - self._most), trio.current_time())
+        self._bucket.change(Rate(rate.per_second, rate.burst - self._most), _now())
 
     def take(self, size: int) -> float:
         """See `Quota.take_replay`."""
         if not size:
-            return self._bucket.take(trio.current_time(), 0)
+            return self._bucket.take(_now(), 0)
         due = self._change + size
         if due > self._most:
-            if wait := self._bucket.take(trio.current_time(), due):
+            if wait := self._bucket.take(_now(), due):
                 return wait
             due = 0
         self._change = due
@@ -115,7 +111,7 @@ class _Allowance:
         """See `Quota.settle_replay`."""
         due = self._change + size
         if not 0 <= due <= self._most:
-            self._bucket.spend(trio.current_time(), due)
+            self._bucket.spend(_now(), due)
             due = 0
         self._change = due
 
@@ -131,6 +127,7 @@ class Quota:
         self._commands = Bucket(self._commands_rate())
         self._bytes = Bucket(self._bytes_rate())
         self._replay: _Allowance | None = None
+        self._tenant = quotas.tenants.of(user.tenant, _now())
 
     @property
     def pages(self) -> Pages:
@@ -142,9 +139,9 @@ class Quota:
         tier = self._quotas.tell_tier(self._user, principal.tier)
         if tier is not self.tier:
             self.tier = tier
-            now = trio.current_time()
-            self._commands.change(self._commands_rate(), now)
-            self._bytes.change(self._bytes_rate(), now)
+            at = _now()
+            self._commands.change(self._commands_rate(), at)
+            self._bytes.change(self._bytes_rate(), at)
             if self._replay is not None:
                 self._replay.change(self._replay_rate())
 
@@ -174,17 +171,17 @@ class Quota:
             self._replay = _Allowance(self._replay_rate())
         self._replay.settle(size)
 
-    def take_message(self, message: str | bytes) -> float:
-        """Note an inbound message; the seconds until there is room for it, 0.0 where there is."""
+    def take_message(self, message: str | bytes, at: int) -> float:
+        """Note a message that came in at the moment `at`; the seconds until there is room for it, 0.0 where
+        there is."""
         plain = isinstance(message, bytes) or message.isascii()
-        size = len(message) if plain else len(str(message).encode())
-        return self._bytes.take(trio.current_time(), size)
+        return self._bytes.take(at, len(message) if plain else len(str(message).encode()))
 
-    def take_command(self, wait: float, *, repeat: bool) -> None:
-        """Note a command in a message for which there is room in `wait` seconds.
+    def take_command(self, at: int, wait: float, *, repeat: bool) -> None:
+        """Note a command in a message that came in at the moment `at`, with room for it in `wait` seconds.
 
-        Raises `CommandError("rate_limited")` where that is not now, or where it is one command too many; what
-        the tenant's rate alone refuses has counted for the user.
+        Its connection must have been added. Raises `CommandError("rate_limited")` where there is no room now,
+        or where it is one command too many; what the tenant's rate alone refuses has counted for the user.
 
         A repeat has as much room again as there may be commands unanswered: a client that comes back asks
         what became of them, and a refusal would leave it in doubt.
@@ -192,14 +189,11 @@ class Quota:
         if wait:
             most = self.tier.bytes_per_second
             raise CommandError("rate_limited", f"at most {most} bytes in a second", retry_after=wait)
-        now = trio.current_time()
         beyond = 2 * self._limits.commands_in_flight if repeat else 0
-        wait = self._commands.take(now, beyond=beyond)
-        if wait:
+        if wait := self._commands.take(at, beyond=beyond):
             most = self.tier.commands_per_second
             raise CommandError("rate_limited", f"at most {most} commands in a second", retry_after=wait)
-        wait = self._quotas.commands.take(self._user.tenant, now, beyond=beyond)
-        if wait:
+        if wait := self._tenant.commands.take(at, beyond=beyond):
             raise CommandError("rate_limited", "the tenant sends too many commands", retry_after=wait)
 
     def add_connection(self, of_user: int, *, replaces: bool) -> None:
@@ -207,29 +201,34 @@ class Quota:
 
         Raises `CommandError("overloaded")` where it is.
         """
-        most, of_tenant = self.tier.connections, self._quotas.connections
+        most, tenant = self.tier.connections, self._current_tenant()
         problem = None
         if of_user >= most:
             problem = f"this user has {most} connections, the limit"
-        elif of_tenant[self._user.tenant] >= self._limits.tenant_connections:
+        elif tenant.connections >= self._limits.tenant_connections:
             problem = "the tenant has as many connections as it may"
         if problem is not None and not replaces:
             raise CommandError("overloaded", problem, retry_after=CONNECTIONS_RETRY_AFTER)
-        of_tenant[self._user.tenant] += 1
+        tenant.connections += 1
 
     def drop_connection(self) -> None:
         """Note the end of a connection that was added."""
-        self._quotas.forget(self._user.tenant, self._quotas.connections)
+        self._tenant.connections -= 1
 
     def add_run(self, of_user: int) -> None:
         """Note a run beside `of_user` others. Raises `CommandError("overloaded")` where that is too many."""
-        most, of_tenant = self.tier.runs, self._quotas.runs
+        most, tenant = self.tier.runs, self._current_tenant()
         if of_user >= most:
             raise CommandError("overloaded", f"{most} runs are under way, the limit", retry_after=1.0)
-        if of_tenant[self._user.tenant] >= self._limits.tenant_runs:
+        if tenant.runs >= self._limits.tenant_runs:
             raise CommandError("overloaded", "the tenant has as many runs as it may", retry_after=1.0)
-        of_tenant[self._user.tenant] += 1
+        tenant.runs += 1
 
     def drop_run(self) -> None:
         """Note the end of a run that was added."""
-        self._quotas.forget(self._user.tenant, self._quotas.runs)
+        self._tenant.runs -= 1
+
+    def _current_tenant(self) -> Tenant:
+        """While nothing is noted for a tenant it may be forgotten, and another has taken its place."""
+        self._tenant = self._quotas.tenants.of(self._user.tenant, _now())
+        return self._tenant

@@ -63,7 +63,7 @@ class ServerSocket:
         scope: trio.CancelScope,
         on_message: Callable[[Message], None],
         *,
-        on_bytes: Callable[[], None] | None = None,
+        on_bytes: Callable[[float], None] | None = None,
         flood_notice: bytes | None = None,
     ) -> ConnectionClosed:
         """Read until the connection ends, close the pipe, and return how it ended.
@@ -72,7 +72,8 @@ class ServerSocket:
         close frame is given up. Of all scopes it may be the only one, for each costs every connection.
 
         `on_message` gets each whole message, in this task; what it raises comes out of here, the socket open.
-        `on_bytes` is called for each chunk of inbound bytes. Neither is called after our own close frame.
+        `on_bytes` is called for each chunk of inbound bytes, with the trio time at which it came. Neither is
+        called after our own close frame.
         `flood_notice` is the message to a peer that is cut for its pings and pongs, before the close frame.
         The code is that of our close frame, else of the peer's, 1005 for one without a code, 1006 for none.
         Cancelling it leaves the socket open and usable: `aclose` or `kill` it.
@@ -89,9 +90,9 @@ class ServerSocket:
             await engine.handle(deliver)
             while engine.ended is None and await engine.read():
                 if engine.open:
-                    self.received_at = trio.current_time()
+                    self.received_at = now = trio.current_time()
                     if on_bytes is not None:
-                        on_bytes()
+                        on_bytes(now)
                 await engine.handle(deliver)
             await engine.leave()
         finally:
