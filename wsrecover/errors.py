@@ -4,6 +4,7 @@
 
     WsrecoverError
     ├── ConfigError           a setting is wrong: names the field and the accepted values
+    ├── InvalidFilter         what is asked of sessions is not to be had: names the filter and the values
     ├── FrameError            what the peer sent is not a frame; carries the `error` frame to answer with
     ├── InvalidEvent          what an agent emitted cannot be logged: names the field and the limit
     ├── Misfit                data does not fit its schema: names the field
@@ -41,6 +42,7 @@ __all__ = [
     "FrameError",
     "HandshakeRefused",
     "InvalidEvent",
+    "InvalidFilter",
     "Misfit",
     "NoAnswer",
     "RunBroken",
@@ -68,6 +70,16 @@ class WsrecoverError(Exception):
 
 class ConfigError(WsrecoverError):
     """A setting is wrong. The message names `field` and what is accepted."""
+
+    def __init__(self, field: str, problem: str, accepted: str) -> None:
+        super().__init__(f"{field}: {problem}; accepted: {accepted}")
+        self.field = field
+        self.problem = problem
+        self.accepted = accepted
+
+
+class InvalidFilter(WsrecoverError):
+    """No session or connection could ever let this filter pass. The message names what is accepted."""
 
     def __init__(self, field: str, problem: str, accepted: str) -> None:
         super().__init__(f"{field}: {problem}; accepted: {accepted}")

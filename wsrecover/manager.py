@@ -202,13 +202,19 @@ class Server:
     def sessions(
         self, *, state: SessionState | None = None, **filters: Unpack[Filters]
     ) -> tuple[SessionView, ...]:
-        """The sessions that all given filters let pass, as they are now; see `Filters`."""
+        """The sessions that all given filters let pass, as they are now; see `Filters`.
+
+        Raises `InvalidFilter` for a state that no session has.
+        """
         return Query(state=state, **filters).sessions(self.registry, now=self._services.clock())
 
     def connections(
         self, *, state: ConnectionState | None = None, **filters: Unpack[Filters]
     ) -> tuple[ConnectionView, ...]:
-        """The connections that all given filters let pass, as they are now; see `Filters`."""
+        """The connections that all given filters let pass, as they are now; see `Filters`.
+
+        Raises `InvalidFilter` for a state that no connection has.
+        """
         return Query(state=state, **filters).connections(self.registry, now=self._services.clock())
 
     async def wait_connected(self, tenant: str, user: str, timeout: float | None = None) -> None:

@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover.agents import App, Run
 from wsrecover.config import Tier, Timeouts
-from wsrecover.errors import ConnectionClosed
+from wsrecover.errors import ConnectionClosed, InvalidFilter
 from wsrecover.session.mishaps import KINDS, WINDOW, Mishaps
 from wsrecover.session.views import Filters
 from wsrecover.testing import LocalServer, local_server
@@ -175,6 +175,18 @@ class TestM01Queries:
         for ask in (town.clients, town.users):
             with pytest.raises(TypeError, match="colour"):
                 ask(colour="red")
+
+    async def test_m01_a_state_that_there_is_not_is_refused_and_those_that_there_are_are_told(
+        self, town: Town, autojump_clock: MockClock
+    ) -> None:
+        with pytest.raises(InvalidFilter) as caught:
+            town.clients(state="active")
+        assert str(caught.value) == ("state: is 'active'; accepted: 'opening', 'live', 'lagging', 'closing'")
+        with pytest.raises(InvalidFilter) as caught:
+            town.users(state="live")
+        assert str(caught.value) == "state: is 'live'; accepted: 'active', 'idle', 'ended'"
+        with pytest.raises(InvalidFilter, match=r"^state: is \[\]"):
+            town.users(tenant="nobody", state=[])
 
     async def test_m01_what_is_known_of_a_connection(self, town: Town, autojump_clock: MockClock) -> None:
         (phone,) = town.server.connections(tenant="acme", thread="t1", user="ada", state="live")[:1]

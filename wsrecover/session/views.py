@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TypeAlias, TypedDict
+from typing import Final, TypeAlias, TypedDict, get_args
 
 import attrs
 
+from wsrecover.errors import InvalidFilter
 from wsrecover.protocol.frames import RunInfo
 
 from .connection import Connection, ConnectionState
@@ -18,6 +19,9 @@ from .session import State as SessionState
 __all__ = ["ConnectionView", "Filters", "Query", "SessionView"]
 
 Positions: TypeAlias = Mapping[str, int]
+
+_SESSION_STATES: Final[tuple[str, ...]] = get_args(SessionState)
+_CONNECTION_STATES: Final[tuple[str, ...]] = get_args(ConnectionState)
 
 
 @attrs.frozen
@@ -86,12 +90,14 @@ class Query:
     state: str | None = None
 
     def sessions(self, registry: Registry, *, now: float) -> tuple[SessionView, ...]:
-        """The sessions that it lets pass at `now` (unix s)."""
+        """The sessions that it lets pass at `now` (unix s). Raises `InvalidFilter`."""
+        self._check_state(_SESSION_STATES)
         views = map(_session, self._owners(registry))
         return tuple(view for view in views if self._passes(view, now) and self._holds(view))
 
     def connections(self, registry: Registry, *, now: float) -> tuple[ConnectionView, ...]:
-        """The connections that it lets pass at `now` (unix s)."""
+        """The connections that it lets pass at `now` (unix s). Raises `InvalidFilter`."""
+        self._check_state(_CONNECTION_STATES)
         owners = self._owners(registry)
         views = (_connection(connection) for owner in owners for connection in owner.connections.values())
         return tuple(
@@ -101,6 +107,10 @@ class Query:
             and self._knows(view)
             and (self.thread is None or view.threads is None or self.thread in view.threads)
         )
+
+    def _check_state(self, accepted: tuple[str, ...]) -> None:
+        if self.state is not None and self.state not in accepted:
+            raise InvalidFilter("state", f"is {self.state!r}", ", ".join(map(repr, accepted)))
 
     def _owners(self, registry: Registry) -> Iterator[Session]:
         sessions: Iterable[Session] = registry.sessions.values()
