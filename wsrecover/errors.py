@@ -14,6 +14,7 @@
     │   ├── TokenExpired      it did, until its time was up
     │   ├── TokenRevoked      it did, until it was revoked
     │   └── UnknownKey        it is signed with a key that is not known, or not known yet
+    ├── KeysUnavailable       the key set that tokens are proved with cannot be fetched now
     ├── StoreError
     │   ├── StoreUnavailable  nothing was committed; the store may heal
     │   ├── StoreFailed       the store cannot know what is on disk: it stays down until it is opened again
@@ -43,6 +44,7 @@ __all__ = [
     "HandshakeRefused",
     "InvalidEvent",
     "InvalidFilter",
+    "KeysUnavailable",
     "Misfit",
     "NoAnswer",
     "RunBroken",
@@ -170,6 +172,10 @@ class TokenRevoked(TokenError):
 
 class UnknownKey(TokenError):
     """The token names a key that is not among those trusted; it may have been published just now."""
+
+
+class KeysUnavailable(WsrecoverError):
+    """The key set that tokens are proved with cannot be fetched now; it may be a moment later."""
 
 
 class StoreError(WsrecoverError):

@@ -64,7 +64,8 @@ async def serve(
 ) -> Never:
     """Serve until cancelled. `await nursery.start(serve, app, config)` gives the `Server` once it is ready.
 
-    Raises `ConfigError`, `StoreError` or `TransportError` where a part cannot start, in no group.
+    Raises `ConfigError`, `KeysUnavailable`, `StoreError` or `TransportError` where a part cannot start, in no
+    group.
 
     Cancelling it tells all connections at once to come back later (`drain`, 4000), ends the runs with
     `server_stopped`, commits what was accepted, and closes the store. That takes a moment: peers that do not

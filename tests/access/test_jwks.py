@@ -19,7 +19,7 @@ from trio.testing import MockClock
 from wsrecover.access import Credentials, KeySource, TokenVerifier
 from wsrecover.access.jwks import MAX_BYTES
 from wsrecover.access.keys import Key, parse_jwks, sealed
-from wsrecover.errors import ConfigError, TokenError, UnknownKey
+from wsrecover.errors import ConfigError, KeysUnavailable, TokenError, UnknownKey
 
 CLAIMS = orjson.dumps({"sub": "ann", "tenant": "acme", "exp": 2e9})
 
@@ -296,19 +296,24 @@ class TestUrl:
             assert there.requests == 2
 
     @pytest.mark.parametrize(
-        ("head", "body", "problem"),
+        ("head", "body", "kind", "problem"),
         [
-            ("HTTP/1.1 500 Sorry", b"", "status 500"),
-            ("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/", b"", "status 302"),
-            ("HTTP/1.1 200 OK", b"x" * (MAX_BYTES + 1), "more than"),
-            ("HTTP/1.1 200 OK", b"{}", "key set"),
-            ("no HTTP", b"", "cannot be fetched"),
+            ("HTTP/1.1 500 Sorry", b"", KeysUnavailable, "status 500"),
+            ("HTTP/1.1 503 Not now", b"", KeysUnavailable, "status 503"),
+            ("HTTP/1.1 429 Not so often", b"", KeysUnavailable, "status 429"),
+            ("HTTP/1.1 404 Nowhere", b"", ConfigError, "status 404"),
+            ("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/", b"", ConfigError, "status 302"),
+            ("HTTP/1.1 200 OK", b"x" * (MAX_BYTES + 1), ConfigError, "more than"),
+            ("HTTP/1.1 200 OK", b"{}", ConfigError, "key set"),
+            ("no HTTP", b"", KeysUnavailable, "cannot be fetched"),
         ],
     )
-    async def test_one_that_does_not_come_whole_is_named(self, head: str, body: bytes, problem: str) -> None:
+    async def test_one_that_does_not_come_whole_is_named_and_whether_that_may_pass(
+        self, head: str, body: bytes, kind: type[Exception], problem: str
+    ) -> None:
         async with site(body) as there:
             there.head = head
-            with pytest.raises(ConfigError, match=problem) as caught:
+            with pytest.raises(kind, match=problem) as caught:
                 await KeySource(there.url).load()
             assert there.url in str(caught.value)
 
@@ -319,7 +324,7 @@ class TestUrl:
         async with listener, trio.open_nursery() as nursery:
 
             async def load() -> None:
-                with pytest.raises(ConfigError, match="within 3 s"):
+                with pytest.raises(KeysUnavailable, match="within 3 s"):
                     await KeySource(url).load()
 
             nursery.start_soon(load)

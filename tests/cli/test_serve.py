@@ -124,6 +124,15 @@ class TestStartUpFailures:
         assert "; accepted: " in done.stderr
         assert "u:p" not in done.stderr
 
+    def test_keys_that_cannot_be_fetched_now_are_no_wrong_setting(self, cli: Cli) -> None:
+        with socket.socket() as nobody_listens:
+            nobody_listens.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}/jwks.json"
+            done = cli.run("serve", "--store", "memory", "--port", "0", "--jwks", url, code=1)
+        said, advice = done.stderr.splitlines()
+        assert said.startswith(f"wsrecover: tokens.jwks: {url} cannot be fetched: ConnectError: ")
+        assert advice == "Without its keys no token counts: start again once it can be reached."
+
     @pytest.mark.parametrize(
         ("app", "problem"),
         [

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 import trio
 
-from wsrecover.errors import ConfigError
+from wsrecover.errors import ConfigError, KeysUnavailable
 
 from .keys import Key, parse_jwks
 
@@ -33,6 +33,14 @@ _ASKED: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 """Not compressed: a few bytes that expand would be in memory before they could be counted."""
 
 
+_PASSING: Final = frozenset((429, *range(500, 600)))
+"""Statuses that say nothing of whether the URL is the right one."""
+
+
+class _Unreachable(ValueError):
+    """What is wrong may well pass by itself."""
+
+
 class KeySource:
     """A key set that is read when the server starts, and again by the task in `run`.
 
@@ -47,9 +55,15 @@ class KeySource:
         self._done = trio.Event()
 
     async def load(self) -> None:
-        """Read the set for the first time. Raises `ConfigError` where that is not possible."""
+        """Read the set for the first time.
+
+        Raises `KeysUnavailable` where its URL cannot be reached now, and `ConfigError` where there is no such
+        file or what is there is no key set.
+        """
         try:
             await self._read()
+        except _Unreachable as error:
+            raise KeysUnavailable(f"{self.location} {error}") from error
         except ValueError as error:
             raise ConfigError(
                 "tokens.jwks", f"{self.location} {error}", "a file or URL with a JSON Web Key Set"
@@ -98,7 +112,7 @@ async def _load(location: str) -> bytes:
 
 
 async def _fetch(url: str) -> bytes:
-    """Raises `ValueError` for everything that goes wrong."""
+    """Raises `ValueError` for everything that goes wrong, `_Unreachable` for what is not for long."""
     import httpx  # noqa: PLC0415  A quarter second of start-up that only those with a URL pay.
 
     text = b""
@@ -109,7 +123,8 @@ async def _fetch(url: str) -> bytes:
                 client.stream("GET", url, headers=_ASKED) as response,
             ):
                 if response.status_code != 200:
-                    raise ValueError(f"answers with the status {response.status_code}")
+                    kind = _Unreachable if response.status_code in _PASSING else ValueError
+                    raise kind(f"answers with the status {response.status_code}")
                 if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                     raise ValueError("answers in an encoding that was not asked for")
                 async for piece in response.aiter_raw():
@@ -117,10 +132,12 @@ async def _fetch(url: str) -> bytes:
                     if len(text) > MAX_BYTES:
                         scope.cancel()  # Leaving the loop would leave httpx's own generators half-way.
                 return _bounded(text)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(f"cannot be fetched: {type(error).__name__}") from error
+    except httpx.InvalidURL as error:
+        raise ValueError(f"cannot be fetched: {error}") from error
+    except httpx.HTTPError as error:
+        raise _Unreachable(f"cannot be fetched: {type(error).__name__}: {error}") from error
     _bounded(text)
-    raise ValueError(f"did not come within {TIMEOUT:g} s")
+    raise _Unreachable(f"did not come within {TIMEOUT:g} s")
 
 
 def _bounded(text: bytes) -> bytes:

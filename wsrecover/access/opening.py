@@ -20,7 +20,8 @@ __all__ = ["open_verifier"]
 async def open_verifier(config: Config, clock: Callable[[], float]) -> AsyncIterator[TokenVerifier]:
     """The verifier that the settings describe, for the block; its key set is kept fresh meanwhile.
 
-    The secret of the environment counts only where no key set is named. Raises `ConfigError`.
+    The secret of the environment counts only where no key set is named. Raises `ConfigError`,
+    and `KeysUnavailable` where the key set cannot be fetched now.
     """
     rules, source = config.tokens, None
     secret = config.secret

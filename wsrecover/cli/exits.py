@@ -16,6 +16,7 @@ from wsrecover.errors import (
     ConfigError,
     ConnectionClosed,
     HandshakeRefused,
+    KeysUnavailable,
     StoreError,
     StoreLocked,
     TokenError,
@@ -124,6 +125,9 @@ def _words(error: BaseException) -> tuple[int, str] | None:
         case ConfigError():
             advice = "\nName a file of them with --secret-file." if error.field == SECRET_VARIABLE else ""
             return USAGE, f"config: {error}{advice}"
+        case KeysUnavailable():
+            advice = "Without its keys no token counts: start again once it can be reached."
+            return FAILED, f"tokens.jwks: {error}\n{advice}"
         case StoreLocked():
             return FAILED, f"store: {error}\nStop the other process, or give this one its own with --store."
         case StoreError():
