@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 import structlog
-from figures import FIGURES, Figure, table
+from figures import FIGURES, Figure, Progress, table
 from hypothesis import settings
 
 # As a program that embeds wsrecover and configures structlog itself: what tests capture stays captured.
 structlog.configure()
+
+PROGRESS_SECONDS = 5.0
 
 CI = os.environ.get("WSRECOVER_CI") == "1"
 
@@ -25,6 +28,25 @@ def figure(request: pytest.FixtureRequest) -> Figure:
     """Reports a figure in the table that follows the tests."""
     rows = request.config.stash.setdefault(FIGURES, [])
     return lambda ids, what, value: rows.append((ids, what, str(value)))
+
+
+@pytest.fixture
+def progress(request: pytest.FixtureRequest) -> Progress:
+    """Tells whoever waits how far a long step is, each `PROGRESS_SECONDS`."""
+    plugins = request.config.pluginmanager
+    reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
+    said = time.monotonic()
+
+    def say(how_far: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= PROGRESS_SECONDS:
+            said = time.monotonic()
+            with capture.global_and_fixture_disabled():
+                reporter.ensure_newline()
+                reporter.write_line(f"{request.node.name}: {how_far}")
+                reporter.flush()
+
+    return say
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

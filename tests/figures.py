@@ -7,10 +7,13 @@ from typing import Final, TypeAlias
 
 import pytest
 
-__all__ = ["FIGURES", "Figure", "table"]
+__all__ = ["FIGURES", "Figure", "Progress", "table"]
 
 Figure: TypeAlias = Callable[[str, str, object], None]
 """Takes the ids of the rows, what was measured, and the figure."""
+
+Progress: TypeAlias = Callable[[str], None]
+"""Says on the terminal how far a step has come that takes more than some seconds; most of it goes unsaid."""
 
 FIGURES: Final = pytest.StashKey[list[tuple[str, str, str]]]()
 
