@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 from typing import TYPE_CHECKING
@@ -78,6 +79,16 @@ def test_its_tokens_must_come_from_the_issuer_and_be_for_the_audience_that_are_g
             bad = cli.token(*options)
             err = cli.run("send", "--url", url, "--token-file", bad, "chat", "{}", code=1).stderr
             assert "the token was refused: " in err
+
+
+def test_it_takes_as_many_descriptors_as_the_hard_limit_lets_it_have(cli: Cli) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        with cli.serving() as (process, _):
+            assert resource.prlimit(process.popen.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class TestStartUpFailures:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import errno
 import math
+import resource
 from typing import Any
 
+import pytest
 import structlog
 import trio
 from trio.testing import MockClock
 
-from wsrecover.transport.doorway import FIRST_PAUSE, FULL, LONGEST_PAUSE, QUIET, Doorway
+from wsrecover.transport.doorway import (
+    FIRST_PAUSE,
+    FULL,
+    LONGEST_PAUSE,
+    QUIET,
+    Doorway,
+    raise_descriptor_limit,
+)
 
 NONE_LEFT = OSError(errno.EMFILE, "Too many open files")
 
@@ -93,3 +102,18 @@ async def test_trouble_is_said_once_and_its_end_once_it_was_quiet(mock_clock: Mo
     statistics = doorway.statistics()
     assert (statistics.turned_away, statistics.failures) == (101, 100)
     await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError])
+def test_a_system_that_gives_no_more_descriptors_is_no_trouble(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    asked: list[object] = []
+
+    def refuse(*arguments: object) -> None:
+        asked.append(arguments)
+        raise error("no")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    raise_descriptor_limit()
+    assert len(asked) == 1

@@ -21,6 +21,7 @@ from wsrecover.config import Config
 from wsrecover.errors import ConfigError, TransportError
 from wsrecover.logs import configure
 from wsrecover.server import Server
+from wsrecover.transport.doorway import raise_descriptor_limit
 
 from .exits import OK, Failure, leaves
 from .options import (
@@ -92,8 +93,10 @@ def serve(
 async def run_server(app: App, config: Config, on_ready: Callable[[Server], object] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once.
 
+    The process may have as many descriptors as its hard limit says from then on.
     `on_ready` is called once the server listens. Cancelling stops it as it stops `wsrecover.serve`.
     """
+    raise_descriptor_limit()
     server: Server | None = None
     async with trio.open_nursery() as nursery:
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import attrs
@@ -23,7 +24,15 @@ import trio
 
 from .handshake import Refusal
 
-__all__ = ["FIRST_PAUSE", "FULL", "LONGEST_PAUSE", "QUIET", "AcceptStatistics", "Doorway"]
+__all__ = [
+    "FIRST_PAUSE",
+    "FULL",
+    "LONGEST_PAUSE",
+    "QUIET",
+    "AcceptStatistics",
+    "Doorway",
+    "raise_descriptor_limit",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +67,16 @@ def descriptor_limit() -> float:
     """How many descriptors the process may have now."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return math.inf if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may give itself: its soft limit becomes the hard one.
+
+    The soft one is low for the sake of programs that use select(2). Where the system refuses it stays.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Doorway:
