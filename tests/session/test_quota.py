@@ -7,7 +7,6 @@ import trio
 from trio.testing import MockClock
 
 from wsrecover.access import Principal
-from wsrecover.access.limits import moment
 from wsrecover.agents import App, Run
 from wsrecover.config import Config, Contexts, Limits, Retention, Tier
 from wsrecover.errors import StoreFailed
@@ -21,7 +20,7 @@ ADA = StreamKey("user", "acme", "ada")
 
 def taken(quotas: Quotas) -> tuple[int, int]:
     """The connections and runs of the tenant."""
-    tenant = quotas.tenants.of("acme", moment(trio.current_time()))
+    tenant = quotas.tenants.of("acme")
     return tenant.connections, tenant.runs
 
 

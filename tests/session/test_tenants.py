@@ -13,55 +13,56 @@ from wsrecover.session.quota import Quota, Quotas
 from wsrecover.session.tenants import Tenants
 from wsrecover.streams.store import StreamKey
 
-NOW = moment(5.0)
-LATER = moment(7.0)
 
-
-def crowd(tenants: Tenants, at: int, count: int = 100) -> None:
+def crowd(tenants: Tenants, count: int = 100) -> None:
     for number in range(count):
-        tenants.of(f"t{number}", at)
+        tenants.of(f"t{number}")
 
 
-def test_one_that_is_as_new_is_forgotten_when_there_are_many() -> None:
+async def test_one_that_is_as_new_is_forgotten_when_there_are_many() -> None:
     tenants = Tenants(Rate(1, 2), few=4)
-    crowd(tenants, NOW)
+    crowd(tenants)
     assert len(tenants) <= 4
 
 
 @pytest.mark.parametrize("what", ["connections", "runs"])
-def test_one_that_has_anything_stays_the_same(what: str) -> None:
+async def test_one_that_has_anything_stays_the_same(what: str) -> None:
     tenants = Tenants(Rate(1, 2), few=4)
-    acme = tenants.of("acme", NOW)
+    acme = tenants.of("acme")
     setattr(acme, what, 1)
-    crowd(tenants, LATER)
-    assert tenants.of("acme", LATER) is acme
+    crowd(tenants)
+    assert tenants.of("acme") is acme
 
 
-def test_one_that_sent_commands_is_remembered_until_it_may_send_all_of_them_again() -> None:
+async def test_one_that_sent_commands_is_remembered_until_it_may_send_all_of_them_again(
+    mock_clock: MockClock,
+) -> None:
     tenants = Tenants(Rate(1, 2), few=4)
-    acme = tenants.of("acme", NOW)
-    assert acme.commands.take(NOW, 2) == 0.0
-    crowd(tenants, LATER - 1)
-    assert tenants.of("acme", LATER - 1) is acme
-    crowd(tenants, LATER)
-    assert tenants.of("acme", LATER) is not acme
+    acme = tenants.of("acme")
+    assert acme.commands.take(moment(trio.current_time()), 2) == 0.0
+    mock_clock.jump(1.999)
+    crowd(tenants)
+    assert tenants.of("acme") is acme
+    mock_clock.jump(0.001)
+    crowd(tenants)
+    assert tenants.of("acme") is not acme
 
 
-def test_where_none_can_be_forgotten_they_are_looked_through_the_less_often(
+async def test_where_none_can_be_forgotten_they_are_looked_through_the_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks = 0
     forget = Tenants._forget
 
-    def count(tenants: Tenants, at: int) -> None:
+    def count(tenants: Tenants) -> None:
         nonlocal looks
         looks += 1
-        forget(tenants, at)
+        forget(tenants)
 
     monkeypatch.setattr(Tenants, "_forget", count)
     tenants = Tenants(Rate(1, 2), few=4)
     for number in range(1000):
-        tenants.of(f"t{number}", NOW).connections = 1
+        tenants.of(f"t{number}").connections = 1
     assert len(tenants) == 1000
     assert looks == 8
 

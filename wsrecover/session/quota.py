@@ -127,7 +127,7 @@ class Quota:
         self._commands = Bucket(self._commands_rate())
         self._bytes = Bucket(self._bytes_rate())
         self._replay: _Allowance | None = None
-        self._tenant = quotas.tenants.of(user.tenant, _now())
+        self._tenant = quotas.tenants.of(user.tenant)
 
     @property
     def pages(self) -> Pages:
@@ -230,5 +230,5 @@ class Quota:
 
     def _current_tenant(self) -> Tenant:
         """While nothing is noted for a tenant it may be forgotten, and another has taken its place."""
-        self._tenant = self._quotas.tenants.of(self._user.tenant, _now())
+        self._tenant = self._quotas.tenants.of(self._user.tenant)
         return self._tenant

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import attrs
+import trio
 
-from wsrecover.access.limits import Bucket, Rate
+from wsrecover.access.limits import Bucket, Rate, moment
 
 __all__ = ["Tenant", "Tenants"]
 
@@ -26,26 +27,30 @@ class Tenant:
 
 
 class Tenants:
-    """All tenants there are, found by name. One that has a connection or a run stays the same object."""
+    """All tenants there are, found by name. One that has a connection or a run stays the same object.
+
+    Time is trio's, as in their users' quotas; it is looked at only where there are many.
+    """
 
     def __init__(self, commands: Rate, few: int = _FEW) -> None:
         self._rate = commands
         self._few = self._most = few
         self._tenants: dict[str, Tenant] = {}
 
-    def of(self, name: str, at: int) -> Tenant:
-        """The tenant of this name at the moment `at`."""
+    def of(self, name: str) -> Tenant:
+        """The tenant of this name."""
         tenant = self._tenants.get(name)
         if tenant is None:
             if len(self._tenants) >= self._most:
-                self._forget(at)
+                self._forget()
             tenant = self._tenants[name] = Tenant(Bucket(self._rate))
         return tenant
 
     def __len__(self) -> int:
         return len(self._tenants)
 
-    def _forget(self, at: int) -> None:
+    def _forget(self) -> None:
         """Keep those that are not as new, and look again when there are twice as many."""
+        at = moment(trio.current_time())
         self._tenants = {name: one for name, one in self._tenants.items() if not one.is_as_new(at)}
         self._most = max(self._few, 2 * len(self._tenants))
