@@ -74,6 +74,16 @@ def test_who_may_go_beyond_does_so_and_waits_the_longer_after_it() -> None:
     assert bucket.take(moment(0.0)) == 3.0
 
 
+def test_of_a_smaller_burst_the_rest_stays() -> None:
+    bucket = Bucket(Rate(1, 2))
+    assert bucket.take(moment(0.0), 0, beyond=-1) == 0.0
+    assert bucket.take(moment(0.0), beyond=-1) == 0.0
+    assert bucket.take(moment(0.0), 0, beyond=-1) == 0.0
+    assert bucket.take(moment(0.0), beyond=-1) == 1.0
+    assert bucket.take(moment(0.0)) == 0.0
+    assert bucket.take(moment(0.0), 0, beyond=-1) == 1.0
+
+
 def test_what_is_spent_on_credit_is_waited_for_and_what_is_put_back_is_there_again() -> None:
     bucket = Bucket(Rate(10, 5))
     bucket.spend(moment(0.0), 7)

@@ -53,7 +53,7 @@ class Bucket:
         self._full_at = at - (-max(self._full_at - at, 0) * self._interval // before)
 
     def take(self, at: int, amount: int = 1, *, beyond: int = 0) -> float:
-        """Take `amount` at the moment `at`; the burst is `beyond` larger.
+        """Take `amount` at the moment `at`; the burst is `beyond` larger, or smaller where that is below 0.
 
         0.0: it was taken. Else nothing was, and it is the time in seconds, up to the millisecond, after which
         it would be; an `amount` above the burst never is.
@@ -63,7 +63,9 @@ class Bucket:
             full_at = at
         full_at += amount * self._interval
         wait = full_at - at - self._room
-        if wait > 0 and (wait := wait - beyond * self._interval) > 0:
+        if beyond:
+            wait -= beyond * self._interval
+        if wait > 0:
             return -(-wait // _MILLISECOND) / 1000
         self._full_at = full_at
         return 0.0
