@@ -201,6 +201,11 @@ class TestMessages:
         ]
         assert reduce(context, delta(5, 7, "late")) == context
 
+    def test_a_delta_of_which_what_is_known_would_cut_a_character_is_of_another_text(self) -> None:
+        context = context_of(delta(1, 0, "a"))
+        apart = reduce(reduce(context, delta(2, 0, "𝄞")), delta(3, 2, "b"))
+        assert apart == reduce(context, delta(3, 0, "𝄞b", first=2)) == context
+
     def test_a_delta_counts_once(self) -> None:
         context = context_of(delta(1, 0, "ab"), delta(2, 2, "cd"))
         assert text_of(reduce(context, delta(2, 2, "cd"))) == "abcd"

@@ -133,7 +133,10 @@ def _delta(context: Context, event: Event) -> Context:
         return context
     known = message.text.units - offset
     if known:
-        text = between(text, known, units(text))
+        whole = units(text)
+        text = between(text, known, whole)
+        if units(text) != max(whole - known, 0):
+            return context  # What is known ends within a character of it: it is of another text.
     if not text:
         return context
     size = _size(text)
