@@ -5,9 +5,10 @@ Only what a WebSocket handshake needs: one start line and headers, each `name: v
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, TypeVar, overload
 from urllib.parse import unquote_to_bytes
 
 import attrs
@@ -21,6 +22,10 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _ODD_BYTE: Final = re.compile(r"[^\t -~]")
 _TARGET: Final = re.compile(r"/[!$-~]*")  # origin-form, visible ASCII, no quote and no fragment
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+_NO_FIELD: Final = "header: not `name: value`"
+
+_T = TypeVar("_T")
 
 _SINGLE: Final = frozenset(
     {
@@ -69,6 +74,14 @@ class Headers(Mapping[str, str]):
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name.lower() in self._values
 
+    @overload
+    def get(self, name: str, /) -> str | None: ...
+    @overload
+    def get(self, name: str, /, default: str | _T) -> str | _T: ...
+    def get(self, name: str, /, default: str | _T | None = None) -> str | _T | None:
+        """The header, or `default`. Not the inherited one, for which what is missing is an exception."""
+        return self._values.get(name.lower(), default)
+
     def names(self, name: str, token: str) -> bool:
         """Whether `token`, in lower case, is a member of a comma-separated header, in any case."""
         value = self._values.get(name.lower(), "").lower()
@@ -82,9 +95,10 @@ class Headers(Mapping[str, str]):
 
 @attrs.frozen
 class Request:
-    """What a client asked for. `path` is as sent, `query` is decoded, `peer` is its address as `host:port`.
+    """What a client asked for. `path` is as sent, `query` is decoded, `peer` is its address as `host:port`;
+    `subprotocols` are those offered, in the client's order.
 
-    Headers and query may hold secrets and stay out of its repr.
+    Headers and query may hold secrets and stay out of its repr, and the subprotocols with them.
     """
 
     method: str
@@ -92,10 +106,10 @@ class Request:
     query: Mapping[str, str] = attrs.field(repr=False)
     headers: Headers = attrs.field(repr=False)
     peer: str
+    subprotocols: tuple[str, ...] = attrs.field(init=False, repr=False)
 
-    @property
-    def subprotocols(self) -> tuple[str, ...]:
-        """The subprotocols offered, in the client's order."""
+    @subprotocols.default
+    def _subprotocols(self) -> tuple[str, ...]:
         return self.headers.tokens("sec-websocket-protocol")
 
 
@@ -120,7 +134,7 @@ def parse_headers(head: bytes) -> tuple[str, Headers]:
     except UnicodeDecodeError:
         raise HeadError(400, "head: not ASCII") from None
     lines = text.split("\r\n")
-    if any(not line.isprintable() and _ODD_BYTE.search(line) for line in lines):
+    if not (whole := "".join(lines)).isprintable() and _ODD_BYTE.search(whole):
         raise HeadError(400, "head: control characters, or line ends other than CRLF")
     start = lines.pop(0)
     if len(lines) > MAX_HEADERS:
@@ -128,16 +142,23 @@ def parse_headers(head: bytes) -> tuple[str, Headers]:
     values: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
-        if not colon or not _TOKEN.fullmatch(name):
-            raise HeadError(400, "header: not `name: value`")
-        name = name.lower()
-        value = value.strip(" \t")
+        if not colon:
+            raise HeadError(400, _NO_FIELD)
+        name, value = _field_name(name), value.strip(" \t")
         if name in values:
             if name in _SINGLE:
                 raise HeadError(400, f"{name}: given twice")
             value = f"{values[name]}, {value}"
         values[name] = value
     return start, Headers(values)
+
+
+@functools.lru_cache(maxsize=64)
+def _field_name(name: str) -> str:
+    """The name in lower case. All clients send the same few. Raises HeadError."""
+    if not _TOKEN.fullmatch(name):
+        raise HeadError(400, _NO_FIELD)
+    return name.lower()
 
 
 def parse_query(query: str) -> dict[str, str]:
