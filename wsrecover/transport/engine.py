@@ -56,6 +56,7 @@ class Engine(WebSocketConnection):
         self._stream_lock = trio.StrictFIFOLock()
         side = ConnectionType.CLIENT if client else ConnectionType.SERVER
         self._wsproto = cast("WSConnection", Connection(side, trailing_data=early))
+        self._unhandled = bool(early)
         self._close_reason = None
         self._pings = OrderedDict()
         self.ended: ConnectionClosed | None = None
@@ -99,7 +100,12 @@ class Engine(WebSocketConnection):
             pong.set()
 
     async def handle(self, deliver: Callable[[Message], None]) -> None:
-        """Handle what was received: messages to `deliver`, pings answered, a close answered and noted."""
+        """Handle what was received: messages to `deliver`, pings answered, a close answered and noted.
+
+        What it was cancelled in front of is left to the next call.
+        """
+        if not self._unhandled:
+            return
         for event in self._wsproto.events():
             if isinstance(event, TextMessage | BytesMessage):
                 self._take(event, deliver)
@@ -107,6 +113,7 @@ class Engine(WebSocketConnection):
                 await self._control(event)
             if self.ended is not None:
                 return
+        self._unhandled = False
 
     async def read(self) -> bool:
         """Wait for bytes of the peer; False, with `ended` set, where there are none. Cancelling is safe."""
@@ -118,6 +125,7 @@ class Engine(WebSocketConnection):
             self.end(ConnectionClosed(ABNORMAL))
             return False
         self._wsproto.receive_data(data)
+        self._unhandled = True
         return True
 
     async def probe(self) -> None:
