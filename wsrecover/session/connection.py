@@ -153,9 +153,10 @@ class Connection:
             self._services.counts[f"closed.{code}"] += 1
             if ending.code not in QUIET_ENDS:
                 self._services.note(f"connection.{code}")
-            with trio.move_on_after(CLOSE_TIMEOUT + 1, shield=True):
-                await self.socket.aclose(ending.code, ending.reason, timeout=CLOSE_TIMEOUT)
-            self.socket.kill()
+            if not self.socket.outbox.closed:  # It is where the peer ended it, as most do.
+                with trio.move_on_after(CLOSE_TIMEOUT + 1, shield=True):
+                    await self.socket.aclose(ending.code, ending.reason, timeout=CLOSE_TIMEOUT)
+                self.socket.kill()
             if self._closed is not None:
                 self._closed.set()
 
