@@ -1,4 +1,4 @@
-"""Bytes to frames and back: the one place to import from. See `encode` and `decode` for how."""
+"""Bytes to frames and back: the one place to import from. See `encode`, `greeting` and `decode` for how."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .encode import (
     parts,
     snapshot_frame,
 )
+from .greeting import welcome_frame
 
 __all__ = [
     "decode_body",
@@ -39,4 +40,5 @@ __all__ = [
     "live_frame",
     "parts",
     "snapshot_frame",
+    "welcome_frame",
 ]

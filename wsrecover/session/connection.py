@@ -25,7 +25,7 @@ from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.config import Limits, Timeouts
 from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError
 from wsrecover.protocol.closecodes import RULES, CloseCode
-from wsrecover.protocol.codec import decode_client, encode
+from wsrecover.protocol.codec import decode_client, encode, welcome_frame
 from wsrecover.protocol.frames import (
     Ack,
     Auth,
@@ -197,7 +197,7 @@ class Connection:
     def _begin(self, hello: Hello, streams: Mapping[str, Stream]) -> None:
         start = self._following.start(hello, streams)
         switch = first_switch(hello, start.infos["user"])
-        first = encode(welcome(self._home, self.grant, self.id, start.infos))
+        first = welcome_frame(welcome(self._home, self.grant, self.id, start.infos))
         self._delivery.begin(streams, start.after, start.held, first, gaps=start.gaps, switch=switch)
         self._services.presence.arrive(self)
 

@@ -17,9 +17,7 @@ def welcome(home: Home, grant: Grant, connection: str, streams: dict[str, Stream
     return Welcome(
         protocol=VERSION,
         connection=connection,
-        principal=PrincipalInfo(
-            principal.tenant, principal.user, roles=tuple(sorted(principal.roles)), tier=principal.tier
-        ),
+        principal=PrincipalInfo(principal.tenant, principal.user, principal.roles, principal.tier),
         streams=streams,
         heartbeat=services.config.timeouts.heartbeat,
         limits={
