@@ -13,24 +13,17 @@ only where they are all there: then whoever is sent it has none of it.
 
 from __future__ import annotations
 
-from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
 import orjson
 
-from .encode import encode_event, event_frame
+from .encode import Logged, encode_event, event_frame
 from .events import COMPLETED, FRAGMENTS
 from .fields import MAX_INT
 from .utf16 import units
 
-__all__ = ["MESSAGE_ID", "Coalescer", "Logged"]
-
-
-class Logged(Protocol):
-    """An event in a log, as `encode_event` made its body."""
-
-    seq: int
-    body: bytes
+__all__ = ["MESSAGE_ID", "Coalescer"]
 
 
 E = TypeVar("E", bound=Logged)

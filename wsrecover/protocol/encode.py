@@ -14,8 +14,8 @@ import functools
 import hashlib
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import attrs
 import orjson
@@ -38,6 +38,7 @@ from .frames import (
 )
 
 __all__ = [
+    "Logged",
     "digest",
     "encode",
     "encode_event",
@@ -46,6 +47,7 @@ __all__ = [
     "ephemeral_frame",
     "event_author",
     "event_frame",
+    "event_frames",
     "event_prefix",
     "join",
     "live_frame",
@@ -62,6 +64,13 @@ _STRICT: Final = (
 
 _REQUIRED: Final = object()
 _ID: Final = f"must be 1 to {MAX_ID} printable ASCII characters"
+
+
+class Logged(Protocol):
+    """An event in a log, as `encode_event` made its body."""
+
+    seq: int
+    body: bytes
 
 
 def _wire_fields(cls: type) -> tuple[tuple[str, str, Any], ...]:
@@ -315,6 +324,12 @@ def event_prefix(stream: str) -> bytes:
 def event_frame(stream: str, seq: int, body: bytes) -> bytes:
     """The `event` frame of a body that `encode_event` made."""
     return b"%b%d,%b" % (event_prefix(stream), seq, body[1:])
+
+
+def event_frames(stream: str, logged: Iterable[Logged]) -> list[bytes]:
+    """The `event_frame` of each: what a replay sends, by the hundred."""
+    prefix = event_prefix(stream)
+    return [b"%b%d,%b" % (prefix, event.seq, event.body[1:]) for event in logged]
 
 
 def ephemeral_frame(stream: str, body: bytes) -> bytes:

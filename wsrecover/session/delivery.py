@@ -248,9 +248,9 @@ class Delivery:
             if batch.last - since < SKIP_EVERY:
                 return b""
             return text_frame(encode(Skip(stream.name, batch.last)))
-        frames = list(frames_of(stream, batch.entries, wanted=wanted, part_bytes=self._limits.part_bytes))
+        frames = frames_of(stream, batch.entries, wanted=wanted, part_bytes=self._limits.part_bytes)
         if stream in self._unsaid:
-            frames.insert(0, encode(Skip(stream.name, batch.first - 1)))
+            frames = [encode(Skip(stream.name, batch.first - 1)), *frames]
         return pack(frames)
 
     def _go_on(self) -> None:

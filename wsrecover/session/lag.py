@@ -60,6 +60,9 @@ class Lag:
 
     def pop(self, share: int) -> list[bytes]:
         """Take about `share` bytes of frames: whole ones, and at least one."""
+        if sum(map(len, self.frames)) <= share:
+            frames, self.frames = self.frames, deque()
+            return list(frames)
         taken: list[bytes] = []
         size = 0
         while self.frames and (size < share or not taken):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import attrs
 
 from wsrecover.protocol.coalesce import MESSAGE_ID, Coalescer
-from wsrecover.protocol.codec import encode, event_frame, join, parts
+from wsrecover.protocol.codec import encode, event_frame, event_frames, join, parts
 from wsrecover.protocol.frames import Skip
 from wsrecover.streams.store import Entry
 from wsrecover.streams.stream import Stream
@@ -60,12 +60,26 @@ def frames_of(
     wanted: Filter,
     part_bytes: int,
     resume_part: tuple[int, int] | None = None,
-) -> Iterator[bytes]:
+) -> Sequence[bytes]:
     """The frames that tell `entries`: events, parts of those above `part_bytes`, and skips over what is
     filtered out.
 
     `resume_part` is (seq, offset): the bytes of that event which its receiver holds already.
     """
+    if wanted is None:
+        frames = event_frames(stream.name, entries)
+        if max(map(len, frames), default=0) <= part_bytes:
+            return frames
+    return list(_frames_of(stream, entries, wanted, part_bytes, resume_part))
+
+
+def _frames_of(
+    stream: Stream,
+    entries: Sequence[Entry],
+    wanted: Filter,
+    part_bytes: int,
+    resume_part: tuple[int, int] | None,
+) -> Iterator[bytes]:
     skipped: int | None = None
     for entry in entries:
         if not passes(wanted, entry.thread):
@@ -88,8 +102,10 @@ MESSAGE_BYTES: Final = 8 * 1024
 """What a connection must live for to get on: of a message that is cut its client has nothing."""
 
 
-def pack(frames: Iterable[bytes]) -> bytes:
+def pack(frames: Sequence[bytes]) -> bytes:
     """WebSocket text messages, back to back, of at most `MESSAGE_BYTES` unless a single frame is larger."""
+    if frames and sum(map(len, frames)) + len(frames) <= MESSAGE_BYTES:
+        return text_frame(join(frames))
     framed: list[bytes] = []
     chunk: list[bytes] = []
     size = 0
@@ -101,4 +117,4 @@ def pack(frames: Iterable[bytes]) -> bytes:
         size += len(frame) + 1
     if chunk:
         framed.append(text_frame(join(chunk)))
-    return framed[0] if len(framed) == 1 else b"".join(framed)
+    return b"".join(framed)
