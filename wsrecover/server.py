@@ -11,7 +11,7 @@ import gc
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Final, Never
@@ -40,7 +40,7 @@ from .streams.registry import Streams
 from .streams.sqlite import open_sqlite
 from .streams.store import Store
 from .transport.doorway import Doorway
-from .transport.listener import Acceptance, Refusal, Request, open_listeners, serve_sockets
+from .transport.listener import open_listeners, serve_sockets
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 
@@ -136,7 +136,7 @@ async def _start(nursery: trio.Nursery, services: Services, context: ssl.SSLCont
     admission = Admission(nursery, registry, services)
     accepting = trio.CancelScope()
     doorway = Doorway()
-    listen = partial(_listen, services, admission.answer, accepting, doorway, ssl_context=context)
+    listen = partial(_listen, services, admission, accepting, doorway, ssl_context=context)
     addresses = await nursery.start(listen)
     return Server(services, registry, tuple(addresses), accepting.cancel, doorway)
 
@@ -200,7 +200,7 @@ async def _run_journal(journal: Journal, shield: trio.CancelScope) -> None:
 
 async def _listen(
     services: Services,
-    answer: Callable[[Request], Awaitable[Refusal | Acceptance]],
+    admission: Admission,
     accepting: trio.CancelScope,
     doorway: Doorway,
     *,
@@ -212,7 +212,8 @@ async def _listen(
         listeners = [stack.enter_context(one) for one in await open_listeners(config.host, config.port)]
         await serve_sockets(
             listeners,
-            answer,
+            admission.answer,
+            answer_now=admission.answer_now,
             handshake_timeout=config.timeouts.handshake,
             head_bytes=config.limits.head_bytes,
             max_message_bytes=config.limits.message_bytes,

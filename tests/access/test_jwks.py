@@ -158,6 +158,21 @@ class TestFile:
         assert grant is not None
         assert grant.principal.user == "ann"
 
+    async def test_without_waiting_it_is_only_said_that_it_takes_waiting(
+        self, tmp_path: Path, old: Signer, new: Signer
+    ) -> None:
+        file = tmp_path / "keys.json"
+        file.write_bytes(key_set(old))
+        source = KeySource(str(file))
+        await source.load()
+        tokens = verifier(source)
+        grant = tokens.authenticate_nowait(shown(old))
+        assert grant is not None
+        assert grant.principal.user == "ann"
+        assert tokens.authenticate_nowait(Credentials(None, {}, "here")) is None
+        with pytest.raises(trio.WouldBlock):
+            tokens.authenticate_nowait(shown(new))
+
     async def test_a_key_that_is_withdrawn_takes_its_remembered_tokens_with_it(
         self, tmp_path: Path, old: Signer, new: Signer, mock_clock: MockClock, nursery: trio.Nursery
     ) -> None:

@@ -194,7 +194,8 @@ class Treacherous:
         self.armed = False
 
     def __call__(self) -> float:
-        if self.armed and trio.lowlevel.current_task().name.endswith(("Handshakes.shake", "Members._live")):
+        handling = ("._accept", "Handshakes._finish", "Members._live")
+        if self.armed and trio.lowlevel.current_task().name.endswith(handling):
             self.armed = False
             raise ArithmeticError("a bug of the server's own")
         return time.time()

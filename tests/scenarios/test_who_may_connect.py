@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from forgery import AUDIENCE, CLAIMS, ISSUER, NOW, Mint, forged, valid
 from serving import frames_until_closed
 from structlog.testing import capture_logs
 
-from wsrecover.access import Credentials, Grant, Principal
+from wsrecover.access import Credentials, Grant, Principal, TokenVerifier
 from wsrecover.agents import App
 from wsrecover.config import Config, Tokens
 from wsrecover.errors import ConfigError, HandshakeRefused, TokenError
@@ -164,6 +165,20 @@ async def test_s03_what_cannot_decide_is_refused_at_once() -> None:
 def test_s03_a_grant_has_a_time_at_which_it_expires(expires_at: Any) -> None:
     with pytest.raises(ConfigError, match=r"^Grant\.expires_at: .*never expires"):
         Grant(Principal("acme", "ada"), expires_at)
+
+
+async def test_s03_who_asks_for_more_than_a_valid_token_is_asked() -> None:
+    class Doubting(TokenVerifier):
+        async def authenticate(self, credentials: Credentials) -> Grant | None:
+            await super().authenticate(credentials)
+            raise TokenError("a token is not enough")
+
+    secret = b"of the doubting one, 32 bytes long"
+    doubting = Doubting(secret, leeway=0, clock=time.time)
+    async with local_server(authenticator=doubting, secret=secret) as local:
+        with pytest.raises(HandshakeRefused, match="not enough"):
+            async with local.peer():
+                pass
 
 
 async def test_s03_a_key_may_count_for_as_good_as_ever() -> None:

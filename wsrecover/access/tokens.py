@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
+import trio
 
 from wsrecover.config import Tokens
 from wsrecover.errors import ConfigError, TokenError, TokenExpired, UnknownKey
@@ -77,6 +78,16 @@ class TokenVerifier:
             if self._source is None or not await self._source.refreshed():
                 raise
         return self.verify(token)
+
+    def authenticate_nowait(self, credentials: Credentials) -> Grant | None:
+        """`authenticate`; raises `trio.WouldBlock` where that might wait."""
+        token = credentials.token
+        try:
+            return None if token is None else self.verify(token)
+        except UnknownKey:
+            if self._source is None:
+                raise
+            raise trio.WouldBlock from None
 
     def verify(self, token: str) -> Grant:
         """The grant of a valid token; raises `TokenError`, whose message never contains any of the token.

@@ -26,6 +26,7 @@ from wsrecover.access.authenticator import Credentials
 from wsrecover.access.claims import Grant
 from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.access.origins import is_allowed
+from wsrecover.access.tokens import TokenVerifier
 from wsrecover.errors import CommandError, FrameError, StoreFailed, StoreUnavailable, TokenError
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, decode_hello, encode
@@ -71,30 +72,47 @@ class Admission:
         self._registry = registry
         self._services = services
         self._waiting = 0
+        authenticator = services.authenticator
+        # Not a subclass's: it may ask for more than a token that verifies.
+        self._verifier = authenticator if type(authenticator) is TokenVerifier else None
         limits = services.config.limits
         self._fresh = Bucket(Rate(limits.fresh_connects_per_second, 10 * limits.fresh_connects_per_second))
         self._resumes = Bucket(Rate(limits.resumes_per_second, 10 * limits.resumes_per_second))
 
     async def answer(self, request: Request) -> Refusal | Acceptance:
         """Decide on one upgrade request, before the 101."""
-        decision = await self._decide(request)
-        if isinstance(decision, Refusal):
-            # What is wrong with a request may quote it, and it may hold a secret in any place.
-            reason = "bad request" if decision.status == 400 else decision.body
-            audit.rejected(decision.status, reason, peer=request.peer)
-        return decision
-
-    async def _decide(self, request: Request) -> Refusal | Acceptance:
-        config, plain = self._services.config, is_plain(request)
-        if refusal := self._misplaced(request, plain=plain):
-            return refusal
+        decision = self.answer_now(request)
+        if decision is not None:
+            return decision
         try:
-            credentials = Credentials(_token(request), request.headers, request.peer)
-            grant = await self._services.authenticator.authenticate(credentials)
+            grant = await self._services.authenticator.authenticate(_credentials(request))
+        except TokenError as error:
+            return _noted(request, _unauthenticated(error))
+        return _noted(request, self._admit(request, grant))
+
+    def answer_now(self, request: Request) -> Refusal | Acceptance | None:
+        """The same where nobody has to be waited for; else None, and nothing has happened."""
+        if refusal := self._misplaced(request):
+            return _noted(request, refusal)
+        try:
+            credentials = _credentials(request)
+            if self._verifier is None:
+                return None
+            grant = self._verifier.authenticate_nowait(credentials)
+        except trio.WouldBlock:
+            return None
+        except TokenError as error:
+            return _noted(request, _unauthenticated(error))
+        return _noted(request, self._admit(request, grant))
+
+    def _admit(self, request: Request, grant: Grant | None) -> Refusal | Acceptance:
+        """Decide over somebody who is known, or shows nothing yet."""
+        config, plain = self._services.config, is_plain(request)
+        try:
             if grant is not None:
                 self._services.revocations.check(grant)
         except TokenError as error:
-            return Refusal(401, f"{error}\n", (("WWW-Authenticate", 'Bearer error="invalid_token"'),))
+            return _unauthenticated(error)
         try:
             hello = (plain_hello if plain else _hello)(request, config.limits.message_bytes)
         except FrameError as error:
@@ -108,14 +126,13 @@ class Admission:
             if self._waiting >= config.limits.handshakes:
                 return Refusal(503, "Too many handshakes are under way.\n", (("Retry-After", "1"),))
             return Acceptance(SUBPROTOCOL, lambda socket: self._enter_lobby(socket, grant))
-        known, ready = grant, hello
-        return Acceptance(SUBPROTOCOL, lambda socket: self._attach(socket, known, ready))
+        return Acceptance(SUBPROTOCOL, lambda socket: self._attach(socket, grant, hello))
 
-    def _misplaced(self, request: Request, *, plain: bool) -> Refusal | None:
+    def _misplaced(self, request: Request) -> Refusal | None:
         """What is wrong with the request whoever it is that makes it."""
         if request.path != PATH:
             return Refusal(404, f"Nothing is here; WebSockets connect at {PATH}.\n")
-        if not plain and SUBPROTOCOL not in request.subprotocols:
+        if SUBPROTOCOL not in request.subprotocols and not is_plain(request):
             return Refusal(400, f"Sec-WebSocket-Protocol must offer {SUBPROTOCOL} or {PLAIN}.\n")
         config = self._services.config
         tls, origin = config.tls_certificate is not None, request.headers.get("origin")
@@ -270,6 +287,23 @@ async def _part_from(socket: ServerSocket, goodbye: Goodbye) -> None:
 
 def _not_hello() -> FrameError:
     return FrameError("invalid", "the first frame must be hello", field="op")
+
+
+def _noted(request: Request, decision: Refusal | Acceptance) -> Refusal | Acceptance:
+    if isinstance(decision, Refusal):
+        # What is wrong with a request may quote it, and it may hold a secret in any place.
+        reason = "bad request" if decision.status == 400 else decision.body
+        audit.rejected(decision.status, reason, peer=request.peer)
+    return decision
+
+
+def _unauthenticated(error: TokenError) -> Refusal:
+    return Refusal(401, f"{error}\n", (("WWW-Authenticate", 'Bearer error="invalid_token"'),))
+
+
+def _credentials(request: Request) -> Credentials:
+    """What the request shows. Raises `TokenError`."""
+    return Credentials(_token(request), request.headers, request.peer)
 
 
 def _token(request: Request) -> str | None:

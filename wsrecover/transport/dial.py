@@ -19,9 +19,9 @@ from wsrecover.errors import HandshakeRefused, TransportError
 
 from .handshake import accept_key
 from .head import HeadError, Headers, parse_headers
-from .listener import read_head
 from .outbox import Outbox
 from .pipe import Pipe, SocketPipe
+from .upgrade import read_head
 from .websocket import CLOSE_TIMEOUT, ClientSocket
 
 __all__ = ["Dial", "dial_tcp", "open_socket"]

@@ -2,229 +2,35 @@
 
 ::
 
-    accept ──▶ handshake task (bounded in number and time, in the listener's own nursery)
-                 TLS ─▶ head ─▶ check ─▶ answer(request) ┬▶ Refusal: HTTP answer, closed
-                                                         └▶ Acceptance: 101 as preface, owner(socket), end
-
-From `owner(socket)` on, a plain call without a checkpoint, the socket is the owner's alone.
+    accept ──▶ handshake (`upgrade`), at once or in a task of the listener's own nursery, bounded in number
+               and time ──▶ the owner of its WebSocket, or its end
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Final, NoReturn, Protocol
+from collections.abc import Sequence
+from typing import Final, NoReturn
 
-import attrs
-import structlog
 import trio
 
 from wsrecover.errors import TransportError
 
 from .doorway import Doorway
-from .handshake import Refusal, check_upgrade, encode_refusal, encode_switch
-from .head import HeadError, Request, parse_request
-from .outbox import Outbox
-from .pipe import Pipe, SocketPipe
-from .websocket import ServerSocket
+from .handshake import Refusal
+from .head import Request
+from .pipe import SocketPipe
+from .upgrade import Acceptance, Answer, AnswerNow, Gate, Handshakes, turn_away
 
 __all__ = ["Acceptance", "Gate", "Handshakes", "Refusal", "Request", "open_listeners", "serve_sockets"]
 
-log = structlog.get_logger(__name__)
+_ACCEPTS_PER_TURN: Final = 32
+"""Handshakes after which other tasks get their turn: about 5 ms."""
 
-_ACCEPTS_PER_TURN: Final = 64
-_LINGER: Final = 1.0
 _NOTSENT_LOWAT: Final = 32 * 1024
-_SERVER_BUG: Final = Refusal(500, "The server could not answer this request.")
-_BUSY: Final = Refusal(503, "Too many handshakes are under way.", (("Retry-After", "1"),))
-_SLOW: Final = Refusal(503, "The answer took too long.", (("Retry-After", "1"),))
 _CLOSED_LISTENER: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
-
-
-@attrs.frozen
-class Acceptance:
-    """The upgrade is granted. `subprotocol` is one of those offered, or None.
-
-    `owner` is called with the socket right after the 101 was put in front of its first write. If it raises,
-    that is logged and the socket closed.
-    """
-
-    subprotocol: str | None
-    owner: Callable[[ServerSocket], None]
-
-
-class Gate(Protocol):
-    """Decides by its address alone, which is `host:port`, whether somebody may come in."""
-
-    def enter(self, peer: str) -> float | None:
-        """0.0, or the seconds after which it would be welcome; None where its address has too many."""
-        ...
-
-    def leave(self, peer: str) -> None:
-        """Called once for each `enter`, when the handshake is over."""
-        ...
-
-    def forwards(self, peer: str) -> bool:
-        """Whether `peer` comes in for somebody else, who is to `enter` in its place, as its request tells."""
-        ...
-
-    def client(self, peer: str, headers: Mapping[str, str]) -> str:
-        """Who that is, by the request's headers."""
-        ...
-
-
-Answer = Callable[[Request], Awaitable[Refusal | Acceptance]]
-
-
-@attrs.define(kw_only=True)
-class Handshakes:
-    """The handshakes of one server: their limits, and how many are `under_way`.
-
-    `answer` decides over each well-formed upgrade; what it raises is logged and answered with 500.
-    """
-
-    answer: Answer
-    timeout: float
-    head_bytes: int
-    max_message_bytes: int
-    max_under_way: int
-    ssl_context: ssl.SSLContext | None = None
-    gate: Gate | None = None
-    under_way: int = attrs.field(default=0, init=False)
-
-    async def shake(self, pipe: Pipe, peer: str, refusal: Refusal | None = None) -> None:
-        """See one connection through its handshake, to its owner or its end. Raises nothing but Cancelled.
-
-        With a `refusal` it is told that, whoever it is.
-        """
-        gate, forwarded = self.gate, self.gate is not None and self.gate.forwards(peer)
-        wait = 0.0 if gate is None or forwarded else gate.enter(peer)
-        self.under_way += 1
-        try:
-            if self.under_way > self.max_under_way:
-                _turn_away(pipe, self.ssl_context, _BUSY)
-            elif wait is None:
-                _turn_away(pipe, self.ssl_context, _too_many(1))
-            else:
-                refusal = refusal or (_too_many(wait) if wait else None)
-                await self._shake(pipe, peer, refusal, forwarded=forwarded)
-        finally:
-            self.under_way -= 1
-            if gate is not None and not forwarded:
-                gate.leave(peer)
-
-    async def _shake(self, pipe: Pipe, peer: str, refusal: Refusal | None, *, forwarded: bool) -> None:
-        outbox = Outbox(pipe)
-        handed_over = False
-        try:
-            with trio.move_on_after(self.timeout):
-                handed_over = await self._converse(outbox, peer, refusal, forwarded=forwarded)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("handshake lost", peer=peer)
-        except Exception:
-            log.exception("handshake failed", peer=peer)
-        finally:
-            if not handed_over:
-                outbox.close()
-
-    async def _converse(self, outbox: Outbox, peer: str, refusal: Refusal | None, *, forwarded: bool) -> bool:
-        if self.ssl_context is not None:
-            await outbox.start_tls(self.ssl_context)
-        try:
-            head, early = await read_head(outbox, self.head_bytes)
-            if refusal is not None:
-                await _refuse(outbox, refusal)
-                return False
-            request = parse_request(head, peer)
-        except HeadError as error:
-            await _refuse(outbox, Refusal(error.status, error.problem))
-            return False
-        gate = self.gate
-        if gate is None or not forwarded:
-            return await self._answer(outbox, request, early)
-        request = attrs.evolve(request, peer=gate.client(peer, request.headers))
-        wait = gate.enter(request.peer)
-        try:
-            if wait == 0.0:
-                return await self._answer(outbox, request, early)
-            await _refuse(outbox, _too_many(1 if wait is None else wait))
-            return False
-        finally:
-            gate.leave(request.peer)
-
-    async def _answer(self, outbox: Outbox, request: Request, early: bytes) -> bool:
-        decision = check_upgrade(request) or await self._decide(request, outbox)
-        if isinstance(decision, Refusal):
-            await _refuse(outbox, decision)
-            return False
-        key = request.headers["sec-websocket-key"]
-        outbox.preface(encode_switch(key, decision.subprotocol))
-        limit = self.max_message_bytes
-        decision.owner(ServerSocket(outbox, request.peer, early=early, max_message_bytes=limit))
-        return True
-
-    async def _decide(self, request: Request, outbox: Outbox) -> Refusal | Acceptance:
-        try:
-            decision = await self.answer(request)
-        except trio.Cancelled:
-            outbox.put(encode_refusal(_SLOW))
-            raise
-        except Exception:
-            log.exception("deciding over an upgrade failed", peer=request.peer)
-            return _SERVER_BUG
-        if isinstance(decision, Acceptance) and decision.subprotocol not in (None, *request.subprotocols):
-            log.error("the subprotocol accepted was not offered", subprotocol=decision.subprotocol)
-            return _SERVER_BUG
-        return decision
-
-
-async def read_head(outbox: Outbox, max_bytes: int) -> tuple[bytes, bytes]:
-    """The bytes up to the empty line that ends a head, and those after it, which came early.
-
-    Raises:
-        HeadError: 431 where the head is larger than `max_bytes`.
-        trio.BrokenResourceError: the peer left before its end.
-    """
-    received = b""
-    while True:
-        data = await outbox.receive_some()
-        if not data:
-            raise trio.BrokenResourceError("the peer left before the end of the head")
-        searched = max(0, len(received) - 3)
-        received += data
-        end = received.find(b"\r\n\r\n", searched, max_bytes + 4)
-        if end >= 0:
-            return received[:end], received[end + 4 :]
-        if len(received) > max_bytes:
-            raise HeadError(431, f"head: more than {max_bytes} bytes")
-
-
-async def _refuse(outbox: Outbox, refusal: Refusal) -> None:
-    """Send the answer, and let the peer read it: bytes left unread would turn our end into a reset."""
-    outbox.put(encode_refusal(refusal))
-    with trio.move_on_after(_LINGER):
-        await outbox.drain()
-        outbox.send_eof()
-        while await outbox.receive_some():
-            pass
-
-
-def _too_many(wait: float) -> Refusal:
-    retry = (("Retry-After", str(math.ceil(wait))),)
-    return Refusal(429, "Too many connections come from this address.", retry)
-
-
-def _turn_away(pipe: Pipe, ssl_context: ssl.SSLContext | None, refusal: Refusal) -> None:
-    """Say so as far as that goes at once, without even reading the request."""
-    if ssl_context is None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            pipe.send_nowait(encode_refusal(refusal))
-            pipe.send_eof()
-    pipe.close()
 
 
 async def serve_sockets(
@@ -238,6 +44,7 @@ async def serve_sockets(
     max_message_bytes: int = 64 * 1024,
     max_handshakes: int = 1000,
     gate: Gate | None = None,
+    answer_now: AnswerNow | None = None,
     ssl_context: ssl.SSLContext | None = None,
     doorway: Doorway | None = None,
     task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
@@ -260,6 +67,7 @@ async def serve_sockets(
         max_under_way=max_handshakes,
         ssl_context=ssl_context,
         gate=gate,
+        answer_now=answer_now,
     )
     doorway = doorway or Doorway()
     async with trio.open_nursery() as nursery:
@@ -279,12 +87,12 @@ async def _accept(
             for _ in range(_ACCEPTS_PER_TURN):
                 sock, address = listener.accept()
                 sock.setblocking(False)  # noqa: FBT003  the stdlib's signature
-                descriptor, pipe = sock.fileno(), SocketPipe(sock, expects=True)
+                descriptor, pipe = sock.fileno(), SocketPipe(sock)
                 refusal = doorway.enter(descriptor)
                 if refusal is not None and doorway.is_nearly_out(descriptor):
-                    _turn_away(pipe, handshakes.ssl_context, refusal)
+                    turn_away(pipe, handshakes.ssl_context, refusal)
                 else:
-                    nursery.start_soon(handshakes.shake, pipe, _peer_name(address), refusal)
+                    handshakes.begin(pipe, _peer_name(address), nursery, refusal)
         except BlockingIOError:
             continue
         except ConnectionError:

@@ -54,13 +54,11 @@ class Pipe(Protocol):
 class SocketPipe:
     """A `Pipe` over a connected non-blocking stdlib socket, which it owns from now on."""
 
-    __slots__ = ("_expects", "_maybe_more", "_sock")
+    __slots__ = ("_maybe_more", "_sock")
 
-    def __init__(self, sock: socket.socket, *, expects: bool = False) -> None:
-        """`expects`: the first bytes are probably there already, as a request is after its accept."""
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._maybe_more = False
-        self._expects = expects
 
     def send_nowait(self, data: bytes | memoryview) -> int:
         """See `Pipe`: one `send` call."""
@@ -78,15 +76,10 @@ class SocketPipe:
         await trio.lowlevel.wait_writable(self._sock)
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        """See `Pipe`. Reads before it waits only where there is probably something: that saves a call.
-
-        The first read, where that is expected, is no checkpoint.
-        """
+        """See `Pipe`. Reads before it waits only where there is probably something: that saves a call."""
         if self._sock.fileno() < 0:
             raise trio.ClosedResourceError
-        if self._expects:
-            self._expects = False
-        elif self._maybe_more:
+        if self._maybe_more:
             await trio.lowlevel.checkpoint()
         else:
             await trio.lowlevel.wait_readable(self._sock)
@@ -100,6 +93,24 @@ class SocketPipe:
             else:
                 self._maybe_more = len(data) == max_bytes
                 return data
+
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        """What is there already, which may be nothing.
+
+        Raises:
+            trio.BrokenResourceError: the connection was lost, or the peer has sent its last.
+            trio.ClosedResourceError: this end was closed.
+        """
+        try:
+            data = self._sock.recv(max_bytes)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise self._lost() from error
+        if not data:
+            raise trio.BrokenResourceError("the peer has left")
+        self._maybe_more = len(data) == max_bytes
+        return data
 
     def send_eof(self) -> None:
         """See `Pipe`."""
