@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from urllib.parse import urlencode
+from urllib.parse import unquote_plus, urlencode
 
 import pytest
 from hypothesis import given
@@ -29,6 +29,14 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 @given(st.dictionaries(TEXT.filter(bool), TEXT, max_size=8))
 def test_a_query_that_was_encoded_decodes_to_itself(fields: dict[str, str]) -> None:
     assert parse_query(urlencode(fields)) == fields
+
+
+RAW = st.sampled_from(["=", "4", "1", "_", "~", "+", "#", "%3d", "%3D", "%25", "%0A", "%e2%82%ac"])
+
+
+@given(st.lists(RAW, max_size=12).map("".join))
+def test_whatever_stands_beside_an_escape_stays_as_it_is(text: str) -> None:
+    assert parse_query(f"a={text}") == {"a": unquote_plus(text)}
 
 
 def test_list_valued_headers_are_joined_and_names_have_no_case() -> None:
