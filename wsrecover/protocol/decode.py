@@ -40,8 +40,10 @@ _structure_snapshot: Final = structurer(Snapshot)
 URL_TEXT: Final = frozenset({"client", "from"})
 URL_JSON: Final = frozenset({"resume", "part", "threads", "fresh"})
 
-_SUSPECT: Final = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{16}|[eE]\+?[0-9]{3}")
-"""Where this does not match there is no lone surrogate, no integer above 2^53 and no float that overflows."""
+_SUSPECT: Final = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{16}|(?:^|[\[,:\s])-?[0-9.]+[eE]\+?[0-9]{3}")
+"""Where this does not match there is no lone surrogate, no integer above 2^53 and no float that overflows.
+
+Of floats it asks what may stand before them: the hexadecimal of an epoch often has an e between digits."""
 
 
 def decode_client(message: str | bytes, *, max_bytes: int) -> list[ClientFrame | FrameError]:
