@@ -93,7 +93,7 @@ class Connection:
         self._ending: ConnectionClosed | None = None
         self._asked_at = -math.inf
         self._asked_for_token = False
-        self._turns = Turns(home.members, self._fail)
+        self._turns = Turns(home.members)
         self._at = 0
         self._wait = 0.0
         self._frames = Bucket(Rate(self.limits.frames_per_second, self.limits.frames_burst))
@@ -159,6 +159,7 @@ class Connection:
                 self.socket.kill()
             if self._closed is not None:
                 self._closed.set()
+            self._delivery.forget_owner()
 
     def _end_by_deadline(self) -> None:
         if self._ending is None and self._scope.deadline >= self._expires:
@@ -331,7 +332,7 @@ class Connection:
             self._services.counts[f"refused.{error.code}"] += 1
             self._delivery.control(refusal(frame.id, error))
             return
-        self._turns.start(handle, frame)
+        self._turns.start(handle, frame, fail=self._fail)
 
     def _fail(self) -> None:
         self.close(CloseCode.INTERNAL_ERROR, "internal error")

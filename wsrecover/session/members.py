@@ -59,9 +59,9 @@ class Members:
         comes before any new member.
         """
         self._nursery = nursery
-        for start in self._waiting:
-            start(nursery)
-        self._waiting.clear()
+        # Not in a loop of its own variable: that would keep the last of them for as long as the session is.
+        while self._waiting:
+            self._waiting.pop(0)(nursery)
         if self._over:
             nursery.cancel_scope.cancel()
         while True:

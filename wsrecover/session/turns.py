@@ -17,19 +17,19 @@ F = TypeVar("F")
 class Turns:
     """Starts tasks in a session, each of which begins when the one before says that it may."""
 
-    def __init__(self, members: Members, fail: Callable[[], None]) -> None:
-        """`fail` is called where handling a frame raises."""
+    def __init__(self, members: Members) -> None:
         self._members = members
-        self._fail = fail
         self._last: trio.Event | None = None
 
-    def start(self, handle: Callable[[F, trio.Event], Awaitable[None]], frame: F) -> None:
+    def start(
+        self, handle: Callable[[F, trio.Event], Awaitable[None]], frame: F, *, fail: Callable[[], None]
+    ) -> None:
         """Handle a frame in its turn; `handle` sets the event, or ends, when the next one may begin.
 
-        Raises `StoreFailed` once the session has ended.
+        `fail` is called where it raises. Raises `StoreFailed` once the session has ended.
         """
         before, self._last = self._last, trio.Event()
-        self._members.start(self._run, handle, frame, before, self._last)
+        self._members.start(self._run, handle, frame, before, self._last, fail)
 
     async def _run(
         self,
@@ -37,6 +37,7 @@ class Turns:
         frame: F,
         before: trio.Event | None,
         begun: trio.Event,
+        fail: Callable[[], None],
     ) -> None:
         # Tasks that start in one tick run in any order, and what a client says is to be logged in its own.
         try:
@@ -44,7 +45,7 @@ class Turns:
                 await before.wait()
             await handle(frame, begun)
         except Exception:  # The session's members log it; the connection cannot tell what it left undone.
-            self._fail()
+            fail()
             raise
         finally:
             begun.set()
