@@ -98,6 +98,8 @@ class Session:
             self._end()
             for streams in self._streams.values():
                 self._release(streams)
+            # What is left of a session is for the garbage collector, which may take its time: not with these.
+            self.contexts.forget()
 
     def drop(self) -> None:
         """End it because the user is erased; nobody finds it from now on, and nothing of it is logged.

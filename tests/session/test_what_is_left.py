@@ -1,4 +1,4 @@
-"""What is left of a connection that has ended."""
+"""What is left in memory of a connection, and of a session, that has ended."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
+from wsrecover.config import Timeouts
 from wsrecover.errors import ConnectionClosed
 from wsrecover.testing import local_server
 
@@ -22,7 +23,7 @@ def no_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("says_bye", [False, True])
-async def test_nothing_waits_for_the_garbage_collector(says_bye: bool) -> None:
+async def test_nothing_of_a_connection_waits_for_the_garbage_collector(says_bye: bool) -> None:
     async with local_server() as local:
         async with local.peer("ada") as peer:
             await peer.until("live")
@@ -35,4 +36,17 @@ async def test_nothing_waits_for_the_garbage_collector(says_bye: bool) -> None:
                     await peer.frame()
         with trio.fail_after(5):
             while connection() is not None:
+                await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_the_contexts_of_a_session_do_not_wait_for_it_either() -> None:
+    async with local_server(timeouts=Timeouts(linger=0.01)) as local:
+        async with local.peer("ada") as peer:
+            await peer.command("chat", {"text": "hello"}, thread="t1")
+            contexts = local.server.registry.sessions["acme", "ada"].contexts
+            context = weakref.ref((await contexts.snapshot()).contexts["t1"])
+            assert context() is not None
+        with trio.fail_after(5):
+            while context() is not None:
                 await trio.lowlevel.checkpoint()
