@@ -40,10 +40,12 @@ _structure_snapshot: Final = structurer(Snapshot)
 URL_TEXT: Final = frozenset({"client", "from"})
 URL_JSON: Final = frozenset({"resume", "part", "threads", "fresh"})
 
-_SUSPECT: Final = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{16}|(?:^|[\[,:\s])-?[0-9.]+[eE]\+?[0-9]{3}")
-"""Where this does not match there is no lone surrogate, no integer above 2^53 and no float that overflows.
+_LARGE: Final = re.compile(r"[0-9](?:[eE]\+?[0-9]{3}|[0-9]{15})")
+"""Where this does not match there is no integer above 2^53 and no float that overflows.
 
-Of floats it asks what may stand before them: the hexadecimal of an epoch often has an e between digits."""
+It begins with one set of characters, for then the search skips all others at once."""
+
+_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def decode_client(message: str | bytes, *, max_bytes: int) -> list[ClientFrame | FrameError]:
@@ -120,9 +122,18 @@ def parse_strict(message: str) -> Any:
         raise FrameError("malformed", f"not JSON: {exc.msg} at character {exc.pos}") from None
     except ValueError:  # The interpreter's own bound on the digits of an integer.
         raise FrameError("malformed", "an integer beyond ±(2^53-1)") from None
-    if message.count("{") + message.count("[") > MAX_DEPTH or _SUSPECT.search(message) is not None:
+    if _is_suspect(message):
         _check_strict(value)
     return value
+
+
+def _is_suspect(message: str) -> bool:
+    """Whether there may be something in it that the parser lets through and `_check_strict` does not."""
+    return (
+        _LARGE.search(message) is not None
+        or message.count("{") + message.count("[") > MAX_DEPTH
+        or ("\\u" in message and _SURROGATE.search(message) is not None)
+    )
 
 
 def _check_strict(value: Any) -> None:
