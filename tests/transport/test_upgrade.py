@@ -141,6 +141,15 @@ async def test_what_it_raises_is_a_500_and_the_loop_goes_on(wire, server, now) -
     assert (await (await arrive(wire, server, wire.upgrade)).head()).startswith(b"HTTP/1.1 101 ")
 
 
+async def test_a_refusal_that_cannot_be_sent_costs_only_its_connection(wire, server, now) -> None:
+    now.decide = lambda request: Refusal(403, "\ud800")
+    with structlog.testing.capture_logs() as logs:
+        assert await (await arrive(wire, server, wire.upgrade)).rest() == b""
+    assert [entry["event"] for entry in logs] == ["handshake failed"]
+    now.decide = lambda request: Acceptance(None, server.own)
+    assert (await (await arrive(wire, server, wire.upgrade)).head()).startswith(b"HTTP/1.1 101 ")
+
+
 async def test_a_subprotocol_that_was_not_offered_is_a_500(wire, server, now) -> None:
     now.decide = lambda request: Acceptance("other", server.own)
     with structlog.testing.capture_logs():

@@ -210,6 +210,8 @@ class Handshakes:
                 await _refuse(outbox, refusal)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("handshake lost", peer=peer)
+        except Exception:
+            log.exception("handshake failed", peer=peer)
         finally:
             outbox.close()
 
