@@ -29,7 +29,7 @@ def live_message(stream: str, entries: Sequence[Entry]) -> bytes:
     """The `event` frames of what was just committed as one WebSocket message, whatever its size."""
     if len(entries) == 1:
         return text_frame(event_frame(stream, entries[0].seq, entries[0].body))
-    return text_frame(join([event_frame(stream, entry.seq, entry.body) for entry in entries]))
+    return text_frame(join(event_frames(stream, entries)))
 
 
 def has_fragments(entries: Sequence[Entry]) -> bool:
