@@ -680,3 +680,41 @@ class TestRetention:
             while (await bench.store.load(TEAM)).oldest < 67:
                 await trio.lowlevel.checkpoint()
         assert (await bench.store.load(ANN)).oldest == 1
+
+
+async def test_a_journal_that_is_closed_makes_no_more_snapshots() -> None:
+    store = HeldStore()
+    bench = Bench(store, lambda: None, lambda: None)
+    journal = Journal(
+        store,
+        bench.streams,
+        max_units=1000,
+        max_bytes=1 << 20,
+        retention=lambda _: Retention(events=16),
+        clock=lambda: 1000.0,
+    )
+    asked, closing, refused = trio.Event(), trio.Event(), []
+
+    async def snapshots(keys: Sequence[StreamKey], store: bool) -> None:
+        asked.set()
+        await closing.wait()
+        try:
+            await journal.commit(unit(ANN, "snapshot"))
+        except StoreFailed as error:
+            refused.append(error)
+
+    journal.make_snapshots_with(snapshots)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(journal.run)
+            await journal.commit(unit(ANN, "1"))
+            await asked.wait()
+            store.open = trio.Event()
+            nursery.start_soon(journal.commit, unit(ANN, "2"))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(journal.aclose)
+            await trio.testing.wait_all_tasks_blocked()
+            closing.set()
+            await trio.testing.wait_all_tasks_blocked()
+            store.open.set()
+    assert not refused

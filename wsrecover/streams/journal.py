@@ -82,6 +82,7 @@ class Journal:
         )
         self.open: Group | None = None
         self._newest: Group | None = None
+        self._retaining = trio.CancelScope()
         self._ended = trio.Event()
         self._batches = 0
         self._failed = 0
@@ -94,7 +95,7 @@ class Journal:
         """
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._retainer.run)
+                nursery.start_soon(self._retain)
                 nursery.start_soon(self._streams.fanout.run)
                 task_status.started()
                 async for group in self._receive:
@@ -103,6 +104,10 @@ class Journal:
                 nursery.cancel_scope.cancel()
         finally:
             self._stop()
+
+    async def _retain(self) -> None:
+        with self._retaining:
+            await self._retainer.run()
 
     def make_snapshots_with(self, snapshots: Snapshots) -> None:
         """From now on ask `snapshots` for those that retention needs; see `Retainer`."""
@@ -253,6 +258,7 @@ class Journal:
 
         Who waits for room gets `StoreFailed`. Cancelled: `run` ends nevertheless.
         """
+        self._retaining.cancel()  # Else the snapshots that are due would all be refused, one after the other.
         self.room.close(StoreFailed(_CLOSED))
         self._send.close()
         await self._ended.wait()
