@@ -97,6 +97,30 @@ async def test_what_comes_while_a_crowd_is_served_reaches_each_once_and_in_order
     assert stream.live == {listener for listener in listeners if not listener.lagged}
 
 
+class Leaver(Listener):
+    """Takes, and leaves when it is to send: its connection is lost."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def flush(self) -> None:
+        self.stream.leave(self)
+
+
+async def test_those_that_leave_while_a_crowd_is_served_are_gone() -> None:
+    streams, stream, listeners = await crowd(CROWD)
+    leavers = [Leaver(stream) for _ in range(CROWD)]
+    for leaver in leavers:
+        assert stream.join(leaver, 0)
+    for seq in (1, 2):
+        stream.extend(entries(seq, seq))
+    while stream.serve_wave():
+        streams.flush()
+    assert stream.live == set(listeners)
+    assert all(leaver.taken == [1] for leaver in leavers)
+
+
 async def test_one_that_does_not_take_its_slice_lags_and_the_others_go_on() -> None:
     _, stream, listeners = await crowd(CROWD + 1)
     listeners[7].until = 2

@@ -253,11 +253,12 @@ class Stream:
             return False
         wave = waves[0]
         followers = [wave.followers.pop() for _ in range(min(CROWD // 2, len(wave.followers)))]
-        refused = self._deliver(followers, wave.batch)
-        # One that could not take the batch as it is may have read on to the head by itself.
-        further = set(followers) - self.live
-        further.difference_update(refused)
-        (waves[1].followers if len(waves) > 1 else self.live).update(further)
+        ahead = waves[1].followers if len(waves) > 1 else self.live
+        ahead.update(followers)  # Before they are served: who ends meanwhile leaves it again.
+        ahead.difference_update(self._deliver(followers, wave.batch))
+        if ahead is not self.live:
+            # One that could not take the batch as it is may have read on to the head by itself.
+            ahead.difference_update([follower for follower in followers if follower in self.live])
         if not wave.followers:
             waves.popleft()
         return bool(waves)
