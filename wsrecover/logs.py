@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
+from io import StringIO
+from typing import TextIO
 
 import structlog
 
@@ -29,9 +32,10 @@ def configure(config: Config) -> None:
             structlog.processors.JSONRenderer(),
         ]
     else:
-        # The default prints the variables of every frame, tokens and users' data among them, and takes 0.1 s.
-        plain = structlog.dev.plain_traceback
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+        last = [
+            _escaped,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback),
+        ]
     structlog.configure(
         processors=[*stamps, *last],
         wrapper_class=structlog.make_filtering_bound_logger(
@@ -40,3 +44,35 @@ def configure(config: Config) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+class _Repr:
+    """A text that structlog shows by its `repr`, as it does all that is no text."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return repr(self._text)
+
+
+def _escaped(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """No id of a stranger moves the cursor of who reads the log: structlog quotes white space alone."""
+    for name, value in line.items():
+        if isinstance(value, str) and not value.isprintable():
+            line[name] = _Repr(value)
+    return line
+
+
+def _traceback(out: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    """Plain and without the variables of every frame, tokens and users' data among them.
+
+    What an exception says may quote a stranger: it is escaped, and indented, so that no line of it passes for
+    one of the log.
+    """
+    text = StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    shown = "".join(
+        char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in text.getvalue()
+    )
+    out.write(textwrap.indent(shown, "  "))

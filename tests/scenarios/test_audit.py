@@ -198,6 +198,14 @@ async def test_p12_what_a_stranger_sends_is_escaped_in_the_log(log: Log, figure:
             async with local.stranger() as peer:
                 await peer.send({"op": odd})
                 await frames_until_closed(peer)
-    raw = sum(char in line for line in log.text.getvalue().split("\n") for char in "\x1b\r\x00\u2028")
+            async with local.peer(token=token(local, f"id {odd}", user="\u202eada")) as peer:
+                await peer.until("live")
+    assert [line["token_id"][-1] for line in log.audit() if line["event"] == "accepted"] == [
+        "d",
+        "d",
+        "\u2028",
+        "\x00",
+    ]
+    raw = sum(char in line for line in log.text.getvalue().split("\n") for char in "\x1b\r\x00\u2028\u202e")
     figure("P12", "raw control characters in the log", raw)
     assert raw == 0
