@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import pytest
@@ -296,6 +296,101 @@ async def test_what_waits_for_its_turn_holds_up_nothing_else(bench: Bench) -> No
     for place in held:
         bench.connection.quota.pages.leave(place)
     assert numbers(await bench.frames()) == list(range(1, 31))
+
+
+class Hanging:
+    """A store, or what makes snapshots, that does not answer until it is let go."""
+
+    def __init__(self) -> None:
+        self.asked, self.let_go = trio.Event(), trio.Event()
+
+    async def __call__(self) -> None:
+        self.asked.set()
+        await self.let_go.wait()
+
+
+@pytest.fixture
+def hanging(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Hanging:
+    """What `bench` reads pages and snapshots from."""
+    hanging, read = Hanging(), bench.store.read
+
+    async def slow(*args: Any, **given: Any) -> Any:
+        await hanging()
+        return await read(*args, **given)
+
+    monkeypatch.setattr(bench.store, "read", slow)
+    bench.connection.before_snapshot = hanging
+    bench.connection.head = lambda: 10
+    return hanging
+
+
+FIRST: Final = Switch(None, None, first=True)
+
+
+@pytest.mark.parametrize(("switch", "missed"), [(None, range(1, 31)), (FIRST, range(11, 31))])
+async def test_what_waits_for_a_store_that_hangs_holds_up_nothing_else(
+    bench: Bench, hanging: Hanging, switch: Switch | None, missed: range
+) -> None:
+    await bench.publish(30)
+    bench.delivery.begin({"user": bench.stream}, {"user": 0}, {}, b'{"op":"welcome"}', switch=switch)
+    assert ops(await bench.frames()) == ["welcome"]
+    assert hanging.asked.is_set()
+    for _ in range(3):
+        for _ in range(20):
+            bench.delivery.control(ErrorFrame("invalid", "x" * 1000))
+        assert bench.socket.outbox.pending
+        assert ops(await bench.frames()) == ["error"] * 20
+    hanging.let_go.set()
+    assert numbers(await bench.frames()) == list(missed)
+    assert bench.delivery in bench.stream.live
+
+
+async def test_a_reader_that_takes_nothing_is_closed_also_while_the_store_hangs(
+    bench: Bench, hanging: Hanging, autojump_clock: MockClock
+) -> None:
+    await bench.publish(30)
+    bench.begin()
+    await hanging.asked.wait()
+    for _ in range(20):
+        bench.delivery.control(ErrorFrame("invalid", "x" * 1000))
+    await trio.sleep(bench.connection.timeouts.write_progress + 0.1)
+    assert bench.connection.closed == [CloseCode.TOO_SLOW]
+    bench.delivery.end()
+    await wait_all_tasks_blocked()
+    assert bench.delivery._catch_up is None
+
+
+async def test_the_end_stops_what_is_sent_while_the_store_hangs(bench: Bench, hanging: Hanging) -> None:
+    await bench.publish(30)
+    await wait_all_tasks_blocked()
+    before = trio.lowlevel.current_statistics().tasks_living
+    bench.begin()
+    await hanging.asked.wait()
+    bench.delivery.control(ErrorFrame("invalid", "x" * 6000))
+    await wait_all_tasks_blocked()
+    assert trio.lowlevel.current_statistics().tasks_living == before + 2
+    bench.delivery.end()
+    await wait_all_tasks_blocked()
+    assert trio.lowlevel.current_statistics().tasks_living == before
+
+
+async def test_a_page_that_comes_when_its_place_was_passed_is_not_told(
+    bench: Bench, hanging: Hanging
+) -> None:
+    """While it is read the log is trimmed to what the tail has, and that is told beside it."""
+    await bench.publish(30)
+    bench.begin()
+    assert ops(await bench.frames()) == ["welcome"]
+    bench.stream.trim(25)
+    bench.delivery.control(ErrorFrame("invalid", "x" * 6000))
+    bench._bytes += await bench.far.receive_some(2000)  # There is room for its end and a little more.
+    await wait_all_tasks_blocked()
+    assert bench.socket.outbox.pending
+    assert bench.delivery.lagging
+    hanging.let_go.set()
+    frames = await bench.frames()
+    assert [(frame["from"], frame["to"]) for frame in frames if frame["op"] == "gap"] == [(1, 24)]
+    assert numbers(frames) == list(range(25, 31))
 
 
 async def test_a_slow_reader_that_lost_its_turn_is_not_charged_for_it(bench: Bench) -> None:

@@ -7,12 +7,16 @@
       │    └─ a page is needed ──▶ quota, turn ──▶ read it, send from it ───┤
       │                             └─ nudged: there is more to send ───────┤
       └─────────────────────────────────────────────────────────────────────┘
+
+A nudge while a page is read starts a task beside it, which sends until the socket has taken all: a store
+that does not answer holds up what was to be read from it, and nothing else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import structlog
 import trio
@@ -41,13 +45,13 @@ def page_share(limits: Limits, lagging: int) -> int:
 
 
 class CatchUp:
-    """One task, which lives while something is owed. `pump` sends what goes at once; True: nothing is owed.
+    """A task, which lives while something is owed. `pump` sends what goes at once; True: nothing is owed.
 
     A replay that the connection asked for, and each snapshot, is paid for by its user's quota: where that is
     used up it waits, and what is live goes on.
     """
 
-    __slots__ = ("_lags", "_nudged", "_outbox", "_owner", "_pump", "_scope")
+    __slots__ = ("_beside", "_lags", "_nudged", "_outbox", "_owner", "_pump", "_reading", "_scope")
 
     def __init__(
         self, owner: Owner, outbox: Outbox, lags: Mapping[Stream, Lag], pump: Callable[[], bool]
@@ -57,32 +61,59 @@ class CatchUp:
         self._lags = lags
         self._pump = pump
         self._scope = trio.CancelScope()
+        self._beside: trio.CancelScope | None = None
+        self._reading = False
         self._nudged: trio.Event | None = None
 
     def cancel(self) -> None:
         """End it. A page that is being read stays paid; one whose turn has not come does not."""
         self._scope.cancel()
+        if self._beside is not None:
+            self._beside.cancel()
 
     def nudge(self) -> None:
         """There is something to send that need not wait for a turn or the quota."""
         if self._nudged is not None:
             self._nudged.set()
+        elif self._reading and self._beside is None:
+            self._beside = trio.CancelScope()
+            self._owner.start(self._send_beside, self._beside)
 
     async def run(self) -> None:
         """Send what is owed as the socket drains, reading the store where the tail does not reach back."""
+        await self._guarded(self._scope, self._send_all)
+
+    async def _send_all(self) -> None:
+        while not self._pump():
+            if self._outbox.pending:
+                await self._drain()
+                continue
+            try:
+                await self._fetch()
+            except StoreCorrupt:
+                raise
+            except (StoreError, trio.TooSlowError) as error:
+                log.warning("page_unavailable", error=repr(error))
+                await self._pause(STORE_RETRY)
+
+    async def _send_beside(self, scope: trio.CancelScope) -> None:
         try:
-            with self._scope:
-                while not self._pump():
-                    if self._outbox.pending:
-                        await self._outbox.drain(progress_timeout=self._owner.timeouts.write_progress)
-                        continue
-                    try:
-                        await self._fetch()
-                    except StoreCorrupt:
-                        raise
-                    except (StoreError, trio.TooSlowError) as error:
-                        log.warning("page_unavailable", error=repr(error))
-                        await self._pause(STORE_RETRY)
+            await self._guarded(scope, self._send_meanwhile)
+        finally:
+            self._beside = None
+
+    async def _send_meanwhile(self) -> None:
+        while self._reading and not self._pump() and self._outbox.pending:
+            await self._drain()
+
+    async def _drain(self) -> None:
+        await self._outbox.drain(progress_timeout=self._owner.timeouts.write_progress)
+
+    async def _guarded(self, scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
+        """Do the work in the scope; what fails ends the connection."""
+        try:
+            with scope:
+                await work()
         except trio.TooSlowError:
             self._owner.close(CloseCode.TOO_SLOW, "the socket took nothing for too long")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -112,7 +143,7 @@ class CatchUp:
         await self._pause(wait)
 
     async def _take_snapshot(self, stream: Stream, lag: Lag) -> None:
-        with trio.fail_after(self._owner.timeouts.store):
+        with self._a_read():
             snapshot = await self._owner.snapshot()
         if self._lags.get(stream) is lag:
             lag.take(stream, snapshot, part_bytes=self._owner.limits.part_bytes)
@@ -129,17 +160,28 @@ class CatchUp:
                 if self._pump() or self._outbox.pending or self._lags.get(stream) is not lag:
                     self._settle(lag, -most)
                     return
+            after = lag.after
             try:
-                with trio.fail_after(self._owner.timeouts.store):
+                with self._a_read():
                     events = self._owner.limits.page_events
-                    page = await stream.page(lag.after, max_events=events, max_bytes=most)
+                    page = await stream.page(after, max_events=events, max_bytes=most)
             except (StoreError, trio.TooSlowError):
                 self._settle(lag, -most)
                 raise
             self._settle(lag, page.size - most)
-            if self._lags.get(stream) is lag:
+            if self._lags.get(stream) is lag and lag.after == after:
                 lag.page = page
                 self._pump()
+
+    @contextmanager
+    def _a_read(self) -> Iterator[None]:
+        """One call to the store. Raises `trio.TooSlowError`."""
+        self._reading = True
+        try:
+            with trio.fail_after(self._owner.timeouts.store):
+                yield
+        finally:
+            self._reading = False
 
     def _settle(self, lag: Lag, amount: int) -> None:
         if lag.announce:
