@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from figures import Figure
 from forgery import AUDIENCE, CLAIMS, ISSUER, NOW, Mint, forged, valid
 from serving import frames_until_closed
 from structlog.testing import capture_logs
+from trio.testing import MockClock
 
 from wsrecover.access import Credentials, Grant, Principal, TokenVerifier
 from wsrecover.agents import App
@@ -87,6 +90,51 @@ async def test_s03_what_is_forged_is_refused_in_hello_too(local: LocalServer, mi
             await peer.send({"op": "hello", "client": "c1", "token": token})
             frames, code = await frames_until_closed(peer)
             assert ([frame["op"] for frame in frames], code) == ([], 4501)
+
+
+@asynccontextmanager
+async def published(keys: Path, place: str) -> AsyncIterator[str]:
+    """Where the server finds the key set: the file itself, or a URL that gives it."""
+    if place == "file":
+        yield str(keys)
+        return
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        body = await trio.Path(keys).read_bytes()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(partial(trio.serve_listeners, answer, [listener]))
+        yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}/jwks.json"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("place", ["file", "url"])
+async def test_s03_keys_are_rotated_without_a_restart(
+    mint: Mint, tmp_path: Path, mock_clock: MockClock, place: str
+) -> None:
+    """A new key counts at its first token, a minute after the last look; one that is withdrawn no more."""
+    keys = {key.get("kid"): key for key in mint.key_set()["keys"]}
+    file = tmp_path / "jwks.json"
+
+    def publish(*names: str) -> None:
+        file.write_bytes(orjson.dumps({"keys": [keys[f"{name}-1"] for name in names]}))
+
+    async def answers(local: LocalServer) -> list[int]:
+        return [await status(local, mint.token(name)) for name in ("RS256", "ES256", "EdDSA")]
+
+    publish("RS256", "ES256")
+    async with published(file, place) as location:
+        tokens = Tokens(jwks=location, issuers=(ISSUER,), audience=AUDIENCE)
+        async with local_server(tokens=tokens, secret=None, wall_clock=lambda: NOW) as local:
+            assert await answers(local) == [101, 101, 401]
+            publish("ES256", "EdDSA")
+            assert await answers(local) == [101, 101, 401], "it was looked less than a minute ago"
+            mock_clock.jump(60)
+            assert (await answers(local))[1:] == [101, 101]
+            assert await answers(local) == [401, 101, 101]
 
 
 async def test_s03_the_role_operator_is_dropped_where_the_issuer_is_not_named(

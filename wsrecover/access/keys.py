@@ -42,6 +42,8 @@ _ALGORITHMS: Final[Mapping[tuple[str, str | None], tuple[str, ...]]] = {
 }
 """What a key (`kty`, `crv`) may be for; the first where its `alg` does not say."""
 
+_SUPPORTED: Final = frozenset(name for names in _ALGORITHMS.values() for name in names)
+
 _KINDS: Final[Mapping[str, type[Material]]] = {"oct": OctKey, "RSA": RSAKey, "EC": ECKey, "OKP": OKPKey}
 
 
@@ -154,10 +156,11 @@ class Keys:
     def find(self, algorithm: str, kid: str | None) -> Key:
         """The key that a token names. Without a `kid` there must be one key alone for the algorithm.
 
-        Raises `TokenError` for an algorithm that no key is for, `UnknownKey`.
+        Raises `UnknownKey`, and `TokenError` for an algorithm for which there will be none either.
         """
         if algorithm not in self.algorithms:
-            raise TokenError(f"the token's algorithm must be {' or '.join(sorted(self.algorithms))}")
+            problem = f"the token's algorithm must be {' or '.join(sorted(self.algorithms))}"
+            raise UnknownKey(problem) if algorithm in _SUPPORTED else TokenError(problem)
         key = self._keys.get((algorithm, kid))
         if key is None and algorithm == "HS256":
             key = self._keys.get((algorithm, None))
