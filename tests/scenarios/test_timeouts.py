@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
+import orjson
 import pytest
 import trio
 from memory_world import MemoryWorld, memory_world
@@ -12,10 +18,13 @@ from serving import frames_until_closed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover.agents import App, Run
+from wsrecover.client import Event, connect
 from wsrecover.config import Timeouts
 from wsrecover.errors import ConnectionClosed
+from wsrecover.session.heartbeat import INTERVAL
 from wsrecover.streams.store import StreamKey, StreamState
 from wsrecover.testing import LocalServer, Peer, local_server
+from wsrecover.transport import open_socket
 
 
 @pytest.fixture
@@ -64,6 +73,75 @@ async def test_e06_one_that_answers_at_once_is_asked_again(local: LocalServer, m
             await peer.send({"op": "ping"})
             assert (await peer.frame())["op"] == "ping"
             assert (await peer.frame())["op"] == "pong"
+
+
+async def test_e06_either_side_finds_a_black_hole_within_heartbeat_and_10_s(
+    autojump_clock: MockClock,
+) -> None:
+    """Nothing arrives at either end, silently: the server is rid of it, and the client comes another way."""
+    statuses: list[tuple[str, float]] = []
+    async with memory_world() as world:
+        dial = partial(open_socket, dial=world.network.dial)
+        async with connect(
+            world.local.url,
+            token=world.local.token(),
+            dial=dial,
+            rng=lambda: 0.0,
+            on_status=lambda status: statuses.append((status, trio.current_time())),
+        ) as session:
+            await session.wait_status("live")
+            await trio.sleep(100)
+            assert statuses[-1][0] == "live", "asked again and again, both answer"
+            world.network.connections[0].stall()
+            lost = trio.current_time()
+            position = await world.local.server.publish("acme", "ada", "noted", {})
+            event = await anext(session)
+            await trio.sleep_until(lost + 25 + 10 + INTERVAL)
+            assert world.registry.statistics().counts["closed.4003"] == 1
+            assert world.registry.statistics().connections == 1
+    assert isinstance(event, Event)
+    assert event.seq == position.seq
+    (found,) = (at - lost for status, at in statuses if status == "waiting")
+    assert found <= 25 + 10
+
+
+async def test_e06_a_client_that_is_stopped_is_cut_and_resumes_when_it_goes_on() -> None:
+    """A process under SIGSTOP: its kernel goes on to take what it is sent."""
+    times = Timeouts(heartbeat=0.5, heartbeat_grace=0.5)
+    async with local_server(timeouts=times) as local:
+        counts = local.server._services.counts
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "wsrecover", "tail", "--url", local.url, "--json", "--since", "0"],
+            env={**os.environ, "WSRECOVER_TOKEN": local.token()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            with trio.fail_after(60):
+                assert await logged_and_told(local, process) == [1]
+                before = counts["closed.4003"]
+                process.send_signal(signal.SIGSTOP)
+                while counts["closed.4003"] == before:  # noqa: ASYNC110  # Only the count is seen.
+                    await trio.sleep(0.01)
+                assert local.server.connections() == ()
+                for _ in range(3):
+                    await local.server.publish("acme", "ada", "noted", {})
+                process.send_signal(signal.SIGCONT)
+                assert await logged_and_told(local, process) == [2, 3, 4, 5]
+        finally:
+            process.kill()
+            await process.wait()
+
+
+async def logged_and_told(local: LocalServer, process: trio.Process) -> list[int]:
+    """Log an event; the seqs of all that the process then tells, up to that."""
+    last = (await local.server.publish("acme", "ada", "noted", {})).seq
+    said, seqs = b"", [0]
+    assert process.stdout is not None
+    while seqs[-1:] != [last]:
+        said += await process.stdout.receive_some()
+        seqs = [orjson.loads(line)["seq"] for line in said.split(b"\n")[:-1]]
+    return seqs
 
 
 async def test_e06_a_peer_is_not_taken_for_silent_while_its_streams_are_slow_to_open(

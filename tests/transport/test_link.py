@@ -161,6 +161,13 @@ class TestMemoryPipes:
             assert got == []
             peer.stall(stalled=False)
         assert got == [b"x"]
+        pipe.stall()
+        peer.close()
+        assert pipe.send_nowait(b"x") == 1, "nobody says that it is gone"
+        pipe.stall(stalled=False)
+        with pytest.raises(trio.BrokenResourceError):
+            pipe.send_nowait(b"x")
+        pipe, peer = memory_pipe_pair()
         pipe.cut()
         for end in (pipe, peer):
             with pytest.raises(trio.BrokenResourceError):

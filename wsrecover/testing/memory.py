@@ -29,6 +29,11 @@ class _Lane:
     def full(self) -> bool:
         return len(self.buffer) >= self.capacity
 
+    @property
+    def refused(self) -> bool:
+        """Whether the writer knows that nobody reads any more: a stall keeps that back as well."""
+        return self.lost and not self.stalled
+
     def note(self) -> None:
         self.changed.unpark_all()
 
@@ -46,7 +51,7 @@ class MemoryPipe:
         lane = self._outward
         if self._closed or lane.ended:
             raise trio.ClosedResourceError
-        if lane.lost:
+        if lane.refused:
             raise trio.BrokenResourceError
         taken = min(len(data), lane.capacity - len(lane.buffer))
         lane.buffer += data[:taken]
@@ -56,7 +61,7 @@ class MemoryPipe:
     async def wait_writable(self) -> None:
         """See `Pipe`."""
         await trio.lowlevel.checkpoint()
-        while self._outward.full and not self._outward.lost and not self._closed:
+        while self._outward.full and not self._outward.refused and not self._closed:
             await self._outward.changed.park()
         if self._closed:
             raise trio.ClosedResourceError
@@ -93,11 +98,15 @@ class MemoryPipe:
         """Reset the connection: both ends lose what is under way."""
         for lane in (self._outward, self._inward):
             lane.lost = True
+            lane.stalled = False
             lane.buffer.clear()
             lane.note()
 
     def stall(self, *, stalled: bool = True) -> None:
-        """Let nothing arrive at either end, silently; `stalled=False` lets it flow again."""
+        """Let nothing arrive at either end, silently, not even that the other one has closed.
+
+        `stalled=False` lets it flow again.
+        """
         for lane in (self._outward, self._inward):
             lane.stalled = stalled
             lane.note()
