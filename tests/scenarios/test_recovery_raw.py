@@ -10,6 +10,7 @@ import pytest
 import trio
 from serving import until_none
 from stage import Stage
+from structlog.testing import capture_logs
 
 from wsrecover.errors import ConnectionClosed
 from wsrecover.testing import LocalServer, Peer, local_server
@@ -64,25 +65,31 @@ async def test_r04_a_command_cut_in_half_is_not_done_and_done_once_when_repeated
         assert (again["status"], again["result"]) == ("duplicate", {"seq": 1})
 
 
-async def test_r09_a_hundred_resumes_with_one_client_id_leave_one_connection_and_a_clean_stream(
+async def test_r09_a_hundred_resumes_with_one_client_id_leave_the_newest_and_a_clean_stream(
     local: LocalServer, nursery: trio.Nursery
 ) -> None:
     for n in range(20):
-        await local.server.publish("acme", "ada", "noted", {"n": n})
+        epoch = (await local.server.publish("acme", "ada", "noted", {"n": n})).epoch
+    rng = random.Random(9)
     report, reports = trio.open_memory_channel[int](100)
 
-    async def resume() -> None:
-        async with local.peer(client="one-tab", **{"from": "start"}) as peer:
+    async def resume(held: int) -> None:
+        async with local.peer(client="one-tab", resume={"user": [epoch, held]}) as peer:
             try:
-                frames = await peer.until("live")
-                assert [frame["seq"] for frame in frames if frame["op"] == "event"] == list(range(1, 21))
+                welcome, *frames = await peer.until("live")
+                assert welcome["streams"]["user"]["resumed"]
+                assert [frame["seq"] for frame in frames if frame["op"] == "event"] == [*range(held + 1, 21)]
                 report.send_nowait((await peer.frame())["seq"])
             except ConnectionClosed as closed:
                 report.send_nowait(closed.code)
 
-    for _ in range(100):
-        nursery.start_soon(resume)
-    assert {await reports.receive() for _ in range(99)} == {4500}
+    with capture_logs() as logs:
+        for _ in range(100):
+            nursery.start_soon(resume, rng.randrange(21))
+        assert {await reports.receive() for _ in range(99)} == {4500}
+    accepted = [line["peer"] for line in logs if line["event"] == "accepted"]
+    assert len(accepted) == 100
+    assert [one.peer for one in local.server.connections()] == accepted[-1:], "the newest wins"
     await local.server.publish("acme", "ada", "noted", {"n": 20})
     assert await reports.receive() == 21
     assert local.server.statistics().sessions.counts["closed.4500"] == 99
