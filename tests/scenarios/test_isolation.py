@@ -258,3 +258,24 @@ async def test_i2_names_that_look_alike_are_strangers(local: LocalServer, figure
                 collisions += seen != [number]
     figure("I2", f"{field}s that look alike and share a log, of {len(ALIKE)} pairs", collisions)
     assert collisions == 0
+
+
+@pytest.mark.parametrize("mark", [":", "/", ".", "|", " ", "%2F", "\\"])
+async def test_i2_no_name_reaches_over_the_border_of_another(
+    local: LocalServer, figure: Figure, mark: str
+) -> None:
+    """A tenant `a:b` with a user or role `c` is not the tenant `a` with `b:c`, whatever joins names."""
+    collisions = 0
+    pairs = (("a", f"b{mark}c"), (f"a{mark}b", "c"))
+    roles = pairs if " " not in mark else ()  # In no role there is one.
+    for tenant, name in pairs:
+        await local.server.publish(tenant, name, "noted", {"for": [tenant, name]})
+    for tenant, name in roles:
+        await local.server.broadcast(f"role:{name}", "noted", {"for": [tenant, name]}, tenant=tenant)
+    for tenant, name in pairs:
+        held = [name] if roles else []
+        async with local.peer(name, tenant=tenant, roles=held, **START) as peer:
+            seen = [frame["data"]["for"] for frame in await peer.until("live") if frame["op"] == "event"]
+            collisions += seen != [[tenant, name]] * (1 + len(held))
+    figure("I2", f"names that reach over the border by {mark!r}", collisions)
+    assert collisions == 0

@@ -254,6 +254,27 @@ async def test_a7_a_role_that_is_lost_in_a_refresh_is_lost_for_the_next_command(
         assert (await peer.until("reply", id="s1"))[-1]["error"]["code"] == "forbidden"
 
 
+async def test_a7_what_is_said_to_a_role_ends_with_it_also_where_it_is_on_its_way(
+    local: LocalServer, figure: Figure
+) -> None:
+    """A reader that lags far behind in the stream of its role is sent nothing more of it."""
+    for n in range(300):
+        await local.server.broadcast("role:ops", "notice", {"n": n, "pad": "x" * 30_000}, tenant="acme")
+    async with local.peer(roles=["ops"], **START) as peer:
+        before = await peer.events(1)
+        await peer.send({"op": "auth", "id": "a1", "token": local.token()})
+        before += await peer.until("streams")
+        await local.server.broadcast("role:ops", "notice", {"n": 300}, tenant="acme")
+        await local.server.publish("acme", "ada", "noted", {})
+        after = await peer.until("event", stream="user")
+        await stay_awake(peer)
+    assert before[-1]["removed"] == ["role:ops"]
+    assert sum(frame["op"] == "event" for frame in before) < 300
+    late = [frame for frame in after if frame.get("stream") == "role:ops"]
+    figure("A7", "frames of its stream to one that has lost the role", len(late))
+    assert late == []
+
+
 async def stay_awake(peer: Peer) -> None:
     await peer.send({"op": "ping"})
     await peer.until("pong")
