@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import time
+from collections.abc import Iterator
+from typing import Final
 
 import pytest
 import structlog
@@ -21,6 +25,50 @@ CI = os.environ.get("WSRECOVER_CI") == "1"
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("home", deadline=None, print_blob=True)
 settings.load_profile("ci" if CI else "home")
+
+
+PATIENCE: Final = 3600.0 if os.environ.get("WSRECOVER_FAULTS") == "1" else 600.0
+"""Seconds, far more than any test takes, after which one is taken to hang: under a clock that stands still
+trio's own deadlines never come."""
+
+TO_LEAVE: Final = 60.0
+"""Seconds for one that was interrupted; then the whole run ends with the stacks of all threads."""
+
+STDERR: Final = pytest.StashKey[int]()
+
+
+class Hung(Exception):
+    """The test did not end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STDERR] = os.dup(2)  # What pytest captures later would be lost with the process.
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Interrupt a test that hangs, as Ctrl-C would, so that it fails and the others go on."""
+    hung = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal hung
+        hung = True
+        os.write(item.config.stash[STDERR], f"\n{item.nodeid} hangs\n".encode())
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    faulthandler.dump_traceback_later(PATIENCE + TO_LEAVE, file=item.config.stash[STDERR], exit=True)
+    try:
+        return (yield)
+    except BaseException as error:
+        if not hung:
+            raise
+        raise Hung(f"{item.nodeid} did not end within {PATIENCE:g} s") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
