@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import trio
 from figures import Figure
 from serving import START
@@ -180,6 +181,28 @@ async def test_r3_a_token_in_hello_gets_nobody_past_the_limit(mock_clock: MockCl
         assert [await greet(local) for _ in range(12)] == ["welcome"] * 10 + ["overloaded"] * 2
         mock_clock.jump(1)
         assert [await greet(local) for _ in range(2)] == ["welcome", "overloaded"]
+
+
+@pytest.mark.parametrize("where", ["header", "hello"])
+async def test_r3_who_says_hello_after_the_upgrade_is_counted_by_what_it_says(
+    mock_clock: MockClock, where: str
+) -> None:
+    limits = Limits(fresh_connects_per_second=1, resumes_per_second=1)
+
+    async def greet(local: LocalServer, **more: Any) -> str:
+        token = local.token()
+        headers = {"Authorization": f"Bearer {token}"} if where == "header" else {}
+        async with local.stranger(headers=headers) as peer:
+            hello = {"op": "hello", "client": "tab", **more}
+            await peer.send(hello if where == "header" else {**hello, "token": token})
+            frame = await peer.frame()
+            return str(frame.get("code", frame["op"]))
+
+    async with local_server(limits=limits, wall_clock=trio.current_time) as local:
+        assert [await greet(local) for _ in range(11)] == ["welcome"] * 10 + ["overloaded"]
+        back = {"resume": {"user": ["some-epoch", 0]}}
+        assert [await greet(local, **back) for _ in range(11)] == ["welcome"] * 10 + ["overloaded"]
+        assert await greet(local) == "overloaded"
 
 
 async def test_r3_a_bad_token_takes_nothing_from_those_with_a_good_one(mock_clock: MockClock) -> None:

@@ -151,14 +151,14 @@ class Admission:
     def _too_much(self, grant: Grant | None, hello: Hello | None) -> CommandError | None:
         """Why one more connect is too much now, and for how long; else it is counted.
 
-        Who has yet to prove anything is counted with its `hello`, which may resume.
+        Who has yet to prove anything, or to say `hello`, is counted with that: it may resume.
         """
         now, pressure, counts = trio.current_time(), self._services.pressure, self._services.counts
-        resumes = grant is None or (hello is not None and bool(hello.resume))
+        resumes = grant is None or hello is None or bool(hello.resume)
         if wait := pressure.wait(now, resumes=resumes):
             counts["shed.resumes" if resumes else "shed.connects"] += 1
             return CommandError("overloaded", "memory is short", retry_after=wait)
-        if grant is None:
+        if grant is None or hello is None:
             return None
         if wait := (self._resumes if resumes else self._fresh).take(moment(now)):
             return CommandError("overloaded", "more connect than there is time for", retry_after=wait)
@@ -239,7 +239,9 @@ class Admission:
                 return Goodbye(
                     CloseCode.AUTHENTICATION_FAILED, "no token came, neither in the handshake nor in hello"
                 )
-            grant = grant or await self._prove(hello, socket.peer)
+            grant = grant or await prove(self._services, hello.token or "", socket.peer)
+            if problem := self._too_much(grant, hello):
+                raise problem
         except FrameError as error:
             frame = ErrorFrame(error.code, error.message, field=error.field, ref=error.ref)
             return Goodbye(CloseCode.PROTOCOL_ERROR, error.message, frame)
@@ -250,13 +252,6 @@ class Admission:
             return Goodbye(refused(error), str(error))
         self._attach(socket, grant, hello, early)
         return None
-
-    async def _prove(self, hello: Hello, peer: str) -> Grant:
-        """Who brings its token in `hello`: it is counted here, as others are with their request."""
-        grant = await prove(self._services, hello.token or "", peer)
-        if problem := self._too_much(grant, hello):
-            raise problem
-        return grant
 
     def _decode(self, messages: Sequence[str | bytes]) -> list[ClientFrame | FrameError]:
         """The frames of what came. Raises `FrameError` for the first message alone: whoever takes the socket
