@@ -17,6 +17,7 @@ from stage import Stage
 from trio.testing import MockClock, wait_all_tasks_blocked
 from witness import PATIENCE, Witness
 
+from wsrecover.agents import App, Run
 from wsrecover.client import Changed, Event, Gap, Item, connect
 from wsrecover.config import Config, Retention
 from wsrecover.protocol.codec import encode_event
@@ -187,17 +188,26 @@ class TestE03Bulk:
     async def test_e03_a_hundred_thousand_events_through_a_log_that_is_sized_for_them(
         self, store: str, tmp_path: Path
     ) -> None:
+        app = App()
+
+        @app.agent("talkative")
+        async def talkative(run: Run) -> None:
+            for seq in range(2, BULK + 2):
+                await run.emit("noted", {"n": seq})
+
         place = "memory" if store == "memory" else f"sqlite:{tmp_path / 'log.db'}"
         retention = Retention(events=2 * BULK, bytes=1 << 30)
-        async with local_server(store=place, retention=retention) as local:
-            async with (
-                connect(local.url, token=local.token()) as session,
-                trio.open_nursery() as nursery,
-            ):
-                nursery.start_soon(publish_in_bulk, local)
-                items = await until_head(session, BULK)
-            assert numbers(items) == list(range(1, BULK + 1))
-            assert len(items) == BULK, "nothing but events"
+        async with (
+            local_server(app, store=place, retention=retention) as local,
+            connect(local.url, token=local.token()) as session,
+        ):
+            await session.start_agent("talkative")
+            started, *items, ended = await until_head(session, BULK + 2)
+        assert isinstance(started, Event)
+        assert isinstance(ended, Event)
+        assert (started.type, ended.type) == ("agent_started", "agent_completed")
+        assert numbers(items) == list(range(2, BULK + 2))
+        assert len(items) == BULK, "nothing but events"
 
     async def test_e03_one_who_is_away_while_the_default_log_overflows_is_told_and_goes_on_from_its_oldest(
         self, local: LocalServer
