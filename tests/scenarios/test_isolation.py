@@ -153,7 +153,10 @@ async def victim(local: LocalServer, stack: AsyncExitStack) -> dict[str, Any]:
     """A user with a run that asks, a broadcast under way and a position; what others must not learn of."""
     peer = await stack.enter_async_context(local.peer("victim", client="client-of-victim", roles=["service"]))
     epoch = (await peer.until("live"))[0]["streams"]["user"]["epoch"]
-    run = (await peer.command("start_agent", {"agent": "asker"}, id="victims-command"))["result"]["run"]
+    start = await peer.command(
+        "start_agent", {"agent": "asker"}, id="victims-command", thread="thread-of-victim"
+    )
+    run = start["result"]["run"]
     events = await peer.events(2)
     receipt = await peer.command("broadcast", {"to": "role:service", "type": "notice", "data": {}})
     return {
@@ -172,6 +175,16 @@ async def outcome(peer: Peer, kind: str, data: Frame, hide: Iterable[str]) -> st
     for each in hide:
         reply = reply.replace(each, "…")
     return reply
+
+
+async def followed(peer: Peer, thread: str) -> str:
+    """All that comes of following this thread anew, without its name."""
+    for name in ("mine", thread):
+        await peer.send({"op": "follow", "id": name, "threads": [name]})
+        frames = await peer.until("reply", id=name)
+        assert frames[-1]["status"] == "ok"
+    await peer.send({"op": "ping"})
+    return repr(frames + await peer.until("pong")).replace(thread, "…")
 
 
 @pytest.mark.parametrize(("tenant", "user"), [("acme", "mallory"), ("other", "victim")])
@@ -198,6 +211,9 @@ async def test_i1_every_foreign_id_is_answered_like_one_that_does_not_exist(
                 ]
                 compared += 1
                 leaks += answers[0] != answers[1] or '"status":"error"' not in answers[0]
+        told = [await followed(mallory, thread) for thread in ("thread-of-victim", "thread-of-nobody")]
+        compared += 1
+        leaks += told[0] != told[1] or CANARY in told[0]
         # The victim's own command id is free for everybody else.
         assert (await mallory.command("chat", {}, id="victims-command"))["status"] == "ok"
         assert (await mallory.command("chat", {}, id="victims-command"))["status"] == "duplicate"
