@@ -151,6 +151,7 @@ async def test_p8_no_json_takes_long_to_refuse(local: LocalServer, figure: Figur
 
 HEADS: Final[dict[str, tuple[Callable[[LocalServer], bytes], set[bytes]]]] = {
     "2,000 headers": (lambda local: request(local, *(f"X-{n}: y" for n in range(2_000))), {b"431"}),
+    "120 small headers": (lambda local: request(local, *(f"X-{n}: y" for n in range(120))), {b"431"}),
     "32 KB of spaces": (lambda local: request(local, "X-Pad:" + " " * 32_768), {b"431"}),
     "bytes that are not ASCII": (lambda local: request(local, "X-Name: \u00e9\u00ff"), {b"400"}),
     "a folded header": (lambda local: request(local, "X-A: b", " c: d"), {b"400"}),
