@@ -175,7 +175,7 @@ async def test_e08_no_hello_within_the_handshake_time_gives_4501(
     local: LocalServer, mock_clock: MockClock
 ) -> None:
     async with local.stranger() as peer:
-        await _until_in_lobby()
+        await _until_waited_for(local)
         mock_clock.jump(5.1)
         assert await ended(peer) == 4501
 
@@ -244,9 +244,11 @@ async def test_e08_a_run_that_takes_too_long_fails_with_timeout(mock_clock: Mock
         assert done["data"]["error"]["code"] == "timeout"
 
 
-async def _until_in_lobby() -> None:
-    """Let the server reach its wait for hello: its task is there once everything else is idle."""
-    await trio.testing.wait_all_tasks_blocked(0.05)
+async def _until_waited_for(local: LocalServer) -> None:
+    """Let the server reach its wait for somebody whom it does not know yet."""
+    while not len(local.server._services.addresses):
+        await wait_all_tasks_blocked(0.001)
+    await wait_all_tasks_blocked()
 
 
 async def test_e08_a_head_that_does_not_end_is_cut_at_the_handshake_time(
@@ -255,7 +257,7 @@ async def test_e08_a_head_that_does_not_end_is_cut_at_the_handshake_time(
     stream = await trio.open_tcp_stream(*local.server.addresses[0])
     async with stream:
         await stream.send_all(b"GET /v1/connect HTTP/1.1\r\nHost: here\r\n")
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await _until_waited_for(local)
         mock_clock.jump(5.1)
         assert await stream.receive_some() == b""
 
