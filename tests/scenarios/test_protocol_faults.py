@@ -133,6 +133,7 @@ async def test_p8_no_json_takes_long_to_refuse(local: LocalServer, figure: Figur
         '{"op":"ping",' + ",".join(f'"k{n}":{n}' for n in range(5_000)) + ',"k0":1}',
         '"' + "\\ud800" * 10_000 + '"',
         "[" + ",".join(["1" * 17] * 3_000) + "]",
+        "[" + ",".join(["NaN", "-Infinity", "1e999"] * 2_000) + "]",
         "[" + ",".join(["{}"] * 20_000) + "]",
         " " * 65_000,
         '{"op":"hello","client":"' + "x" * 60_000 + '"}',
