@@ -36,6 +36,23 @@ class Run:
     the run `RunEnded`.
     """
 
+    __slots__ = (
+        "_log",
+        "_parts",
+        "_schemas",
+        "agent",
+        "id",
+        "input",
+        "memory",
+        "started",
+        "status",
+        "tenant",
+        "thread",
+        "usage",
+        "user",
+        "workflow",
+    )
+
     def __init__(
         self,
         log: RunLog,
