@@ -66,7 +66,7 @@ class StreamKey(NamedTuple):
     name: str = ""
 
 
-@attrs.define
+@attrs.define(weakref_slot=False)
 class Entry:
     """An event on its way into the log of the stream `key`, and then in it: one object all the way.
 
