@@ -6,13 +6,22 @@ import logging
 import sys
 import textwrap
 from io import StringIO
-from typing import TextIO
+from typing import Final, TextIO
 
 import structlog
 
 from wsrecover.config import Config
 
-__all__ = ["configure"]
+__all__ = ["configure", "printable"]
+
+
+_HARMLESS: Final = frozenset("\u00a0\u200c\u200d\u202f\u3000")
+"""Spaces and joiners of other scripts and of emoji, which `str.isprintable` counts with the controls."""
+
+
+def printable(text: str) -> str:
+    """`text` with whatever a terminal might obey (controls, line ends, directions) as Python escapes it."""
+    return "".join(char if char.isprintable() or char in _HARMLESS else repr(char)[1:-1] for char in text)
 
 
 def configure(config: Config) -> None:
@@ -72,7 +81,5 @@ def _traceback(out: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
     """
     text = StringIO()
     structlog.dev.plain_traceback(text, exc_info)
-    shown = "".join(
-        char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in text.getvalue()
-    )
-    out.write(textwrap.indent(shown, "  "))
+    lines = map(printable, text.getvalue().split("\n"))
+    out.write(textwrap.indent("\n".join(lines), "  "))

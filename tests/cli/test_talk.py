@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import time
@@ -95,10 +96,12 @@ class TestTail:
     def test_its_lines_for_a_reader_show_seq_type_and_data(self, cli: Cli) -> None:
         with cli.serving() as (_, url):
             ada = ("--url", url, "--token-file", cli.token())
-            cli.run("send", *ada, "chat", '{"text": "hello"}')
+            cli.run("send", *ada, "chat", json.dumps({"text": "hello\u3000👨\u200d👩 \x9b2J\x1b[2J\u202e"}))
             with cli.start("tail", *ada, "--since", "0") as process:
                 line = process.wait_for("hello", stream="stdout")
         assert line.split()[1:3] == ["1", "chat"]
+        shown = '{"text":"hello\u3000👨\u200d👩 ' + r'\x9b2J\u001b[2J\u202e"}'
+        assert line.strip().endswith(shown), "a terminal obeys nothing of it"
 
     def test_it_ends_quietly_when_its_reader_leaves(self, cli: Cli) -> None:
         with cli.serving() as (_, url):

@@ -15,6 +15,7 @@ import trio
 from cyclopts import Parameter
 
 from wsrecover.client import Changed, Ephemeral, Event, Gap, Item, Position, connect
+from wsrecover.logs import printable
 
 from . import interrupts
 from .exits import OK, USAGE, Failure, reader_left
@@ -172,7 +173,7 @@ def _text_line(item: Item) -> str:
             thread = f"[{item.thread}] " if item.thread else ""
             data = orjson.dumps(item.data).decode()
             shown = data if len(data) <= SHOWN_CHARS else f"{data[: SHOWN_CHARS - 1]}…"
-            return f"{clock} {place}{where:>6} {item.type:<18} {thread}{shown}"
+            return f"{clock} {place}{where:>6} {item.type:<18} {thread}{printable(shown)}"
         case Gap():
             return (
                 f"-- events {item.from_ or '?'} to {item.to or '?'} of {item.stream} are gone: {item.reason}"
