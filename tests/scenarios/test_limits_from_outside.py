@@ -17,6 +17,7 @@ from trio.testing import MockClock
 
 from wsrecover.config import Limits, Tier, default_tiers
 from wsrecover.testing import LocalServer, Peer, local_server
+from wsrecover.transport.engine import Engine
 
 TIERS = sorted(default_tiers())
 
@@ -99,6 +100,29 @@ async def test_s05_a_command_right_behind_its_hello_is_counted_as_of_now(
             replies = {frame["id"]: frame for _ in sends for frame in (await other.until("reply"))[-1:]}
     assert replies["c0"]["status"] == "ok"
     assert refusal(replies["c1"]) == ("rate_limited", 0.2)
+
+
+async def test_s05_a_command_behind_a_ping_whose_pong_had_to_wait_is_counted_as_of_now(
+    local: LocalServer, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, taken = trio.Event(), trio.Event()
+
+    async def pong(*_: object) -> None:
+        asked.set()
+        await taken.wait()
+
+    monkeypatch.setattr(Engine, "_handle_ping_event", pong)
+    async with local.peer(tier="free") as slow, local.peer(tier="free") as quick:
+        await slow.until("live")
+        command = b'{"op":"send","id":"c","type":"chat","data":{}}'
+        slow.socket.outbox.put(
+            b"\x89\x80" + bytes(4) + bytes((0x81, 0x80 | len(command))) + bytes(4) + command
+        )
+        await asked.wait()
+        mock_clock.jump(10)
+        assert (await say(quick))["status"] == "ok"
+        taken.set()
+        assert (await slow.until("reply", id="c"))[-1]["status"] == "ok"
 
 
 async def test_s05_reconnecting_gives_no_fresh_burst_but_repeats_are_answered(

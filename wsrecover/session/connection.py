@@ -99,7 +99,7 @@ class Connection:
         self._frames = Bucket(Rate(self.limits.frames_per_second, self.limits.frames_burst))
         self._closed: trio.Event | None = None
         self._patience = self.timeouts.heartbeat + self.timeouts.heartbeat_grace
-        self._heard_at = now = trio.current_time()
+        now = trio.current_time()
         self._expires = self._expiry(now)
         self._scope = trio.CancelScope(deadline=self._silence_or_expiry(now))
         wanted = None if hello.threads is None else frozenset(hello.threads)
@@ -203,8 +203,7 @@ class Connection:
         self._services.presence.arrive(self)
 
     def heard(self, now: float) -> None:
-        """The peer is alive: its silence is counted from `now`, trio's time, and so is what it may take."""
-        self._heard_at = now
+        """The peer is alive: its silence is counted from `now`, trio's time."""
         self._scope.deadline = self._silence_or_expiry(now)
 
     def tick(self, now: float, unix: float) -> None:
@@ -275,7 +274,9 @@ class Connection:
         except FrameError as error:
             self._refuse(error)
             return
-        self._at = at = moment(self._heard_at)
+        # Not when it was heard: a pong in front of it may have waited long for the socket, and others who
+        # share a limit have been counted since.
+        self._at = at = moment(trio.current_time())
         self._wait = self._home.quota.take_message(message, at)
         wait = self._frames.take(at, len(frames))
         if wait:
