@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover.config import Config, Limits, Retention, Timeouts
+from wsrecover.errors import StoreUnavailable
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import encode_event
 from wsrecover.protocol.context import EMPTY
@@ -343,6 +344,24 @@ async def test_what_waits_for_a_store_that_hangs_holds_up_nothing_else(
     hanging.let_go.set()
     assert numbers(await bench.frames()) == list(missed)
     assert bench.delivery in bench.stream.live
+
+
+async def test_nor_does_what_waits_for_one_that_has_failed(
+    bench: Bench, hanging: Hanging, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
+) -> None:
+    async def fail(*_: Any, **__: Any) -> Any:
+        await hanging()
+        raise StoreUnavailable("down")
+
+    monkeypatch.setattr(bench.store, "read", fail)
+    await bench.publish(30)
+    bench.begin()
+    assert ops(await bench.frames()) == ["welcome"]
+    for _ in range(20):
+        bench.delivery.control(ErrorFrame("invalid", "x" * 1000))
+    await wait_all_tasks_blocked()
+    hanging.let_go.set()
+    assert ops(await bench.frames()) == ["error"] * 20
 
 
 async def test_a_reader_that_takes_nothing_is_closed_also_while_the_store_hangs(

@@ -9,7 +9,8 @@
       └─────────────────────────────────────────────────────────────────────┘
 
 A nudge while a page is read starts a task beside it, which sends until the socket has taken all: a store
-that does not answer holds up what was to be read from it, and nothing else.
+that does not answer, or has failed and is left alone for a while, holds up what was to be read from it, and
+nothing else.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class CatchUp:
             self._beside = None
 
     async def _send_meanwhile(self) -> None:
-        while self._reading and not self._pump() and self._outbox.pending:
+        while not self._pump() and self._outbox.pending:
             await self._drain()
 
     async def _drain(self) -> None:
