@@ -166,14 +166,14 @@ class Handshakes:
                 received = pipe.receive_nowait(RECEIVE_BYTES)
             if received and refusal is None and not forwarded:
                 request, early = self._whole(received, peer)
-            decision = None if request is None else self._decide_now(request)
-            if request is None or decision is None:
-                rest = partial(self._shake, outbox, peer, refusal, forwarded=forwarded, received=received)
-            elif isinstance(decision, Refusal):
-                rest = partial(self._part, outbox, peer, decision)
-            else:
-                self._hand_over(outbox, request, early, decision)
-                owned = True
+            if request is not None:
+                decision = self._decide_now(request)
+                if isinstance(decision, Acceptance):
+                    self._hand_over(outbox, request, early, decision)
+                    owned = True
+                    return None
+                refusal = decision
+            rest = partial(self._shake, outbox, peer, refusal, forwarded=forwarded, received=received)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("handshake lost", peer=peer)
         except Exception:
@@ -203,17 +203,6 @@ class Handshakes:
             log.exception("deciding over an upgrade failed", peer=request.peer)
             return _SERVER_BUG
         return None if decision is None else _checked(request, decision)
-
-    async def _part(self, outbox: Outbox, peer: str, refusal: Refusal) -> None:
-        try:
-            with trio.move_on_after(self.timeout):
-                await _refuse(outbox, refusal)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("handshake lost", peer=peer)
-        except Exception:
-            log.exception("handshake failed", peer=peer)
-        finally:
-            outbox.close()
 
     async def _shake(
         self, outbox: Outbox, peer: str, refusal: Refusal | None, *, forwarded: bool, received: bytes = b""
