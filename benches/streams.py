@@ -42,6 +42,9 @@ class Follower:
         self.taken += batch.last + 1 - batch.first
         return True
 
+    def flush(self) -> None:
+        """Nothing is sent."""
+
     def lag(self, stream: Stream, after: int) -> None:
         raise AssertionError(f"{stream.name} lags after {after}")
 
