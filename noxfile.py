@@ -41,9 +41,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types of the package, strictly."""
+    """Types of the package and the benches, strictly."""
     install(session, "types")
-    session.run("mypy", "--strict", "wsrecover")
+    session.run("mypy", "--strict", "wsrecover", "benches")
 
 
 @nox.session

@@ -84,7 +84,7 @@ async def hold_up(host: Host) -> float:
 
 async def last_counts(_: Host, timeout: float) -> Counts:
     """What the newest receipt comes to."""
-    counts: Counts = attrs.astuple(await RECEIPTS[-1].wait(timeout))  # type: ignore[assignment]  # attrs types it as any tuple.
+    counts: Counts = attrs.astuple(await RECEIPTS[-1].wait(timeout))
     return counts
 
 
