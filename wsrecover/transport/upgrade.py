@@ -6,7 +6,7 @@
                                             └▶ Acceptance: 101 as preface, owner(socket), end
 
 From `owner(socket)` on, a plain call without a checkpoint, the socket is the owner's alone. Where the request
-is there whole and can be answered at once, as most are, the way there is a plain call, too: a task and its
+is there whole and can be granted at once, as most are, the way there is a plain call, too: a task and its
 time-out would cost as much as half of it.
 """
 
