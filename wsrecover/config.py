@@ -140,14 +140,14 @@ class Limits:
     tail_bytes: int = attrs.field(default=256 * 1024, validator=size(0))
     """The same in bytes."""
     tails_bytes: int = attrs.field(default=256 * 1024 * 1024, validator=size(0))
-    """All tails of the process together: 1,000 streams of full tails."""
+    """All tails of the process together: 1,000 streams of full tails. Less where `memory_bytes` runs out."""
     memory_bytes: int = attrs.field(default=1024 * 1024 * 1024, validator=size(1024 * 1024))
     """All that is held for users: full tails, a full journal and 20,000 connections, in a machine of 2 GB. As
     it fills up, load is shed: events that are not logged, tails of who is away, new connections (503)."""
     journal_units: int = attrs.field(default=10_000, validator=count(1))
     """What waits for its commit: a second of a busy server. A full journal makes agents wait."""
     journal_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=size(4096))
-    """The same in bytes."""
+    """The same in bytes; never more than a sixteenth of `memory_bytes`, as by default."""
     commands_in_flight: int = attrs.field(default=32, validator=count(1))
     """Unanswered commands of one user; more are answered `overloaded`."""
     frames_per_second: int = attrs.field(default=2_000, validator=count(1, 1_000_000))

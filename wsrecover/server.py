@@ -34,6 +34,7 @@ from .session.quota import Quotas
 from .session.registry import Registry
 from .session.revoking import known_revocations
 from .session.services import Services
+from .session.shedding import shed
 from .streams.journal import Journal
 from .streams.memory import open_memory
 from .streams.registry import Streams
@@ -52,6 +53,10 @@ SWITCH_INTERVAL: Final = 0.001
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """One commit of 1,000 events makes 15,000 objects and drops most of them again. With Python's default, a look
 for cycles every 700, that search was a third of all CPU per event."""
+
+JOURNAL_PART: Final = 16
+"""The journal never takes more than this part of all memory, which it is by default: it fills up between two
+looks at what is held."""
 
 
 async def serve(
@@ -132,6 +137,7 @@ async def _start(nursery: trio.Nursery, services: Services, context: ssl.SSLCont
     """Start what is served, the listener last."""
     registry = Registry(nursery, services)
     nursery.start_soon(sweep, registry, services)
+    nursery.start_soon(shed, registry, services)
     nursery.start_soon(services.alarms.run)
     admission = Admission(nursery, registry, services)
     accepting = trio.CancelScope()
@@ -168,13 +174,16 @@ async def _running_journal(
     """The journal, which outlives what is served: a cancelled run still has its last event to write."""
     config, limits = quotas.config, quotas.config.limits
     streams = Streams(
-        store, tail_events=limits.tail_events, tail_bytes=limits.tail_bytes, budget_bytes=limits.tails_bytes
+        store,
+        tail_events=limits.tail_events,
+        tail_bytes=limits.tail_bytes,
+        budget_bytes=min(limits.tails_bytes, limits.memory_bytes),
     )
     journal = Journal(
         store,
         streams,
         max_units=limits.journal_units,
-        max_bytes=limits.journal_bytes,
+        max_bytes=min(limits.journal_bytes, limits.memory_bytes // JOURNAL_PART),
         retention=quotas.retention,
         context_age=quotas.context_age,
         clock=clock,

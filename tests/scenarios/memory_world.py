@@ -18,6 +18,7 @@ from wsrecover.session.heartbeat import sweep
 from wsrecover.session.quota import Quotas
 from wsrecover.session.registry import Registry
 from wsrecover.session.services import Services
+from wsrecover.session.shedding import shed
 from wsrecover.testing import LocalServer, MemoryNetwork
 from wsrecover.transport import Handshakes
 from wsrecover.transport.doorway import Doorway
@@ -53,6 +54,7 @@ async def memory_world(app: App | None = None, **settings: Any) -> AsyncIterator
         services = Services(app or App(), config, store, streams, journal, verifier, clock, quotas)
         registry = Registry(nursery, services)
         nursery.start_soon(sweep, registry, services)
+        nursery.start_soon(shed, registry, services)
         nursery.start_soon(services.alarms.run)
         handshakes = Handshakes(
             answer=Admission(nursery, registry, services).answer,

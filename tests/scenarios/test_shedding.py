@@ -28,6 +28,9 @@ MIB: Final = 1024 * 1024
 LIMITS: Final = Limits(memory_bytes=2 * MIB, tail_events=10_000, tail_bytes=8 * MIB)
 PAD: Final = 5_000
 
+UNTIL: Final = ((503, 1), (503, HOLD))
+"""Until the next look, or, where it came early and found the same, until its stage may end."""
+
 
 class Scene:
     """A server with a small budget, whose clock stands still unless the test moves it."""
@@ -192,28 +195,31 @@ async def test_e13_r6_and_then_new_connections_before_those_that_come_back(
         back = {"resume": {"user": [epoch, 0]}}
         async with AsyncExitStack() as crowd:
             with structlog.testing.capture_logs() as logs:
-                fresh, refused = await scene.crowd(crowd)
-                assert refused == (503, 1), "until the next look"
-                await scene.look()
-            assert scene.stage == "connects"
+                fresh = 0
+                while scene.stage != "connects":
+                    more, refused = await scene.crowd(crowd)
+                    assert more > 0, "a look has freed the tails, or found less than was guessed"
+                    assert refused in UNTIL
+                    fresh += more
+                    await scene.look()
             assert scene.tail("ada") == 0, "nobody is turned away for what can be read again"
             assert [line["sheds"] for line in logs if line["event"] == "memory_short"] == [
                 "tails",
                 "connects",
             ]
-            (line,) = (line for line in logs if line["event"] == "rejected")
-            assert (line["code"], line["reason"]) == (503, "memory is short")
+            told = {(line["code"], line["reason"]) for line in logs if line["event"] == "rejected"}
+            assert told == {(503, "memory is short")}
             assert await scene.connect(crowd, "new") == (503, HOLD)
             async with scene.local.stranger() as stranger:
                 await stranger.send({"op": "hello", "client": "tab", "token": scene.local.token("new")})
                 told = await stranger.frame()
             assert (told["code"], told["retry_after"]) == ("overloaded", HOLD)
             resumed = 0
-            while (answer := await scene.connect(crowd, f"bob{resumed}", **back))[0] == 101:
-                resumed += 1
-            assert answer == (503, 1)
-            await scene.look()
-            assert scene.stage == "resumes"
+            while scene.stage != "resumes":
+                while (answer := await scene.connect(crowd, f"bob{resumed}", **back))[0] == 101:
+                    resumed += 1
+                assert answer in UNTIL
+                await scene.look()
             with pytest.raises(HandshakeRefused) as unknown:
                 await crowd.enter_async_context(scene.local.stranger())
             assert (unknown.value.status, unknown.value.retry_after) == (503, HOLD)

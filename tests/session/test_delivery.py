@@ -19,6 +19,7 @@ from wsrecover.protocol.context import EMPTY
 from wsrecover.protocol.frames import ErrorFrame, Pong
 from wsrecover.session.contexts import Snapshot
 from wsrecover.session.delivery import Delivery, Lag
+from wsrecover.session.pressure import Weights
 from wsrecover.session.quota import Quota, Quotas
 from wsrecover.session.snapshots import Switch
 from wsrecover.streams.journal import Journal
@@ -297,6 +298,26 @@ async def test_what_waits_for_its_turn_holds_up_nothing_else(bench: Bench) -> No
     for place in held:
         bench.connection.quota.pages.leave(place)
     assert numbers(await bench.frames()) == list(range(1, 31))
+
+
+async def test_pages_shrink_to_one_event_while_memory_is_short_and_all_of_it_comes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of one who was in the line while there was room."""
+    await bench.publish(30, size=400)
+    pages = bench.connection.quota.pages
+    held = [pages.ask(lambda: None) for _ in range(2)]
+    bench.begin()
+    await wait_all_tasks_blocked()
+    assert len(pages) == 1
+    bench.connection.quota.pressure.note(Weights(backlog=bench.connection.limits.memory_bytes), 0.0)
+    sizes: list[int] = []
+    monkeypatch.setattr(bench.connection.quota.pressure, "take", sizes.append)
+    for place in held:
+        pages.leave(place)
+    assert numbers(await bench.frames()) == list(range(1, 31))
+    assert len(sizes) == 30
+    assert max(sizes) < 2 * 400
 
 
 class Hanging:

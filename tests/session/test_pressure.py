@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import pytest
 import structlog
+import trio
 
-from wsrecover.session.lag import Lag
+from wsrecover.session.lag import FRAME_BYTES, Lag
 from wsrecover.session.pressure import (
+    CALM,
     CALM_INTERVAL,
     CONNECTION_BYTES,
     HOLD,
     INTERVAL,
+    MUCH,
     SESSION_BYTES,
     SLACK,
     Pressure,
     Stage,
     Weights,
 )
-from wsrecover.streams.store import Entry, StreamKey
+from wsrecover.streams.store import ENTRY_BYTES, Entry, StreamKey
 from wsrecover.streams.stream import Page
 
 BUDGET = 100_000_000
@@ -128,6 +131,46 @@ class TestConnects:
         assert pressure.wait(1.0, resumes=False) == 0.0
 
 
+class TestBetweenTwoLooks:
+    def test_what_is_read_for_slow_readers_is_held_and_makes_connects_wait(self, pressure) -> None:
+        stages(pressure, 0.5)
+        pressure.take(round(0.45 * BUDGET))
+        assert pressure.held == round(0.95 * BUDGET)
+        assert pressure.wait(0.0, resumes=False) == INTERVAL
+        assert pressure.wait(0.0, resumes=True) == 0.0
+        stages(pressure, 0.5, start=1.0)
+        assert pressure.wait(1.0, resumes=False) == 0.0
+
+    def test_pages_are_whole_while_there_is_room_and_never_use_it_up(self, pressure) -> None:
+        page = 256 * 1024
+        stages(pressure, 0.5)
+        assert pressure.portion(page) == page
+        for _ in range(10_000):
+            pressure.take(pressure.portion(page))
+        assert pressure.portion(page) == 1
+        assert pressure.held < BUDGET + 10_000
+
+    def test_a_page_has_at_least_one_event_with_nothing_left(self, pressure) -> None:
+        stages(pressure, 1.5)
+        assert pressure.portion(256 * 1024) == 1
+
+    async def test_much_that_was_taken_brings_the_next_one_forward(self, pressure, mock_clock) -> None:
+        pressure.note(held(CALM), 0.0)
+        pressure.take(round(MUCH * BUDGET))
+        assert not pressure._hurry.is_set()
+        pressure.take(1)
+        with trio.fail_after(INTERVAL / 2):
+            await pressure.wait_due()
+        assert pressure.is_due(trio.current_time())
+
+    async def test_much_that_was_taken_while_there_is_room_does_not(self, pressure, autojump_clock) -> None:
+        pressure.note(held(0.1), 0.0)
+        pressure.take(round(0.3 * BUDGET))
+        await pressure.wait_due()
+        assert trio.current_time() == INTERVAL
+        assert not pressure.is_due(trio.current_time())
+
+
 def test_what_a_store_in_memory_keeps_is_counted_once() -> None:
     assert Weights(log=10, tails=7, journal=1, backlog=2, contexts=3, sessions=4).total == 20
     assert Weights(tails=7, journal=1).total == 8
@@ -152,7 +195,7 @@ def test_what_was_read_for_a_slow_reader_and_not_sent_is_held() -> None:
     assert lag.held == 0
     lag.frames.extend([b"12345", b"678"])
     lag.page = Page([Entry(StreamKey("user", "acme", "ada"), b"{}", 0.0)] * 3)
-    assert lag.held == 5 + 3 + 3 * len(b"{}")
+    assert lag.held == 5 + 3 + 2 * FRAME_BYTES + 3 * (len(b"{}") + ENTRY_BYTES)
 
 
 def test_slack_keeps_the_order_of_the_stages() -> None:

@@ -272,6 +272,22 @@ class TestOpen:
         assert store.loads == 2
         assert streams.get(ANN) is opened[0]
 
+    async def test_tails_grow_by_what_is_allowed_for_now(self) -> None:
+        streams = Streams(await open_memory(), budget_bytes=128_000)
+        stream = await streams.open(ANN)
+        streams.extend({ANN: entries(1, 5, size=1000)})
+        streams.allow(6_000)
+        streams.extend({ANN: entries(6, 10, size=1000)})
+        assert stream.tail_events == 10
+        streams.extend({ANN: entries(11, 11, size=1000)})
+        assert stream.tail_bytes == 0
+        streams.allow(-1)
+        streams.extend({ANN: entries(12, 12, size=1000)})
+        assert stream.tail_events == 1, "a little in any case"
+        streams.allow(1_000_000)
+        streams.extend({ANN: entries(13, 140, size=1000)})
+        assert stream.tail_bytes == 0, "what they may ever have is the most"
+
     async def test_tails_of_streams_without_followers_go_first(self) -> None:
         streams = Streams(await open_memory(), budget_bytes=10_000)
         keys = [StreamKey("user", "tenant", f"u{number}") for number in range(4)]

@@ -165,12 +165,15 @@ class CatchUp:
             try:
                 with self._a_read():
                     events = self._owner.limits.page_events
-                    page = await stream.page(after, max_events=events, max_bytes=most)
+                    room = self._owner.quota.pressure.portion(most)
+                    page = await stream.page(after, max_events=events, max_bytes=room)
             except (StoreError, trio.TooSlowError):
                 self._settle(lag, -most)
                 raise
-            self._settle(lag, page.size - most)
+            size = page.size
+            self._settle(lag, size - most)
             if self._lags.get(stream) is lag and lag.after == after:
+                self._owner.quota.pressure.take(size)
                 lag.page = page
                 self._pump()
 

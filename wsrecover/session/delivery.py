@@ -343,10 +343,15 @@ class Delivery:
             return True
         page, lag.page = lag.page, None
         if page is None:
-            most = page_share(self._limits, len(self._lags))
+            quota = self._owner.quota
+            most = quota.pressure.portion(page_share(self._limits, len(self._lags)))
             page = stream.page_nowait(lag.after, max_events=self._limits.page_events, max_bytes=most)
-            if page is None or (lag.announce and self._owner.quota.take_replay(page.size)):
+            if page is None:
                 return False
+            size = page.size
+            if lag.announce and quota.take_replay(size):
+                return False
+            quota.pressure.take(size)
         if page.gap is not None:
             self._tell(stream, lag, ())
             lag.tell_gap(stream, page.gap)

@@ -1,4 +1,4 @@
-"""One task that looks after all: it pings the silent, asks for tokens, ends receipts, and sheds load."""
+"""One task that looks after all: it pings the silent, asks for tokens, and ends receipts."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from typing import Final, Never
 
 import trio
 
-from .pressure import INTERVAL
 from .registry import Registry
 from .services import Services
-from .shedding import look
 
 __all__ = ["sweep"]
+
+INTERVAL: Final = 1.0
+"""Seconds between two rounds."""
 
 SLICE: Final = 512
 """Sessions after which other tasks get their turn: about a millisecond."""
 
 
 async def sweep(registry: Registry, services: Services) -> Never:
-    """Tick every connection each second, so that a ping is late by no more, and weigh what is held.
+    """Tick every connection each second, so that a ping is late by no more.
 
     A dead peer itself is found by its connection's cancel scope.
 
@@ -33,5 +34,3 @@ async def sweep(registry: Registry, services: Services) -> Never:
                 connection.tick(now, unix)
             if not number % SLICE:
                 await trio.lowlevel.checkpoint()
-        if services.pressure.is_due(now):
-            await look(registry, services)

@@ -14,6 +14,7 @@ from wsrecover.errors import CommandError
 from wsrecover.streams.store import StreamKey
 
 from .paging import Pages
+from .pressure import Pressure
 from .tenants import Tenant, Tenants
 
 __all__ = ["Quota", "Quotas"]
@@ -40,6 +41,7 @@ class Quotas:
         per_second = config.limits.tenant_commands_per_second
         self.tenants = Tenants(Rate(per_second, 2 * per_second))
         self.pages = Pages(config.limits.replay_pages)
+        self.pressure = Pressure(config.limits.memory_bytes)
         self._tiers: dict[StreamKey, Tier] = {}
         self._retention_of = cache(config.retention_of)  # Made once per tier, since it is checked like any.
         ages, threads = zip(*map(config.contexts_of, (config.tier, *config.tiers.values())), strict=True)
@@ -133,6 +135,11 @@ class Quota:
     def pages(self) -> Pages:
         """The line of all who replay from the store."""
         return self._quotas.pages
+
+    @property
+    def pressure(self) -> Pressure:
+        """What the process has left of its memory."""
+        return self._quotas.pressure
 
     def adopt(self, principal: Principal) -> None:
         """Go by the tier that the principal's token names; what was taken stays taken."""

@@ -55,7 +55,7 @@ class Services:
     )
 
     pressure: Pressure = attrs.field(
-        default=attrs.Factory(lambda services: Pressure(services.config.limits.memory_bytes), takes_self=True)
+        default=attrs.Factory(lambda services: services.quotas.pressure, takes_self=True)
     )
 
     @addresses.default

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Never
 
 import attrs
 import trio
@@ -14,10 +14,19 @@ from .pressure import CONNECTION_BYTES, RUN_BYTES, SESSION_BYTES, Stage, Weights
 from .registry import Registry
 from .services import Services
 
-__all__ = ["look", "weigh"]
+__all__ = ["look", "shed", "weigh"]
 
 SLICE: Final = 256
 """Sessions that are weighed in one go: about a millisecond."""
+
+
+async def shed(registry: Registry, services: Services) -> Never:
+    """Look each second, sooner where much was taken, and rarely where there is much room."""
+    pressure = services.pressure
+    while True:
+        await pressure.wait_due()
+        if pressure.is_due(trio.current_time()):
+            await look(registry, services)
 
 
 async def look(registry: Registry, services: Services) -> None:
@@ -31,6 +40,8 @@ async def look(registry: Registry, services: Services) -> None:
         if pressure.reaches(Stage.CONNECTS):  # Before anybody is turned away.
             weights = _forget_tails(services, weights)
         pressure.note(weights, now)
+    if not weights.log:
+        services.streams.allow(services.config.limits.memory_bytes - weights.total)
 
 
 async def weigh(registry: Registry, services: Services) -> Weights:

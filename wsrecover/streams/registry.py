@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import attrs
 import trio
@@ -13,6 +14,10 @@ from .store import Entry, Store, StreamKey
 from .stream import Stream, TailBudget
 
 __all__ = ["Streams", "StreamsStatistics"]
+
+LEAST: Final = 64
+"""By so large a part of their budget tails may grow in any case: else each batch would come to shorten them,
+which looks at all streams."""
 
 
 @attrs.frozen
@@ -42,6 +47,7 @@ class Streams:
         self._store = store
         self._tail_events = tail_events
         self._tail_bytes = tail_bytes
+        self._budget_bytes = budget_bytes
         self._budget = TailBudget(budget_bytes)
         self._served = Served()
         self.fanout = Fanout(self._served)
@@ -124,6 +130,11 @@ class Streams:
             stream = self._streams.get(key)
             if stream is not None:
                 stream.trim(seq)
+
+    def allow(self, more: int) -> None:
+        """For now the tails may grow by so many bytes, or by a `LEAST` of `budget_bytes`, the most in all."""
+        least = self._budget_bytes // LEAST
+        self._budget.limit = min(self._budget_bytes, self._budget.used + max(least, more))
 
     def shed(self, keys: Iterable[StreamKey] | None = None) -> int:
         """Drop the tails of these streams, where they are open, or of all; the bytes freed."""

@@ -52,7 +52,7 @@ ANSWER_WINDOW: Final = 660.0
 
 
 ENTRY_BYTES: Final = 200
-"""What an entry takes in memory beside its body."""
+"""What an entry takes in memory beside its body: 190 to 235, resident, with bodies of 1,000 to 100 bytes."""
 
 
 class StreamKey(NamedTuple):
