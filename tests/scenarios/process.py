@@ -30,6 +30,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
+SERVE: Final = ("-m", "wsrecover", "serve", "--app", "talker_app:app")
+
 START_SECONDS: Final = 30.0
 """A process that is not ready by then will not be."""
 
@@ -37,13 +39,21 @@ START_SECONDS: Final = 30.0
 class ServerProcess:
     """A server with a folder of its own, one process after the other."""
 
-    def __init__(self, folder: Path, nursery: trio.Nursery, settings: str, descriptors: int | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        nursery: trio.Nursery,
+        settings: str,
+        descriptors: int | None,
+        program: Sequence[str],
+    ) -> None:
         self.store = folder / "log.db"
         self.port = 0
         self.said: list[str] = []
         self._spoke = trio.Event()
         self._nursery = nursery
         self._descriptors = descriptors
+        self._program = program
         self._process: trio.Process | None = None
         self._secret_file = folder / "secret"
         self._secret_file.write_bytes(SECRET)
@@ -65,7 +75,7 @@ class ServerProcess:
     async def start(self) -> None:
         """Start a process; returns when it says that it is ready. It keeps the port of the first one."""
         assert self._process is None
-        command = [sys.executable, "-m", "wsrecover", "serve", "--app", "talker_app:app"]
+        command = [sys.executable, *self._program]
         if self._descriptors is not None:
             command = [sys.executable, "-c", LIMITED, str(self._descriptors), *command]
         command += ["--port", str(self.port), "--store", f"sqlite:{self.store}", "--log-format", "json"]
@@ -134,14 +144,15 @@ class ServerProcess:
 
 @asynccontextmanager
 async def server_process(
-    folder: Path, *, settings: str = "", descriptors: int | None = None
+    folder: Path, *, settings: str = "", descriptors: int | None = None, program: Sequence[str] = SERVE
 ) -> AsyncIterator[ServerProcess]:
     """A server for the block, not started yet. `settings` are in TOML. At the end it is killed.
 
-    It may have so many `descriptors`; None: as many as this process.
+    It may have so many `descriptors`; None: as many as this process. `program` is what Python runs: another
+    one than `wsrecover serve` takes its options and says `ready` as well.
     """
     async with trio.open_nursery() as nursery:
-        server = ServerProcess(folder, nursery, settings, descriptors)
+        server = ServerProcess(folder, nursery, settings, descriptors, program)
         try:
             yield server
         finally:
