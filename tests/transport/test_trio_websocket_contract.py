@@ -42,7 +42,20 @@ async def test_what_the_library_reads_of_itself_is_there_without_its_constructor
     code = inspect.unwrap(getattr(library, method)).__code__
     own = {name for name in code.co_names if name in vars(connection())}
     assert own, "nothing is read: the test looks at the wrong code"
-    assert own <= set(vars(engine))
+    assert own <= set(dir(engine))
+
+
+@pytest.mark.parametrize("early", [b"", b"\x81\x80\0\0\0\0"])
+async def test_nothing_of_wsproto_is_made_before_there_is_something_to_parse(early: bytes) -> None:
+    pipe, peer = memory_pipe_pair()
+    engine = Engine(Outbox(pipe), early, 1024)
+    heard: list[str | bytes] = []
+    await engine.handle(heard.append)
+    assert ("_wsproto" in vars(engine), heard) == (bool(early), [""] * bool(early))
+    assert peer.send_nowait(b"\x81\x81\0\0\0\0a")
+    assert await engine.read()
+    await engine.handle(heard.append)
+    assert heard[-1] == "a"
 
 
 async def test_sending_maps_a_lost_stream_to_the_librarys_error() -> None:

@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from typing import Final, cast
 
 import trio
@@ -53,9 +54,8 @@ class Engine(WebSocketConnection):
         # handshake and a reader task which are not here, and cost more than all else of a connection.
         self._id = next(self.CONNECTION_ID)
         self._stream = self.outbox = outbox
-        self._stream_lock = trio.StrictFIFOLock()
-        side = ConnectionType.CLIENT if client else ConnectionType.SERVER
-        self._wsproto = cast("WSConnection", Connection(side, trailing_data=early))
+        self._side = ConnectionType.CLIENT if client else ConnectionType.SERVER
+        self._early = early
         self._unhandled = bool(early)
         self._close_reason = None
         self._pings = OrderedDict()
@@ -69,6 +69,18 @@ class Engine(WebSocketConnection):
         self.flood_notice: bytes | None = None
         self._max_message_bytes = max_message_bytes
         self._max_fragments = max(_MIN_FRAGMENTS, max_message_bytes // _BYTES_PER_FRAGMENT)
+
+    # The library's own two are made when they are asked for: a storm of clients that come back is let in and
+    # sent what it missed before any of them says a word.
+
+    @cached_property
+    def _wsproto(self) -> WSConnection:  # type: ignore[override]  # the library assigns it in its constructor
+        early, self._early = self._early, b""
+        return cast("WSConnection", Connection(self._side, trailing_data=early))
+
+    @cached_property
+    def _stream_lock(self) -> trio.StrictFIFOLock:  # type: ignore[override]  # likewise
+        return trio.StrictFIFOLock()
 
     @property
     def how(self) -> ConnectionClosed:
