@@ -44,6 +44,7 @@ def test_list_valued_headers_are_joined_and_names_have_no_case() -> None:
     assert headers["UPGRADE"] == "a, b ,, c"
     assert headers.tokens("upgrade") == ("a", "b", "c")
     assert headers.get("absent") is None
+    assert headers.lower == {"upgrade": "a, b ,, c"}
 
 
 @pytest.mark.parametrize("name", ["Host", "Origin", "Authorization", "Sec-WebSocket-Key"])

@@ -48,11 +48,11 @@ def check_upgrade(request: Request) -> Refusal | None:
     problem = _flaw(request.method, headers)
     if problem is not None:
         return Refusal(400, problem)
-    if headers.get("sec-websocket-version") != "13":
+    if headers.lower.get("sec-websocket-version") != "13":
         return Refusal(
             426, "Sec-WebSocket-Version: only 13 is spoken here", (("Sec-WebSocket-Version", "13"),)
         )
-    if not _KEY.fullmatch(headers.get("sec-websocket-key", "")):
+    if not _KEY.fullmatch(headers.lower.get("sec-websocket-key", "")):
         return Refusal(400, "Sec-WebSocket-Key: not 16 bytes in base64")
     return None
 
@@ -63,7 +63,7 @@ def _flaw(method: str, headers: Headers) -> str | None:
     if not headers.names("connection", "upgrade"):
         return "Connection: does not name upgrade"
     for name in ("content-length", "transfer-encoding"):
-        if name in headers:
+        if name in headers.lower:
             return f"{name}: an upgrade has no body"
     return None
 

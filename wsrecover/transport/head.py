@@ -54,25 +54,28 @@ class HeadError(Exception):
 
 
 class Headers(Mapping[str, str]):
-    """Headers by name, whatever its case. Several of one list-valued name are joined with commas."""
+    """Headers by name, whatever its case. Several of one list-valued name are joined with commas.
 
-    __slots__ = ("_values",)
+    `lower` are the same by lower-case name alone, as one look-up: a handshake takes a dozen.
+    """
+
+    __slots__ = ("lower",)
 
     def __init__(self, values: dict[str, str]) -> None:
         """`values` by lower-case name."""
-        self._values = values
+        self.lower = values
 
     def __getitem__(self, name: str) -> str:
-        return self._values[name.lower()]
+        return self.lower[name.lower()]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        return iter(self.lower)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.lower)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower() in self._values
+        return isinstance(name, str) and name.lower() in self.lower
 
     @overload
     def get(self, name: str, /) -> str | None: ...
@@ -80,17 +83,17 @@ class Headers(Mapping[str, str]):
     def get(self, name: str, /, default: str | _T) -> str | _T: ...
     def get(self, name: str, /, default: str | _T | None = None) -> str | _T | None:
         """The header, or `default`. Not the inherited one, for which what is missing is an exception."""
-        return self._values.get(name.lower(), default)
+        return self.lower.get(name.lower(), default)
 
     def names(self, name: str, token: str) -> bool:
-        """Whether `token`, in lower case, is a member of a comma-separated header, in any case."""
-        value = self._values.get(name.lower(), "").lower()
+        """Whether `token` is a member, in any case, of a comma-separated header. Both in lower case."""
+        value = self.lower.get(name, "").lower()
         return value == token or token in (part.strip(" \t") for part in value.split(","))
 
     def tokens(self, name: str) -> tuple[str, ...]:
-        """The members of a comma-separated header, in order, without the empty ones."""
-        value = self._values.get(name.lower(), "")
-        return tuple(item for part in value.split(",") if (item := part.strip(" \t")))
+        """The members of a comma-separated header, `name` in lower case, in order, without the empty ones."""
+        value = self.lower.get(name, "")
+        return tuple([item for part in value.split(",") if (item := part.strip(" \t"))])
 
 
 @attrs.frozen
@@ -121,7 +124,7 @@ def parse_request(head: bytes, peer: str) -> Request:
         raise HeadError(400, "request line: not `METHOD /path HTTP/1.1`")
     if not _TARGET.fullmatch(parts[1]):
         raise HeadError(400, "request target: not an absolute path of visible ASCII")
-    if "host" not in headers:
+    if "host" not in headers.lower:
         raise HeadError(400, "Host: missing")
     path, _, query = parts[1].partition("?")
     return Request(parts[0], path, parse_query(query), headers, peer)
@@ -174,12 +177,13 @@ def parse_query(query: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for field in fields:
         name, equals, value = field.partition("=")
-        name = _unquote(name)
+        if "%" in field or "+" in field:
+            name, value = _unquote(name), _unquote(value)
         if not equals or not name:
             raise HeadError(400, "query: a field is not `name=value`")
         if name in values:
             raise HeadError(400, f"query: {name[:40]!a} is given twice")
-        values[name] = _unquote(value)
+        values[name] = value
     return values
 
 

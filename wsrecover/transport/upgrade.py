@@ -255,7 +255,7 @@ class Handshakes:
         return True
 
     def _hand_over(self, outbox: Outbox, request: Request, early: bytes, decision: Acceptance) -> None:
-        key = request.headers["sec-websocket-key"]
+        key = request.headers.lower["sec-websocket-key"]
         outbox.preface(encode_switch(key, decision.subprotocol))
         limit = self.max_message_bytes
         decision.owner(ServerSocket(outbox, request.peer, early=early, max_message_bytes=limit))
