@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import trio
@@ -27,7 +26,7 @@ class Addresses:
         self._proxies = Proxies(proxies)
         self._most = limits.address_handshakes
         self._connects = Buckets(Rate(limits.address_connects_per_second, limits.address_connects_burst))
-        self._unknown: Counter[str] = Counter()
+        self._unknown: dict[str, int] = {}
 
     def forwards(self, peer: str) -> bool:
         """Whether `peer` is a proxy, and its request says whose connection it is."""
@@ -43,25 +42,25 @@ class Addresses:
         0.0, or the seconds after which it would be welcome; None where its address has too many already.
         """
         key = _key(peer)
-        self._unknown[key] += 1
-        if self._unknown[key] > self._most:
+        unknown = self._unknown[key] = self._unknown.get(key, 0) + 1
+        if unknown > self._most:
             return None
         return self._connects.take(key, moment(trio.current_time()))
 
     def stay(self, peer: str) -> None:
         """Note that a connection which leaves the handshake is still unknown; it must `leave` once more."""
-        self._unknown[_key(peer)] += 1
+        key = _key(peer)
+        self._unknown[key] = self._unknown.get(key, 0) + 1
 
     def leave(self, peer: str) -> None:
         """Note that a connection is known, or gone."""
         key = _key(peer)
-        self._unknown[key] -= 1
-        if not self._unknown[key]:
-            del self._unknown[key]
+        if left := self._unknown.pop(key) - 1:
+            self._unknown[key] = left
 
     def __len__(self) -> int:
         """The connections of which nobody knows yet whose they are."""
-        return self._unknown.total()
+        return sum(self._unknown.values())
 
 
 def _key(peer: str) -> str:

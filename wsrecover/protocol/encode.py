@@ -337,6 +337,7 @@ def ephemeral_frame(stream: str, body: bytes) -> bytes:
     return b'{"op":"ephemeral","stream":%b,%b' % (orjson.dumps(stream), body[1:])
 
 
+@functools.lru_cache(maxsize=4096)
 def live_frame(stream: str, seq: int) -> bytes:
     """The `live` frame: each connection is sent one for each of its streams."""
     return b'{"op":"live",%b%d}' % (_stream_fields(stream), seq)

@@ -135,8 +135,8 @@ class Admission:
         if SUBPROTOCOL not in request.subprotocols and not is_plain(request):
             return Refusal(400, f"Sec-WebSocket-Protocol must offer {SUBPROTOCOL} or {PLAIN}.\n")
         config = self._services.config
-        tls, origin = config.tls_certificate is not None, request.headers.get("origin")
-        if not is_allowed(config.origins, origin, request.headers["host"], tls=tls):
+        tls, headers = config.tls_certificate is not None, request.headers.lower
+        if not is_allowed(config.origins, headers.get("origin"), headers["host"], tls=tls):
             return Refusal(403, "Pages from this origin may not connect here.\n")
         return None
 
@@ -172,15 +172,11 @@ class Admission:
             self._nursery.start_soon(_part_from, socket, self._farewell())
             return
         try:
-            # It may have been revoked while hello was waited for.
-            self._services.revocations.check(grant)
             self._registry.of(grant.principal).attach(socket, grant, hello, early)
             audit.accepted(grant, client=hello.client, peer=socket.peer)
         except CommandError as error:
             frame = ErrorFrame(error.code, error.message, retry_after=error.retry_after)
             goodbye = Goodbye(CloseCode.TOO_MANY_CONNECTIONS, error.message, frame)
-        except TokenError as error:
-            goodbye = Goodbye(refused(error), str(error))
         except StoreUnavailable as error:
             goodbye = Goodbye(CloseCode.TRY_AGAIN_LATER, str(error))
         except StoreFailed:  # Its session was just stopped, and the server with it.
@@ -239,7 +235,10 @@ class Admission:
                 return Goodbye(
                     CloseCode.AUTHENTICATION_FAILED, "no token came, neither in the handshake nor in hello"
                 )
-            grant = grant or await prove(self._services, hello.token or "", socket.peer)
+            if grant is None:
+                grant = await prove(self._services, hello.token or "", socket.peer)
+            else:  # It may have been revoked while hello was waited for.
+                self._services.revocations.check(grant)
             if problem := self._too_much(grant, hello):
                 raise problem
         except FrameError as error:
@@ -303,7 +302,7 @@ def _credentials(request: Request) -> Credentials:
 
 def _token(request: Request) -> str | None:
     """The token of the Authorization header, else of a `bearer.` subprotocol. Raises `TokenError`."""
-    header = request.headers.get("authorization")
+    header = request.headers.lower.get("authorization")
     if header is not None:
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not token.strip():

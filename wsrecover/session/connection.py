@@ -13,7 +13,7 @@ ending it never touches a run.
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Literal, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
@@ -86,7 +86,7 @@ class Connection:
         self.socket = socket
         self.grant = grant
         self.member = Member(grant.principal.tenant, grant.principal.user, hello.client)
-        self.id = secrets.token_hex(8)
+        self.id = os.urandom(8).hex()
         self.since = self._services.clock()
         self.limits: Limits = self._services.config.limits
         self.timeouts: Timeouts = self._services.config.timeouts

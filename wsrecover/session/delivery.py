@@ -284,6 +284,8 @@ class Delivery:
                 outbox.flush()
                 if outbox.pending:
                     return False
+            if not self._controls and not self._lags:
+                return True
             frames = self._next_frames()
             if not frames:
                 return not self._lags

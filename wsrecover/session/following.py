@@ -8,7 +8,7 @@ import attrs
 import structlog
 
 from wsrecover.access.principal import Principal
-from wsrecover.protocol.frames import Ack, ErrorFrame, Hello, StreamInfo, Streams
+from wsrecover.protocol.frames import Ack, ErrorFrame, From, Hello, StreamInfo, Streams
 from wsrecover.protocol.resume import held_part
 from wsrecover.streams.stream import Stream
 
@@ -16,7 +16,6 @@ from .delivery import Delivery
 from .entitled import entitled
 from .presence import Member
 from .services import Services
-from .snapshots import begin_of
 
 __all__ = ["Following", "Start"]
 
@@ -53,18 +52,21 @@ class Following:
         after: dict[str, int] = {}
         held: dict[str, tuple[int, int]] = {}
         gaps: dict[str, tuple[int, int]] = {}
+        # Broadcasts have no snapshots.
+        broadcasts: From = "start" if hello.from_ == "snapshot" else hello.from_
+        has_receipts = bool(self._services.receipts)
         for name, stream in streams.items():
             position = hello.resume.get(name)
-            info = infos[name] = stream.judge(position, begin_of(hello, stream))
+            info = infos[name] = stream.judge(position, hello.from_ if name == "user" else broadcasts)
             after[name] = info.from_ - 1
-            if (part := held_part(hello, name, info)) is not None:
-                held[name] = part
-            if position is not None and info.reason == "trimmed":
-                gaps[name] = (position.seq + 1, stream.oldest - 1)
-            if stream.key.scope == "user":
-                self._services.counts[f"resume.{info.reason or 'resumed'}"] += 1
-            if not info.resumed and self._services.receipts:
+            if position is not None:
+                if (part := held_part(hello, name, info)) is not None:
+                    held[name] = part
+                if info.reason == "trimmed":
+                    gaps[name] = (position.seq + 1, stream.oldest - 1)
+            if has_receipts and not info.resumed:
                 self.missed(stream, 1, info.from_ - 1)
+        self._services.counts[f"resume.{infos['user'].reason or 'resumed'}"] += 1
         return Start(infos, after, held, gaps)
 
     def missed(self, stream: Stream, first: int, last: int) -> None:

@@ -16,13 +16,12 @@ import orjson
 
 from wsrecover.protocol.codec import encode, parts, snapshot_frame
 from wsrecover.protocol.context import EMPTY, Context
-from wsrecover.protocol.frames import From, Hello, Reply, StreamInfo
-from wsrecover.streams.stream import Stream
+from wsrecover.protocol.frames import Hello, Reply, StreamInfo
 
 from .contexts import NO_THREAD, Snapshot
 from .replay import Filter
 
-__all__ = ["MAX_SWITCHES", "Switch", "Taken", "begin_of", "first_switch"]
+__all__ = ["MAX_SWITCHES", "Switch", "Taken", "first_switch"]
 
 MAX_SWITCHES: Final = 8
 """Changes of the filter that wait for their snapshots; more are refused."""
@@ -63,11 +62,6 @@ class Switch:
             for name in sorted((self.after or frozenset()) - (self.before or frozenset())):
                 if name not in snapshot.contexts:
                     yield name, EMPTY
-
-
-def begin_of(hello: Hello, stream: Stream) -> From:
-    """Where `stream` begins without an accepted position: broadcasts have no snapshots."""
-    return "start" if hello.from_ == "snapshot" and stream.key.scope != "user" else hello.from_
 
 
 def first_switch(hello: Hello, info: StreamInfo) -> Switch | None:

@@ -77,6 +77,11 @@ class Outbox(trio.abc.Stream):
         return self._taken
 
     @property
+    def has_preface(self) -> bool:
+        """Whether there is a preface that no write has taken along yet: `drain` sends it."""
+        return bool(self._preface)
+
+    @property
     def closed(self) -> bool:
         """Whether the pipe is closed."""
         return self._closed
@@ -131,15 +136,6 @@ class Outbox(trio.abc.Stream):
             self._send_queue()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.close()
-
-    async def send_preface(self) -> None:
-        """Send a preface that no write has taken along, and wait until it is taken.
-
-        Raises:
-            trio.BrokenResourceError, trio.ClosedResourceError: the connection is gone.
-        """
-        if self._preface:
-            await self.drain()
 
     async def drain(self, *, progress_timeout: float = math.inf) -> None:
         """Wait until nothing is pending. Any number of tasks may drain.

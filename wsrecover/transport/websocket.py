@@ -85,8 +85,9 @@ class ServerSocket:
         if self._deadline < scope.deadline:
             scope.deadline = self._deadline
         try:
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # Reading says so, too.
-                await self.outbox.send_preface()
+            if self.outbox.has_preface:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # Reading says so, too.
+                    await self.outbox.drain()
             await engine.handle(deliver)
             while engine.ended is None and await engine.read():
                 if engine.open:
