@@ -11,6 +11,7 @@ import trio
 
 from wsrecover.config import Timeouts
 from wsrecover.errors import ConnectionClosed
+from wsrecover.protocol.frames import Hello
 from wsrecover.testing import local_server
 
 
@@ -37,6 +38,18 @@ async def test_nothing_of_a_connection_waits_for_the_garbage_collector(says_bye:
         with trio.fail_after(5):
             while connection() is not None:
                 await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_what_a_client_opened_with_is_not_kept_for_as_long_as_it_is_connected() -> None:
+    def hellos() -> int:
+        return sum(isinstance(one, Hello) for one in gc.get_objects())
+
+    before = hellos()
+    async with local_server() as local, local.peer("ada", resume={"user": ["log-a", 3]}) as peer:
+        await peer.until("live")
+        await peer.command("no_such_command", {})
+        assert hellos() == before
 
 
 @pytest.mark.usefixtures("no_collector")

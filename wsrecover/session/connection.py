@@ -65,6 +65,8 @@ log = structlog.get_logger(__name__)
 Args = TypeVarTuple("Args")
 R = TypeVar("R", Send, Auth, Follow)
 
+Frame: TypeAlias = ClientFrame | FrameError
+
 ConnectionState: TypeAlias = Literal["opening", "live", "lagging", "closing"]
 """Before its welcome; at the head of all its streams; behind in one, as in a replay; about to end."""
 
@@ -80,7 +82,9 @@ FLOODED: Final = encode(ErrorFrame("rate_limited", "too many pings and pongs", r
 class Connection:
     """One WebSocket of a session; see the module's text for its life."""
 
-    def __init__(self, home: Home, socket: ServerSocket, grant: Grant, hello: Hello) -> None:
+    def __init__(
+        self, home: Home, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[Frame]
+    ) -> None:
         self._home = home
         self._services = home.services
         self.socket = socket
@@ -105,6 +109,7 @@ class Connection:
         wanted = None if hello.threads is None else frozenset(hello.threads)
         self._delivery = Delivery(self, socket, wanted, snapshots=hello.from_ == "snapshot")
         self._following = Following(self._services, self.member, self._delivery)
+        self._opening = hello, early
 
     @property
     def delivery(self) -> Delivery:
@@ -135,11 +140,11 @@ class Connection:
             return "opening"
         return "lagging" if self._delivery.lagging else "live"
 
-    async def run(self, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()) -> None:
+    async def run(self) -> None:
         """Serve until the connection ends and its socket is closed. Cancelled, it ends as by `drain`."""
         try:
             with self._scope:
-                await self._serve(hello, early)
+                await self._serve()
             self._end_by_deadline()
         except Exception:
             self._ending = ConnectionClosed(CloseCode.INTERNAL_ERROR, "internal error")
@@ -167,7 +172,7 @@ class Connection:
         elif self._ending is None:
             self._ending = ConnectionClosed(CloseCode.HEARTBEAT_LOST, "nothing was heard")
 
-    async def _serve(self, hello: Hello, early: Sequence[ClientFrame | FrameError]) -> None:
+    async def _serve(self) -> None:
         streams = self._home.streams_now(self.grant.principal)
         if streams is None:
             self._scope.deadline = self._expires  # Until they are open nobody listens to it.
@@ -177,12 +182,7 @@ class Connection:
             self._last_word(ErrorFrame("store_unavailable", "the log cannot be read now", retry_after=1.0))
             self._ending = ConnectionClosed(CloseCode.TRY_AGAIN_LATER, "the log cannot be read now")
             return
-        self._begin(hello, streams)
-        if early:
-            self._at = moment(trio.current_time())
-        for frame in early:
-            self._take(frame)
-        del hello, early
+        self._begin(streams)
         ended = await self.socket.run_within(
             self._scope, self._on_message, on_bytes=self.heard, flood_notice=FLOODED
         )
@@ -195,12 +195,17 @@ class Connection:
             log.warning("streams_unavailable", error=repr(error))
             return None
 
-    def _begin(self, hello: Hello, streams: Mapping[str, Stream]) -> None:
+    def _begin(self, streams: Mapping[str, Stream]) -> None:
+        hello, early = self._opening
+        del self._opening  # It is a kilobyte or more, and the connection lasts for hours.
         start = self._following.start(hello, streams)
         switch = first_switch(hello, start.infos["user"])
         first = welcome_frame(welcome(self._home, self.grant, self.id, start.infos))
         self._delivery.begin(streams, start.after, start.held, first, gaps=start.gaps, switch=switch)
         self._services.presence.arrive(self)
+        for frame in early:
+            self._at = moment(trio.current_time())
+            self._take(frame)
 
     def heard(self, now: float) -> None:
         """The peer is alive: its silence is counted from `now`, trio's time."""
@@ -286,7 +291,7 @@ class Connection:
         for frame in frames:
             self._take(frame)
 
-    def _take(self, frame: ClientFrame | FrameError) -> None:
+    def _take(self, frame: Frame) -> None:
         if self._ending is not None:
             return
         match frame:

@@ -189,9 +189,9 @@ class Session:
         if older is not None:
             audit.replaced(older.grant, client=hello.client, peer=older.socket.peer)
             older.close(CloseCode.REPLACED, "the same client connected again")
-        connection = self.connections[hello.client] = Connection(self, socket, grant, hello)
+        connection = self.connections[hello.client] = Connection(self, socket, grant, hello, early)
         try:
-            self.members.start(connection.run, hello, early)
+            self.members.start(connection.run)
         except StoreFailed:
             self.detach(hello.client, connection)
             raise

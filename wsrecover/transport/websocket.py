@@ -80,7 +80,7 @@ class ServerSocket:
         """
         engine, inward = self._engine, self._inward
         engine.flood_notice = flood_notice
-        deliver = on_message if inward is None else lambda message: on_message(inward(message))
+        deliver = on_message if inward is None else _translated(on_message, inward)
         self._scope = scope
         if self._deadline < scope.deadline:
             scope.deadline = self._deadline
@@ -225,6 +225,12 @@ class ClientSocket:
     def kill(self) -> None:
         """Close the pipe at once, without a word; idempotent."""
         self.outbox.close()
+
+
+def _translated(
+    on_message: Callable[[Message], None], inward: Callable[[Message], Message]
+) -> Callable[[Message], None]:
+    return lambda message: on_message(inward(message))
 
 
 def _discard(_: Message) -> None:
