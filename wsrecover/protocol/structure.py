@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast, get_args, get_origin
+from typing import Any, Final, TypeVar, get_args, get_origin
 
 from cattrs import BaseValidationError, Converter
 
@@ -36,10 +36,11 @@ def structurer(cls: type[_T]) -> Callable[[dict[str, Any]], _T]:
 
     def make(item: dict[str, Any]) -> _T:
         try:
-            return cast("_T", hook(item, cls))
+            made: _T = hook(item, cls)
         except BaseValidationError as exc:
             field, problem = misfit(exc)
             raise FrameError("invalid", f"{field}: {problem}", field=field) from None
+        return made
 
     return make
 

@@ -44,7 +44,7 @@ class Members:
                 self._nursery.start_soon(self._live, member, args)
             except RuntimeError as error:  # trio's word for a nursery that is closed
                 raise StoreFailed("the server has stopped") from error
-        self._add(+1)
+        self._count += 1
 
     def cancel(self) -> None:
         """Cancel all members, those too that were started and have not begun; returns at once."""
@@ -79,10 +79,7 @@ class Members:
         except Exception:
             log.exception("member_failed", member=getattr(member, "__qualname__", repr(member)))
         finally:
-            self._add(-1)
-
-    def _add(self, change: int) -> None:
-        self._count += change
-        if not self._count:
-            self._idle_since = trio.current_time()
-            self._emptied.set()
+            self._count -= 1
+            if not self._count:
+                self._idle_since = trio.current_time()
+                self._emptied.set()

@@ -155,7 +155,5 @@ class Runs:
 
     def infos(self) -> tuple[RunInfo, ...]:
         """The runs under way, as `welcome` tells them."""
-        return tuple(
-            RunInfo(run=run.id, agent=run.agent, status=run.status, thread=run.thread)
-            for run in (execution.run for execution in self._executions.values())
-        )
+        runs = [execution.run for execution in self._executions.values()]
+        return tuple([RunInfo(run.id, run.agent, run.status, run.thread) for run in runs])
