@@ -197,7 +197,7 @@ class Connection:
 
     def _begin(self, streams: Mapping[str, Stream]) -> None:
         hello, early = self._opening
-        del self._opening  # It is a kilobyte or more, and the connection lasts for hours.
+        del self._opening  # It may be large, and the connection lasts for hours.
         start = self._following.start(hello, streams)
         switch = first_switch(hello, start.infos["user"])
         first = welcome_frame(welcome(self._home, self.grant, self.id, start.infos))
