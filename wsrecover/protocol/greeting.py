@@ -1,6 +1,6 @@
 """The `welcome` frame, written out: each connection is sent one. Import from `codec`.
 
-`encode` gives the same bytes, for it is for all frames alike, and takes three times as long.
+`encode`, which is for all frames alike, gives the same bytes and takes more than twice as long.
 """
 
 from __future__ import annotations
