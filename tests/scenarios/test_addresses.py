@@ -57,6 +57,7 @@ async def silent(local: LocalServer, source: str = "127.0.0.1") -> AsyncIterator
     sock = trio.socket.socket()
     await sock.bind((source, 0))
     await sock.connect(local.server.addresses[0])
+    await trio.testing.wait_all_tasks_blocked(0.001)  # The server's time-out has begun, not only its count.
     while len(unknown) == before:
         await trio.testing.wait_all_tasks_blocked(0.001)
     async with trio.SocketStream(sock) as stream:
