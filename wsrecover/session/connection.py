@@ -283,8 +283,7 @@ class Connection:
         # share a limit have been counted since.
         self._at = at = moment(trio.current_time())
         self._wait = self._home.quota.take_message(message, at)
-        wait = self._frames.take(at, len(frames))
-        if wait:
+        if wait := self._frames.take(at, len(frames)):
             problem = f"at most {self.limits.frames_per_second} frames in a second"
             self._last_word(ErrorFrame("rate_limited", problem, retry_after=wait))
             self.close(CloseCode.RATE_LIMITED, problem)
