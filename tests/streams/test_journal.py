@@ -35,6 +35,10 @@ BEN = StreamKey("user", "tenant", "ben")
 TEAM = StreamKey("tenant", "tenant")
 
 
+class Watched(Entry):
+    """One that can be referred to weakly, which costs memory in a tail."""
+
+
 class HeldStore(MemoryStore):
     """A memory store whose commits wait while it is held, and fail while it is gone."""
 
@@ -333,7 +337,7 @@ class TestFailures:
         journal = Bench(store, int, int).journal()
         async with running(journal):
             writers = [journal.writer() for _ in range(2)]
-            entry = Entry(ANN, b"{}", 1.0)
+            entry = Watched(ANN, b"{}", 1.0)
             writers[0].append_nowait(entry)
             writers[1].append_nowait(Entry(ANN, b"{}", 1.0))
             await writers[1].flush()
