@@ -127,9 +127,10 @@ async def test_who_has_the_stream_open_keeps_up_without_waiting(monkeypatch: pyt
         assert not contexts.keep_up_nowait(), "nothing is known yet: the store must be asked"
         await keep_up([contexts, behind])
         await log.say("two")
-        with monkeypatch.context() as patched:
+        with monkeypatch.context() as patched, capture_logs() as logs:
             patched.setattr(contexts, "keep_up", never)
             await keep_up([contexts])
+        assert logs == []
         await log.say("three")
         stream.drop_tail()
         assert not behind.keep_up_nowait(), "the tail has it no more"
