@@ -49,10 +49,10 @@ class MemoryPipe:
     def send_nowait(self, data: bytes | memoryview) -> int:
         """See `Pipe`."""
         lane = self._outward
-        if self._closed or lane.ended:
-            raise trio.ClosedResourceError
-        if lane.refused:
-            raise trio.BrokenResourceError
+        if self._closed or lane.ended or lane.refused:
+            raise BrokenPipeError
+        if lane.full and data:
+            raise BlockingIOError
         taken = min(len(data), lane.capacity - len(lane.buffer))
         lane.buffer += data[:taken]
         lane.note()
@@ -162,16 +162,21 @@ class PipeStream(trio.abc.HalfCloseableStream):
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
+        self._ended = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; cancelled, an unknown part of it was sent."""
         await trio.lowlevel.checkpoint()
+        if self._ended:
+            raise trio.ClosedResourceError
         rest = memoryview(data)
         while rest:
-            taken = self._pipe.send_nowait(rest)
-            rest = rest[taken:]
-            if rest:
+            try:
+                rest = rest[self._pipe.send_nowait(rest) :]
+            except BlockingIOError:
                 await self._pipe.wait_writable()
+            except OSError as error:
+                raise trio.BrokenResourceError("the connection was lost") from error
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until a byte would be taken."""
@@ -179,6 +184,7 @@ class PipeStream(trio.abc.HalfCloseableStream):
 
     async def send_eof(self) -> None:
         """Say that no more follows."""
+        self._ended = True
         self._pipe.send_eof()
         await trio.lowlevel.checkpoint()
 
@@ -188,5 +194,6 @@ class PipeStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """Close at once."""
+        self._ended = True
         self._pipe.close()
         await trio.lowlevel.checkpoint()

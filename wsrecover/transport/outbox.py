@@ -47,7 +47,7 @@ class Outbox(trio.abc.Stream):
         "_control",
         "_draining",
         "_pipe",
-        "_preface",
+        "_held",
         "_queue",
         "_sealed",
         "_taken",
@@ -63,7 +63,7 @@ class Outbox(trio.abc.Stream):
         self._queue: list[bytes | memoryview] = []
         self.pending = 0
         self._taken = 0
-        self._preface = b""
+        self._held = b""
         self._control = 0
         self._sealed = False
         self._closed = False
@@ -79,7 +79,7 @@ class Outbox(trio.abc.Stream):
     @property
     def has_preface(self) -> bool:
         """Whether there is a preface that no write has taken along yet: `drain` sends it."""
-        return bool(self._preface)
+        return bool(self._held)
 
     @property
     def closed(self) -> bool:
@@ -92,18 +92,19 @@ class Outbox(trio.abc.Stream):
         What the pipe takes at once is sent; the rest is pending until `drain` or `flush`. A lost connection
         closes the outbox and returns False: its reader says how it ended.
         """
-        if self._queue or self._sealed:
+        if not self.hold(data):
             return False
-        if self._preface or self._tls is not None or self.translate is not None:
-            return self._write(data)
-        return self._send(data)
+        self.flush()
+        return not self._closed
 
     def hold(self, data: bytes) -> bool:
         """`offer`, but for `flush` to send, or whatever is written first. What is held does not count as
         pending: more may be held behind it, and all of it goes as one write."""
         if self._queue or self._sealed:
             return False
-        self._preface += data if self.translate is None else self.translate(data)
+        if self.translate is not None and data[0] == TEXT:
+            data = self.translate(data)
+        self._held += data
         return True
 
     def put(self, data: bytes) -> bool:
@@ -115,27 +116,34 @@ class Outbox(trio.abc.Stream):
             return False
         if data[0] == _CLOSE_FRAME:
             self._sealed = True
-        return self._write(data)
+        elif self.translate is not None and data[0] == TEXT:
+            data = self.translate(data)
+        self._held += data
+        self.flush()
+        return not self._closed
 
     def preface(self, data: bytes) -> None:
         """Let `data` ride in front of the next write, as one write with it. Called again, it appends."""
-        self._preface += data
+        self._held += data
 
     def flush(self) -> None:
-        """Send what is pending, preface included, as far as the pipe takes it. Never waits, never raises."""
-        if self._closed:
-            return
-        if self._preface:
-            if self._tls is not None or self._queue:
-                self._write(b"")
+        """Send what is held and what is pending, as far as the pipe takes it. Never waits, never raises."""
+        data = self._held
+        if data and self._tls is None and not self._queue:
+            self._held = b""
+            try:
+                taken = self._pipe.send_nowait(data)
+            except BlockingIOError:
+                taken = 0
+            except OSError:
+                self.close()
                 return
-            data, self._preface = self._preface, b""
-            self._send(data)
-            return
-        try:
+            self._taken += taken
+            if taken < len(data):
+                self._queue.append(memoryview(data)[taken:])
+                self.pending = len(data) - taken
+        elif not self._closed:
             self._send_queue()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.close()
 
     async def drain(self, *, progress_timeout: float = math.inf) -> None:
         """Wait until nothing is pending. Any number of tasks may drain.
@@ -147,7 +155,7 @@ class Outbox(trio.abc.Stream):
             trio.BrokenResourceError, trio.ClosedResourceError: the connection is gone.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._preface:
+        if self._held:
             self.flush()
         if self._closed:
             raise trio.ClosedResourceError
@@ -199,9 +207,9 @@ class Outbox(trio.abc.Stream):
             return await self._pipe.receive_some(size)
         await trio.lowlevel.checkpoint()
         while (data := self._tls.decrypt(size)) is None:
-            self._write_raw(self._tls.outgoing())
+            self._send_own(self._tls)
             self._tls.feed(await self._pipe.receive_some(RECEIVE_BYTES))
-        self._write_raw(self._tls.outgoing())
+        self._send_own(self._tls)
         return data
 
     async def start_tls(self, context: ssl.SSLContext, *, server_hostname: str | None = None) -> None:
@@ -215,7 +223,7 @@ class Outbox(trio.abc.Stream):
         tls = Tls(context, server_hostname=server_hostname)
         done = tls.shake()
         while True:
-            self._write_raw(tls.outgoing())
+            self._send_own(tls)
             await self.drain()
             if done:
                 break
@@ -228,7 +236,8 @@ class Outbox(trio.abc.Stream):
         self._sealed = True
         if not self._queue and not self._closed:
             if self._tls is not None:
-                self._write_raw(self._tls.close_notify())
+                self._enqueue(self._tls.close_notify())
+                self.flush()
             self._pipe.send_eof()
 
     def close(self) -> None:
@@ -240,7 +249,7 @@ class Outbox(trio.abc.Stream):
         self._sealed = self._closed = True
         self._queue.clear()
         self.pending = 0
-        self._preface = b""
+        self._held = b""
         self._pipe.close()
         if self._waiters is not None:
             self._waiters.unpark_all()
@@ -253,61 +262,44 @@ class Outbox(trio.abc.Stream):
     def _closing_words(self, tls: Tls) -> None:
         try:
             self._pipe.send_nowait(tls.close_notify())
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return  # Nobody is left to hear them.
+        except OSError:
+            return  # Nobody is left to hear them, or there is no room for them.
 
-    def _write(self, data: bytes) -> bool:
-        if self.translate is not None and data and data[0] == TEXT:
-            data = self.translate(data)
-            if not data and not self._preface:
-                return True
-        if self._preface:
-            data = self._preface + data
-            self._preface = b""
+    def _send_own(self, tls: Tls) -> None:
+        """Send what TLS itself has to say."""
+        if words := tls.outgoing():
+            self._enqueue(words)
+            self.flush()
+
+    def _send_queue(self) -> bool:
+        """Send what is pending, behind that what is held. False: the connection is lost, and closed here."""
+        queue = self._queue
         try:
-            if self._tls is not None:
-                data = self._tls.encrypt(data)
-            if self._queue:
-                self._queue.append(data)
-                self.pending += len(data)
-                return True
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            if self._held:
+                held, self._held = self._held, b""
+                self._enqueue(held if self._tls is None else self._tls.encrypt(held))
+            while queue:
+                head = queue[0]
+                taken = self._pipe.send_nowait(head)
+                self._taken += taken
+                self.pending -= taken
+                if taken < len(head):
+                    queue[0] = memoryview(head)[taken:]
+                    return True
+                del queue[0]
+        except BlockingIOError:
+            return True
+        except (OSError, trio.BrokenResourceError):
             self.close()
             return False
-        return self._send(data)
-
-    def _send(self, data: bytes) -> bool:
-        """Hand wire bytes to the pipe, with nothing queued before them."""
-        try:
-            taken = self._pipe.send_nowait(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.close()
-            return False
-        self._taken += taken
-        if taken < len(data):
-            self._queue.append(memoryview(data)[taken:])
-            self.pending = len(data) - taken
+        self._control = 0
         return True
 
-    def _write_raw(self, data: bytes) -> None:
-        """Queue wire bytes of TLS itself."""
+    def _enqueue(self, data: bytes) -> None:
+        """Queue wire bytes, which may be none."""
         if data:
             self._queue.append(data)
             self.pending += len(data)
-            self.flush()
-
-    def _send_queue(self) -> None:
-        queue = self._queue
-        while queue:
-            head = queue[0]
-            taken = self._pipe.send_nowait(head)
-            self._taken += taken
-            self.pending -= taken
-            if taken < len(head):
-                queue[0] = memoryview(head)[taken:]
-                return
-            del queue[0]
-        self._control = 0
 
     async def _advance(self) -> None:
         """Wait until the pipe might take something, and send. One task waits for it, others for that task.
@@ -323,13 +315,12 @@ class Outbox(trio.abc.Stream):
             self._draining = True
             try:
                 await self._pipe.wait_writable()
-                self._send_queue()
-            except trio.BrokenResourceError:
-                self.close()
-                raise
+                sent = self._send_queue()
             finally:
                 self._draining = False
                 if self._waiters is not None:
                     self._waiters.unpark_all()
+            if not sent:
+                raise trio.BrokenResourceError("the connection was lost")
         if self._closed:
             raise trio.ClosedResourceError

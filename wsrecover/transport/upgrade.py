@@ -324,7 +324,7 @@ def _too_many(wait: float) -> Refusal:
 def turn_away(pipe: Pipe, ssl_context: ssl.SSLContext | None, refusal: Refusal) -> None:
     """Say so as far as that goes at once, without even reading the request."""
     if ssl_context is None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        with suppress(OSError):
             pipe.send_nowait(encode_refusal(refusal))
             pipe.send_eof()
     pipe.close()
