@@ -75,7 +75,7 @@ class RunLog:
         """The event, encoded once. Raises `InvalidEvent`."""
         place = self.place
         ts = place.clock()
-        body = encode_event_of(self._author, ts=ts, type=type, data=data, max_bytes=place.event_bytes)
+        body = encode_event_of(self._author, ts, type, data, place.event_bytes)
         return Entry(place.key, body, ts, self.thread, id)
 
     def show(self, event: Entry) -> None:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 import orjson
 
 from wsrecover.errors import InvalidEvent
 
+from .encode import Logged
 from .events import TERMINAL, Event
 from .patch import patched
 from .persistent import Text
@@ -51,10 +52,12 @@ __all__ = [
     "Request",
     "RunState",
     "ToolCall",
-    "concerns",
+    "concerning",
     "parse",
     "reduce",
 ]
+
+E = TypeVar("E", bound=Logged)
 
 CONTEXT_BYTES: Final = 1024 * 1024
 """Bytes of a context in JSON; one that grows beyond loses its oldest messages, tool calls and ended runs."""
@@ -72,9 +75,10 @@ def reduce(context: Context, event: Event) -> Context:
     return reduced if reduced.size <= CONTEXT_BYTES else _truncated(reduced)
 
 
-def concerns(body: bytes) -> bool:
-    """Whether an event whose body `encode_event` made may make a difference; cheaper than to decode it."""
-    return _CONCERNING.match(body) is not None
+def concerning(events: Iterable[E]) -> list[E]:
+    """Those that may make a difference; cheaper than to decode them."""
+    match = _CONCERNING.match
+    return [event for event in events if match(event.body)]
 
 
 def _truncated(context: Context) -> Context:

@@ -142,23 +142,22 @@ def encode_event(
 
     Raises `InvalidEvent` with the path of what is wrong (`data.items[3].x`) and the limit that it breaks.
     """
-    return encode_event_of(event_author(thread, run), ts=ts, type=type, data=data, max_bytes=max_bytes)
+    return encode_event_of(event_author(thread, run), ts, type, data, max_bytes)
 
 
 def event_author(thread: str | None, run: str | None) -> bytes:
-    """What all events of one author have in common, as it stands in each. Raises `InvalidEvent`."""
-    names = b""
+    """What all events of one author have between type and data. Raises `InvalidEvent`."""
+    names = b","
     for name, value in (("thread", thread), ("run", run)):
         if value is not None:
             if not is_id(value):
                 raise InvalidEvent(name, _ID)
-            names += b',"%b":%b' % (name.encode(), orjson.dumps(value))
-    return names
+            names += b'"%b":%b,' % (name.encode(), orjson.dumps(value))
+    return names + b'"data":'
 
 
 def encode_event_of(
     author: bytes,
-    *,
     ts: float,
     type: str,  # noqa: A002  # The word of the wire.
     data: Mapping[str, Any],
@@ -181,7 +180,7 @@ def encode_event_of(
         _refuse_bent(data, "data", encoded)
         if encoded.count(b"{") + encoded.count(b"[") >= MAX_DEPTH:
             _check_depth(data, "data")
-    body = b'{"ts":%b,%b%b,"data":%b}' % (orjson.dumps(ts), named, author, encoded)
+    body = b"".join((b'{"ts":', orjson.dumps(ts), named, author, encoded, b"}"))
     if len(body) > max_bytes:
         raise InvalidEvent("data", _too_large(body, max_bytes))
     return body
@@ -197,7 +196,7 @@ _TYPE: Final = type
 def _type_field(type: str) -> bytes:  # noqa: A002  # The word of the wire.
     if type.__class__ is not str or not (type in TYPES or EVENT_TYPE.match(type)):
         raise InvalidEvent("type", "must match [a-z][a-z0-9_.]{0,63}")
-    return b'"type":"%b"' % type.encode()
+    return b',"type":"%b"' % type.encode()
 
 
 def _time(ts: object) -> float:

@@ -21,7 +21,7 @@ import trio
 
 from wsrecover.errors import WsrecoverError
 from wsrecover.protocol.codec import decode_body
-from wsrecover.protocol.context import EMPTY, Context, concerns, parse, reduce
+from wsrecover.protocol.context import EMPTY, Context, concerning, parse, reduce
 from wsrecover.streams.store import NewSnapshot, StoredContext, StreamKey, Unit
 from wsrecover.streams.stream import Page, Stream
 
@@ -81,18 +81,17 @@ class _State:
                 name: attrs.evolve(context, truncated=True) for name, context in self.contexts.items()
             }
             self.changed.update(self.contexts)
-        for entry in page.entries:
-            if concerns(entry.body):
-                event = decode_body("user", entry.seq, entry.body)
-                name = event.thread or NO_THREAD
-                if event.ts - age > self.used.get(name, event.ts) and not _is_busy(self.contexts[name]):
-                    self.forget((name,))
-                before = self.contexts.get(name, self.blank)
-                after = reduce(before, event)
-                if after is not before:
-                    self.contexts[name] = after
-                    self.used[name] = event.ts
-                    self.changed.add(name)
+        for entry in concerning(page.entries):
+            event = decode_body("user", entry.seq, entry.body)
+            name = event.thread or NO_THREAD
+            if event.ts - age > self.used.get(name, event.ts) and not _is_busy(self.contexts[name]):
+                self.forget((name,))
+            before = self.contexts.get(name, self.blank)
+            after = reduce(before, event)
+            if after is not before:
+                self.contexts[name] = after
+                self.used[name] = event.ts
+                self.changed.add(name)
         self.seq = page.entries[-1].seq if page.entries else head
 
     def forget(self, names: Iterable[str]) -> None:

@@ -258,11 +258,16 @@ class SQLiteLog:
         return outcome
 
     def _append(self, entries: Iterable[Entry]) -> None:
-        heads, values = self.heads, self._values
+        heads, values, grown = self.heads, self._values, self._grown
         row = self._row
         for entry in entries:
             head = heads.get(entry.key) or self.head(entry.key)
-            seq, prev, total = head.staged or self._grow(head)
+            if head.staged is None:  # The transaction's first event of this stream.
+                head.staged = head.tip
+                grown.append(head)
+                if not head.marked:
+                    self._mark(head)
+            seq, prev, total = head.staged
             seq += 1
             row += 1
             body = entry.body
@@ -274,14 +279,8 @@ class SQLiteLog:
             entry.epoch = head.epoch
         self._row = row
 
-    def _grow(self, head: Head) -> Tip:
-        """The transaction appends to it for the first time: its tip so far."""
-        self._grown.append(head)
-        if not head.marked:
-            self._mark(head, head.tip[0] + 1)
-        return head.tip
-
-    def _mark(self, head: Head, first: int) -> None:
+    def _mark(self, head: Head) -> None:
+        first = head.tip[0] + 1
         self._db.execute("INSERT INTO mark VALUES (?, ?, ?)", (head.id, self._generation_number, first))
         self._marks[head] = first
 

@@ -193,7 +193,9 @@ class Stream:
         if self._waves or len(live) > CROWD:
             self._begin_wave(Batch(entries))
         elif live:
-            live.difference_update(self._deliver(tuple(live), Batch(entries)))
+            refused = self._deliver(tuple(live), Batch(entries))
+            if refused:
+                live.difference_update(refused)
 
     def _reconcile(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         entries = [entry for entry in entries if entry.seq > self.head]
@@ -267,7 +269,9 @@ class Stream:
         """Drop the oldest, some more than must go, so that not each event comes here."""
         tail, freed = self._tail, 0
         most = self._max_events - self._max_events // _SLACK
-        while tail and (len(tail) > most or self.tail_bytes - freed > self._max_bytes):
+        for _ in range(len(tail) - most):
+            freed += len(tail.popleft().body)
+        while tail and self.tail_bytes - freed > self._max_bytes:
             freed += len(tail.popleft().body)
         self._freed(freed)
 

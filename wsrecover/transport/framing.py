@@ -7,7 +7,16 @@ import os
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
-__all__ = ["PING_FRAME", "TEXT", "Message", "cut_reason", "masked_frame", "payloads", "text_frame"]
+__all__ = [
+    "PING_FRAME",
+    "TEXT",
+    "Message",
+    "cut_reason",
+    "masked_frame",
+    "payloads",
+    "text_frame",
+    "text_head",
+]
 
 Message: TypeAlias = str | bytes
 """Text or binary."""
@@ -21,11 +30,12 @@ PING_FRAME: Final = b"\x89\x00"
 
 def text_frame(payload: bytes) -> bytes:
     """`payload`, UTF-8, as one unmasked text frame: what a server sends (RFC 6455, section 5.2)."""
-    return _text_head(len(payload)) + payload
+    return text_head(len(payload)) + payload
 
 
 @functools.lru_cache(maxsize=4096)
-def _text_head(size: int) -> bytes:
+def text_head(size: int) -> bytes:
+    """What goes before a payload of `size` bytes."""
     if size < 126:
         return b"\x81%c" % size
     if size < 65536:
