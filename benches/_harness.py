@@ -127,10 +127,10 @@ async def start_runs(host: Host, agent: str, users: Sequence[str], given: dict[s
 
 async def emit_rounds(host: Host, rounds: int, data: dict[str, Any], per_run: int = 1) -> None:
     """`rounds` times: `per_run` events of each run, then wait until all are on stable storage."""
+    turns = [run for run in host.runs for _ in range(per_run)]
     for _ in range(rounds):
-        for run in host.runs:
-            for _ in range(per_run):
-                await run.emit("note", data)
+        for run in turns:
+            await run.emit("note", data)
         await host.runs[-1].flush()
 
 
