@@ -23,7 +23,7 @@ from wsrecover.protocol.cursor import Position
 
 from .sqlite_contexts import keep_snapshot
 from .sqlite_erase import Purge, erase_stream, erase_user, forget_purged
-from .sqlite_heads import Head, Tip, create_head, find_head, replay, write_heads
+from .sqlite_heads import Head, create_head, find_head, replay, write_heads
 from .sqlite_insert import Value, insert_events
 from .sqlite_known import Known
 from .sqlite_schema import translate
