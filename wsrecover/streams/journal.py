@@ -158,7 +158,6 @@ class Journal:
             for entry in entries:
                 changes.setdefault(entry.key, []).append(entry)
         self._streams.extend(changes)
-        self._retainer.grew(changes)
         self._streams.flush()
 
     def _stop(self) -> None:

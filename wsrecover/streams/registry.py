@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from .fanout import Fanout
+from .growth import Growth
 from .served import Served
 from .store import Entry, Store, StreamKey
 from .stream import Stream, TailBudget
@@ -51,6 +52,7 @@ class Streams:
         self._budget = TailBudget(budget_bytes)
         self._served = Served()
         self.fanout = Fanout(self._served)
+        self.growth = Growth()
         self._streams: dict[StreamKey, Stream] = {}
         self._users: dict[Stream, int] = {}
         self._loading: dict[StreamKey, trio.Lock] = {}
@@ -76,6 +78,7 @@ class Streams:
                 tail_bytes=self._tail_bytes,
                 crowded=self.fanout.add,
                 served=self._served,
+                growth=self.growth,
             )
         self._users[stream] = self._users.get(stream, 0) + 1
         if not stream.loaded:
@@ -102,6 +105,7 @@ class Streams:
             if self._streams.get(stream.key) is stream:
                 del self._streams[stream.key]
                 self._loading.pop(stream.key, None)
+                self.growth.end(stream.key, stream.share_left)
 
     def forget(self, key: StreamKey) -> None:
         """The stream was erased: who has it open learns no more of it, and who opens it has a new one."""
@@ -109,6 +113,7 @@ class Streams:
         if stream is not None:
             stream.drop_tail()
             self._loading.pop(key, None)
+        self.growth.forget(key)
 
     def extend(self, changes: Mapping[StreamKey, Sequence[Entry]]) -> None:
         """What was committed, per stream: hand it to those that are open. `flush` sends it."""
@@ -117,6 +122,8 @@ class Streams:
             stream = streams.get(key)
             if stream is not None:
                 stream.extend(entries)
+            else:
+                self.growth.add(key, entries)
         if self._budget.used > self._budget.limit:
             self._shrink()
 

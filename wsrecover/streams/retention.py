@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
 import structlog
@@ -10,8 +10,9 @@ import trio
 
 from wsrecover.errors import StoreError
 
+from .growth import COUNTED_BYTES
 from .registry import Streams
-from .store import Entry, Retention, Store, StreamKey
+from .store import Retention, Store, StreamKey
 
 __all__ = ["Retainer", "Snapshots"]
 
@@ -26,9 +27,6 @@ _SHARE: Final = 16
 
 _LOOK_EVENTS: Final = 200
 """Events after which a user's stream is looked at in any case: its tail still holds them."""
-
-_COUNTED_BYTES: Final = 1024
-"""An event counts as one, and as one more for every so many bytes of its body."""
 
 _MAX_TRACKED: Final = 16_384
 _PAGE: Final = 1000
@@ -64,35 +62,14 @@ class Retainer:
         self._clock = clock
         self._interval = sweep_interval
         self._snapshot_events = snapshot_events
-        self._due_at: dict[StreamKey, int] = {}  # The seq at which a stream will have grown enough.
         self._looks_since: dict[StreamKey, int] = {}
-        self._grown: set[StreamKey] = set()
-        self._due: set[StreamKey] = set()
-        self._wake = trio.Event()
-
-    def grew(self, changes: Mapping[StreamKey, Sequence[Entry]]) -> None:
-        """What was committed, per stream."""
-        due_at = self._due_at
-        for key, entries in changes.items():
-            at = due_at.get(key)
-            if at is None:
-                at = due_at[key] = entries[0].seq - 1 + self._share(key)
-            for entry in entries:
-                if len(entry.body) >= _COUNTED_BYTES:
-                    at = due_at[key] = at - len(entry.body) // _COUNTED_BYTES
-            if entries[-1].seq >= at:
-                del due_at[key]
-                self._grown.add(key)
-        if len(due_at) > _MAX_TRACKED:
-            self._due.update(due_at)
-            due_at.clear()
-        if self._grown or self._due:
-            self._wake.set()
+        self._growth = streams.growth
+        self._growth.share = self._share
 
     def _share(self, key: StreamKey) -> int:
         """How many events later a stream is due."""
         limit = self._retention(key)
-        share = min(limit.events // _SHARE, limit.bytes // _SHARE // _COUNTED_BYTES)
+        share = min(limit.events // _SHARE, limit.bytes // _SHARE // COUNTED_BYTES)
         if key.scope == "user":
             share = min(share, self._snapshot_events, _LOOK_EVENTS)
         return max(share, 1)
@@ -103,13 +80,11 @@ class Retainer:
         next_sweep = trio.current_time() + self._interval
         while True:
             with trio.move_on_at(next_sweep):
-                await self._wake.wait()
-            self._wake = trio.Event()
-            if self._grown or self._due:
-                grown, due = self._grown, self._due
-                self._grown, self._due = set(), set()
+                await self._growth.wait()
+            grown, others = self._growth.take()
+            if grown or others:
                 await self._look([key for key in grown if key.scope == "user"])
-                await self._apply(grown | due)
+                await self._apply(grown | others)
             if trio.current_time() >= next_sweep:
                 last = await self._sweep(last)
                 next_sweep = trio.current_time() + self._interval

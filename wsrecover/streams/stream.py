@@ -15,6 +15,7 @@ from wsrecover.protocol.frames import From, StreamInfo
 from wsrecover.protocol.resume import judge, make_epoch
 
 from .batch import Batch
+from .growth import COUNTED_BYTES, Growth
 from .served import AT_ONCE, Sender, Served
 from .store import Entry, Store, StreamKey, StreamState
 
@@ -90,12 +91,13 @@ class Stream:
     which registers it before its head is loaded: what is appended meanwhile is not missed.
 
     `crowded(stream)` is called when more followers than one step may serve wait for `serve_wave`; who takes
-    something is put into `served`, to flush at the end of the step.
+    something is put into `served`, to flush at the end of the step. `share_left` is as in `Growth`.
     """
 
     __slots__ = (
         "_budget",
         "_crowded",
+        "_growth",
         "_incarnation",
         "_marked",
         "_marks",
@@ -113,6 +115,7 @@ class Stream:
         "loaded",
         "name",
         "oldest",
+        "share_left",
         "tail_bytes",
     )
 
@@ -126,6 +129,7 @@ class Stream:
         tail_bytes: int,
         crowded: Callable[[Stream], None],
         served: Served,
+        growth: Growth,
     ) -> None:
         self.key = key
         self.name = wire_name(key)
@@ -135,6 +139,8 @@ class Stream:
         self.loaded = False
         self.live: set[Follower] = set()
         self.tail_bytes = 0
+        self.share_left = growth.begin(key)
+        self._growth = growth
         self._incarnation = ""
         self._marks: tuple[tuple[str, int], ...] = ()
         self._marked = False
@@ -186,6 +192,8 @@ class Stream:
         for entry in entries:
             size += len(entry.body)
         self._budget.used += size
+        left = self.share_left - len(entries) - size // COUNTED_BYTES
+        self.share_left = left if left > 0 else self._growth.due(self.key)
         size = self.tail_bytes = self.tail_bytes + size
         if size > self._max_bytes or len(self._tail) > self._max_events:
             self._shorten_tail()
