@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from wsrecover.session.replay import live_message
+from wsrecover.streams.memory import MemoryStore
+from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Entry, StreamKey
 from wsrecover.transport.framing import payloads
 
@@ -22,5 +24,6 @@ ENTRIES = [
 @pytest.mark.parametrize(
     ("count", "message"), [(1, FRAMES[3]), (2, b"[%b,%b]" % (FRAMES[3], FRAMES[4]))], ids=["one", "two"]
 )
-def test_it_is_one_object_or_an_array(count: int, message: bytes) -> None:
-    assert list(payloads(live_message("user", ENTRIES[:count]))) == [message]
+async def test_it_is_one_object_or_an_array(count: int, message: bytes) -> None:
+    stream = await Streams(MemoryStore()).open(ANN)
+    assert list(payloads(live_message(stream, ENTRIES[:count]))) == [message]

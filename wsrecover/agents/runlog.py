@@ -44,7 +44,10 @@ class RunLog:
     __slots__ = (
         "_alarm",
         "_author",
+        "_clock",
         "_ended",
+        "_event_bytes",
+        "_key",
         "_last_words_until",
         "_lock",
         "_pace",
@@ -61,6 +64,7 @@ class RunLog:
         self.run = run
         self.thread = thread
         self._author = event_author(thread, run)
+        self._clock, self._event_bytes, self._key = place.clock, place.event_bytes, place.key
         self.writer = place.journal.writer()
         self.nursery: trio.Nursery | None = None
         self._text = Gathering(place.delta_interval)
@@ -71,12 +75,11 @@ class RunLog:
         most = place.events_per_second
         self._pace = None if most is None else Bucket(Rate(most, most))
 
-    def encode(self, type: str, data: Mapping[str, Any], *, id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
+    def encode(self, type: str, data: Mapping[str, Any], id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
         """The event, encoded once. Raises `InvalidEvent`."""
-        place = self.place
-        ts = place.clock()
-        body = encode_event_of(self._author, ts, type, data, place.event_bytes)
-        return Entry(place.key, body, ts, self.thread, id)
+        ts = self._clock()
+        body = encode_event_of(self._author, ts, type, data, self._event_bytes)
+        return Entry(self._key, body, ts, self.thread, id)
 
     def show(self, event: Entry) -> None:
         """Hand the event, which is not logged, to whoever is connected. Raises `RunEnded`, `InvalidEvent`."""
@@ -90,17 +93,14 @@ class RunLog:
         Cancelled: the event was not queued.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._keep_pace(count=True)
-        if not self.write_nowait(event, paced=True):
+        if not self.write_nowait(event):
+            await self._keep_pace(count=True)
             await self._write((event,))
 
-    def write_nowait(self, event: Entry, *, paced: bool = False) -> bool:
-        """Queue the event if nothing goes before it and nothing stands in its way. Raises `RunBroken`.
-
-        `paced`: the run's rate allows it, which is otherwise not looked into here.
-        """
+    def write_nowait(self, event: Entry) -> bool:
+        """Queue the event if nothing goes before it and nothing stands in its way. Raises `RunBroken`."""
         writer = self.writer
-        if self._text.deltas or self._ended or writer.queued >= BURST or not (paced or self._pace is None):
+        if self._pace is not None or self._ended or self._text.deltas or writer.queued >= BURST:
             return False
         try:  # While another task of the run waits for room, there is none here.
             writer.append_nowait(event)

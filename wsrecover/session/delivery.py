@@ -220,7 +220,7 @@ class Delivery:
             if not frame:
                 return True
         elif frame is None:
-            frame = batch.framed = live_message(stream.name, batch.entries)
+            frame = batch.framed = live_message(stream, batch.entries)
         if len(frame) <= self._part_bytes and self._outbox.hold(frame):
             if self._unsaid:
                 self._unsaid.pop(stream, None)

@@ -8,7 +8,7 @@ from typing import Final
 import attrs
 
 from wsrecover.protocol.coalesce import MESSAGE_ID, Coalescer
-from wsrecover.protocol.codec import encode, event_frame, event_frames, event_prefix, join, parts
+from wsrecover.protocol.codec import encode, event_frame, event_frames, join, parts
 from wsrecover.protocol.frames import Skip
 from wsrecover.streams.store import Entry
 from wsrecover.streams.stream import Stream
@@ -25,13 +25,13 @@ def passes(wanted: Filter, thread: str | None) -> bool:
     return wanted is None or thread is None or thread in wanted
 
 
-def live_message(stream: str, entries: Sequence[Entry]) -> bytes:
+def live_message(stream: Stream, entries: Sequence[Entry]) -> bytes:
     """The `event` frames of what was just committed as one WebSocket message, whatever its size."""
     if len(entries) > 1:
-        return text_frame(join(event_frames(stream, entries)))
+        return text_frame(join(event_frames(stream.name, entries)))
     entry = entries[0]
     # As `event_frame` and `text_frame` do it, without the calls: nearly each live event is made here.
-    frame = b"%b%d,%b" % (event_prefix(stream), entry.seq, entry.body[1:])
+    frame = b"%b%d,%b" % (stream.event_prefix, entry.seq, entry.body[1:])
     return text_head(len(frame)) + frame
 
 

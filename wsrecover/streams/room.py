@@ -19,6 +19,7 @@ class Room:
         self.bytes = 0
         self._max_units = max_units
         self._max_bytes = max_bytes
+        self._limit = max_bytes  # -1 while somebody waits or enters, and once closed: then more is asked.
         self._waiting: OrderedDict[trio.lowlevel.Task, int] = OrderedDict()
         self._entering = 0  # Admitted, but not running yet: nobody may pass them.
         self._closed: StoreError | None = None
@@ -41,13 +42,22 @@ class Room:
 
         once closed, the error given there.
         """
+        total = self.bytes + size
+        if total > self._limit or self.units >= self._max_units:
+            self._check_entry(size)
+        self.units += 1
+        self.bytes = total
+
+    def _check_entry(self, size: int) -> None:
         if self._closed is not None:
             raise type(self._closed)(*self._closed.args)
-        units, total = self.units, self.bytes + size
-        if units >= self._max_units or (total > self._max_bytes and units) or self._waiting or self._entering:
+        if self._waiting or self._entering or not self._fits(size):
             raise trio.WouldBlock
-        self.units = units + 1
-        self.bytes = total
+
+    def _let_in_freely(self) -> None:
+        """Where nobody is to be before them, let those who come in without more ado."""
+        if not self._waiting and not self._entering and self._closed is None:
+            self._limit = self._max_bytes
 
     async def take(self, size: int) -> None:
         """Wait for room and take it.
@@ -60,11 +70,13 @@ class Room:
         except trio.WouldBlock:
             task = trio.lowlevel.current_task()
             self._waiting[task] = size
+            self._limit = -1
 
             def abort(_: object) -> trio.lowlevel.Abort:
                 del self._waiting[task]
                 if self._closed is None:
                     self._admit()
+                    self._let_in_freely()
                 return trio.lowlevel.Abort.SUCCEEDED
 
             await trio.lowlevel.wait_task_rescheduled(abort)
@@ -74,6 +86,7 @@ class Room:
             self._entering -= 1
             if not self._entering and self._closed is None:
                 self._admit()
+                self._let_in_freely()
 
     def give(self, units: int, size: int) -> None:
         """Give back the room of `units` units, `size` bytes in all."""
@@ -98,5 +111,6 @@ class Room:
         if self._closed is not None:  # Those who wait are awake already, and may not have run yet.
             return
         self._closed = error
+        self._limit = -1
         for task in self._waiting:  # Those admitted before have left already, and may still enter.
             trio.lowlevel.reschedule(task)

@@ -24,7 +24,7 @@ Tip: TypeAlias = tuple[int, int, int]
 class Head:
     """Where a stream ends and begins, as committed: the writer's thread sets it, any thread reads it.
 
-    `tip` is (seq, row, total) of the newest event, in one attribute so that nobody sees half of it; `staged`
+    `tip` is (seq, row, total) of the newest event, in one attribute so that nobody sees half of it; `newest`
     is what it will be once the transaction under way is committed, and for the writer's thread alone. `base`
     and `since` are at most the total before `oldest` and its ts; `snapshot` is the seq of the newest one;
     `marked` tells whether this generation wrote to it.
@@ -41,12 +41,10 @@ class Head:
     snapshot: int
     marks: tuple[tuple[str, int], ...]
     marked: bool
-    staged: Tip | None = None
+    newest: Tip = attrs.field(init=False)
 
-    @property
-    def newest(self) -> Tip:
-        """The tip as the transaction under way has it."""
-        return self.staged or self.tip
+    def __attrs_post_init__(self) -> None:
+        self.newest = self.tip
 
     def state(self) -> StreamState:
         """The stream's state."""

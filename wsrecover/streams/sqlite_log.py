@@ -81,7 +81,7 @@ class SQLiteLog:
         self._generation_number = 0
 
     def _clear_stage(self) -> None:
-        self._grown: list[Head] = []
+        self._grown: list[Head] = []  # Once for each event.
         self._trims: dict[Head, Trim] = {}
         self._snapshots: dict[Head, int] = {}
         self._created: dict[StreamKey, Head] = {}
@@ -159,8 +159,7 @@ class SQLiteLog:
             head.marks = (*head.marks, (self.generation, first))
             head.marked = True
         for head in self._grown:
-            if head.staged is not None:
-                head.tip, head.staged = head.staged, None
+            head.tip = head.newest
         self._dirty.update(self._grown)
         for head, (oldest, base, since) in self._trims.items():
             self._alive -= oldest - head.oldest
@@ -182,7 +181,7 @@ class SQLiteLog:
         self._row = self._committed_row
         self.heads.update((key, head) for key, head in self._erased.items() if head is not None)
         for head in self._grown:
-            head.staged = None
+            head.newest = head.tip
         self._clear_stage()
         try:
             if not self._db.getautocommit():
@@ -262,24 +261,25 @@ class SQLiteLog:
         row = self._row
         for entry in entries:
             head = heads.get(entry.key) or self.head(entry.key)
-            if head.staged is None:  # The transaction's first event of this stream.
-                head.staged = head.tip
-                grown.append(head)
-                if not head.marked:
-                    self._mark(head)
-            seq, prev, total = head.staged
+            if not head.marked:
+                self._mark(head)
+            grown.append(head)
+            seq, prev, total = head.newest
             seq += 1
             row += 1
             body = entry.body
             total += len(body)
             check = zlib.crc32(body, seq)
             values += (row, head.id, seq, prev, total, entry.ts, check, entry.thread, body)
-            head.staged = (seq, row, total)
+            head.newest = (seq, row, total)
             entry.seq = seq
             entry.epoch = head.epoch
         self._row = row
 
     def _mark(self, head: Head) -> None:
+        """This generation writes to it, for the first time unless that was in this very transaction."""
+        if head in self._marks:
+            return
         first = head.tip[0] + 1
         self._db.execute("INSERT INTO mark VALUES (?, ?, ?)", (head.id, self._generation_number, first))
         self._marks[head] = first

@@ -140,10 +140,12 @@ def connect(path: Path, *, synchronous: Synchronous) -> tuple[apsw.Connection, a
     Raises `StoreMismatch`, and SQLite's errors.
     """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    writer = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    # Each is used by one thread at a time, so SQLite need not lock it for each value that is bound.
+    alone = apsw.SQLITE_OPEN_NOMUTEX
+    writer = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | alone)
     try:
         _prepare(writer, path, synchronous)
-        reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY | alone)
     except BaseException:
         writer.close()
         raise

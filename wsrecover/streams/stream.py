@@ -10,6 +10,7 @@ from typing import Final, Protocol
 import attrs
 import structlog
 
+from wsrecover.protocol.codec import event_prefix
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import From, StreamInfo
 from wsrecover.protocol.resume import judge, make_epoch
@@ -109,6 +110,7 @@ class Stream:
         "_told",
         "_waves",
         "epoch",
+        "event_prefix",
         "head",
         "key",
         "live",
@@ -133,6 +135,7 @@ class Stream:
     ) -> None:
         self.key = key
         self.name = wire_name(key)
+        self.event_prefix = event_prefix(self.name)
         self.epoch = ""
         self.head = 0
         self.oldest = 1
