@@ -25,6 +25,12 @@ Synchronous: TypeAlias = Literal["FULL", "NORMAL", "OFF"]
 _APPLICATION: Final = 0x77735276
 _VERSION: Final = 4
 
+_PAGE_BYTES: Final = 8192
+"""Of a file that is made: half as many writes as SQLite's 4096. One that exists keeps what it has."""
+
+_CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
+"""What the write-ahead log holds when it is copied into the file."""
+
 _CONTEXT: Final = """
 CREATE TABLE context(
     stream INTEGER NOT NULL, thread TEXT NOT NULL, at REAL NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL,
@@ -166,10 +172,11 @@ def _prepare(writer: apsw.Connection, path: Path, synchronous: Synchronous) -> N
         )
     # A statement that gives a row holds up those behind it until the row is taken.
     writer.execute(
-        f"PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA wal_autocheckpoint = 4000;"
+        f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous};"
         "PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY;"
         "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON"
     ).fetchall()
+    writer.wal_autocheckpoint(_CHECKPOINT_BYTES // writer.pragma("page_size"))
     with writer:
         if empty:
             writer.execute(_TABLES + _CONTEXT + _REVOCATION)
