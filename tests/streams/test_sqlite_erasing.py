@@ -30,8 +30,8 @@ def traces(folder: Path) -> int:
 async def test_the_settings_of_the_connection_are_in_force(tmp_path: Path) -> None:
     store = await open_sqlite(tmp_path / "log.db", synchronous="NORMAL")
     db = store._log._db
-    names = ("journal_mode", "synchronous", "wal_autocheckpoint", "cell_size_check")
-    assert [db.pragma(name) for name in names] == ["wal", 1, 4000, 1]
+    names = ("journal_mode", "synchronous", "wal_autocheckpoint", "page_size", "cell_size_check")
+    assert [db.pragma(name) for name in names] == ["wal", 1, 2048, 8192, 1]
     await store.aclose()
 
 

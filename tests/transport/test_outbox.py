@@ -136,7 +136,7 @@ class TestOffering:
             outbox = Outbox(pipe)
             outbox.preface(b"101")
             waiting = send(outbox)
-            if waiting is not None:
+            if not isinstance(waiting, bool):
                 await waiting
             assert await peer.receive_some(10) == b"101"
 

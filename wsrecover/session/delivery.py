@@ -232,9 +232,7 @@ class Delivery:
 
     def flush(self) -> None:
         """Send what `deliver` took (`Follower`)."""
-        outbox = self._outbox
-        outbox.flush()
-        if outbox.pending:
+        if self._outbox.flush():
             self._go_on()
 
     def lag(self, stream: Stream, after: int) -> None:
@@ -280,10 +278,8 @@ class Delivery:
         """
         outbox = self._outbox
         while not self._ended:
-            if outbox.pending:
-                outbox.flush()
-                if outbox.pending:
-                    return False
+            if outbox.pending and outbox.flush():
+                return False
             if not self._controls and not self._lags:
                 return True
             frames = self._next_frames()

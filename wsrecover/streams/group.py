@@ -11,9 +11,9 @@ import trio
 from wsrecover.errors import StoreError, StoreFailed
 
 from .erasing import Erasure
-from .store import Entry, Outcome, Unit
+from .store import Applied, Entry, Outcome, Unit
 
-__all__ = ["Author", "Group", "Waiter"]
+__all__ = ["Author", "Group", "Waiter", "appended"]
 
 _log = structlog.get_logger(__name__)
 
@@ -159,6 +159,11 @@ class Group:
         self.units, self._authors = [], []
         if self._done is not None:
             self._done.set()
+
+
+def appended(unit: Unit, applied: Applied) -> list[Entry]:
+    """What of the unit was not there already."""
+    return [entry for place, entry in enumerate(unit.entries) if place not in applied.repeats]
 
 
 def _spared(unit: Unit, authors: Sequence[Author | None]) -> tuple[Unit, list[Author | None]]:

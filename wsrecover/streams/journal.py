@@ -21,7 +21,7 @@ import trio
 from wsrecover.errors import RunBroken, StoreError, StoreFailed, StoreUnavailable
 
 from .erasing import Erasure, carry_out
-from .group import Group, Waiter
+from .group import Group, Waiter, appended
 from .registry import Streams
 from .retention import Retainer, Snapshots
 from .room import Room
@@ -152,7 +152,7 @@ class Journal:
             if outcome is APPLIED:
                 entries: Sequence[Entry] = unit.entries
             elif isinstance(outcome, Applied):
-                entries = _appended(unit, outcome)
+                entries = appended(unit, outcome)
             else:
                 continue
             for entry in entries:
@@ -316,11 +316,16 @@ class Writer:
             self.write_nowait(Unit((entry,)))
             return
         journal = self._journal
-        size = len(entry.body)
-        try:
-            journal.room.take_nowait(size)
-        except StoreError as error:
-            raise self._break(error) from error
+        room, size = journal.room, len(entry.body)
+        total = room.bytes + size
+        if total <= room.limit and room.units < room.max_units:  # `take_nowait`, but for the call.
+            room.units += 1
+            room.bytes = total
+        else:
+            try:
+                room.take_nowait(size)
+            except StoreError as error:
+                raise self._break(error) from error
         group = journal.open or journal.begin()
         group.entries.append(entry)
         group.entry_authors.append(self)
@@ -391,7 +396,3 @@ class Writer:
         if self.broken is None:
             self.broken = error
         return RunBroken(f"an earlier event was not committed: {self.broken}")
-
-
-def _appended(unit: Unit, applied: Applied) -> list[Entry]:
-    return [entry for place, entry in enumerate(unit.entries) if place not in applied.repeats]

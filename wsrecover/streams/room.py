@@ -12,14 +12,18 @@ __all__ = ["Room"]
 
 
 class Room:
-    """Admits what fits: `max_units`, and `max_bytes` in all, or anything where nothing else is held."""
+    """Admits what fits: `max_units`, and `max_bytes` in all, or anything where nothing else is held.
+
+    `units` and `bytes` are held. What does not take them beyond `max_units` and `limit` may come in without
+    more ado: that is -1 while somebody waits or enters, and once it is closed.
+    """
 
     def __init__(self, max_units: int, max_bytes: int) -> None:
         self.units = 0
         self.bytes = 0
-        self._max_units = max_units
+        self.max_units = max_units
         self._max_bytes = max_bytes
-        self._limit = max_bytes  # -1 while somebody waits or enters, and once closed: then more is asked.
+        self.limit = max_bytes
         self._waiting: OrderedDict[trio.lowlevel.Task, int] = OrderedDict()
         self._entering = 0  # Admitted, but not running yet: nobody may pass them.
         self._closed: StoreError | None = None
@@ -35,7 +39,7 @@ class Room:
         return sum(self._waiting.values())
 
     def _fits(self, size: int) -> bool:
-        return self.units < self._max_units and (self.bytes + size <= self._max_bytes or not self.units)
+        return self.units < self.max_units and (self.bytes + size <= self._max_bytes or not self.units)
 
     def take_nowait(self, size: int) -> None:
         """Take room for one unit of `size` bytes, or raise `trio.WouldBlock`;
@@ -43,7 +47,7 @@ class Room:
         once closed, the error given there.
         """
         total = self.bytes + size
-        if total > self._limit or self.units >= self._max_units:
+        if total > self.limit or self.units >= self.max_units:
             self._check_entry(size)
         self.units += 1
         self.bytes = total
@@ -57,7 +61,7 @@ class Room:
     def _let_in_freely(self) -> None:
         """Where nobody is to be before them, let those who come in without more ado."""
         if not self._waiting and not self._entering and self._closed is None:
-            self._limit = self._max_bytes
+            self.limit = self._max_bytes
 
     async def take(self, size: int) -> None:
         """Wait for room and take it.
@@ -70,7 +74,7 @@ class Room:
         except trio.WouldBlock:
             task = trio.lowlevel.current_task()
             self._waiting[task] = size
-            self._limit = -1
+            self.limit = -1
 
             def abort(_: object) -> trio.lowlevel.Abort:
                 del self._waiting[task]
@@ -111,6 +115,6 @@ class Room:
         if self._closed is not None:  # Those who wait are awake already, and may not have run yet.
             return
         self._closed = error
-        self._limit = -1
+        self.limit = -1
         for task in self._waiting:  # Those admitted before have left already, and may still enter.
             trio.lowlevel.reschedule(task)

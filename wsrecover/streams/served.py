@@ -11,7 +11,7 @@ __all__ = ["AT_ONCE", "Sender", "Served"]
 _log = structlog.get_logger(__name__)
 
 AT_ONCE: Final = 64
-"""Followers that take before they send: their frames are still in the caches then."""
+"""Followers, and a stream's more, that take before they send: their frames are still in the caches then."""
 
 
 class Sender(Protocol):

@@ -222,8 +222,7 @@ class Stream:
     def _deliver(self, followers: Sequence[Follower], batch: Batch) -> list[Follower]:
         """Offer the batch to each of them; those that did not take it."""
         refused = []
-        served = self._served
-        waiting = served.followers
+        waiting = self._served.followers
         for follower in followers:
             try:
                 taken = follower.deliver(self, batch)
@@ -233,10 +232,10 @@ class Stream:
                 taken = False
             if taken:
                 waiting.append(follower)
-                if len(waiting) >= AT_ONCE:
-                    served.flush()
             else:
                 refused.append(follower)
+        if len(waiting) >= AT_ONCE:
+            self._served.flush()
         return refused
 
     def _drop(self, follower: Follower, after: int) -> None:

@@ -126,8 +126,11 @@ class Outbox(trio.abc.Stream):
         """Let `data` ride in front of the next write, as one write with it. Called again, it appends."""
         self._held += data
 
-    def flush(self) -> None:
-        """Send what is held and what is pending, as far as the pipe takes it. Never waits, never raises."""
+    def flush(self) -> bool:
+        """Send what is held and what is pending, as far as the pipe takes it. Never waits, never raises.
+
+        Whether something is pending then.
+        """
         data = self._held
         if data and self._tls is None and not self._queue:
             self._held = b""
@@ -137,13 +140,15 @@ class Outbox(trio.abc.Stream):
                 taken = 0
             except OSError:
                 self.close()
-                return
+                return False
             self._taken += taken
-            if taken < len(data):
-                self._queue.append(memoryview(data)[taken:])
-                self.pending = len(data) - taken
+            if taken == len(data):
+                return False
+            self._queue.append(memoryview(data)[taken:])
+            self.pending = len(data) - taken
         elif not self._closed:
             self._send_queue()
+        return self.pending > 0
 
     async def drain(self, *, progress_timeout: float = math.inf) -> None:
         """Wait until nothing is pending. Any number of tasks may drain.
