@@ -50,6 +50,7 @@ class Outbox(trio.abc.Stream):
         "_pipe",
         "_queue",
         "_sealed",
+        "_send",
         "_taken",
         "_tls",
         "_waiters",
@@ -59,6 +60,7 @@ class Outbox(trio.abc.Stream):
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
+        self._send = pipe.send_nowait
         self._tls: Tls | None = None
         self._queue: list[bytes | memoryview] = []
         self.pending = 0
@@ -100,7 +102,7 @@ class Outbox(trio.abc.Stream):
     def hold(self, data: bytes) -> bool:
         """`offer`, but for `flush` to send, or whatever is written first. What is held does not count as
         pending: more may be held behind it, and all of it goes as one write."""
-        if self._queue or self._sealed:
+        if self.pending or self._sealed:
             return False
         if self.translate is not None and data[0] == TEXT:
             data = self.translate(data)
@@ -132,10 +134,10 @@ class Outbox(trio.abc.Stream):
         Whether something is pending then.
         """
         data = self._held
-        if data and self._tls is None and not self._queue:
+        if data and self._tls is None and not self.pending:
             self._held = b""
             try:
-                taken = self._pipe.send_nowait(data)
+                taken = self._send(data)
             except BlockingIOError:
                 taken = 0
             except OSError:
@@ -266,7 +268,7 @@ class Outbox(trio.abc.Stream):
 
     def _closing_words(self, tls: Tls) -> None:
         try:
-            self._pipe.send_nowait(tls.close_notify())
+            self._send(tls.close_notify())
         except OSError:
             return  # Nobody is left to hear them, or there is no room for them.
 
@@ -285,7 +287,7 @@ class Outbox(trio.abc.Stream):
                 self._enqueue(held if self._tls is None else self._tls.encrypt(held))
             while queue:
                 head = queue[0]
-                taken = self._pipe.send_nowait(head)
+                taken = self._send(head)
                 self._taken += taken
                 self.pending -= taken
                 if taken < len(head):
