@@ -18,7 +18,6 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from wsrecover.streams.batch import Batch
 from wsrecover.streams.journal import Journal, Writer
 from wsrecover.streams.memory import open_memory
 from wsrecover.streams.registry import Streams
@@ -38,8 +37,8 @@ class Follower:
     def __init__(self) -> None:
         self.taken = 0
 
-    def deliver(self, stream: Stream, batch: Batch) -> bool:  # noqa: ARG002  # The protocol's signature.
-        self.taken += batch.last + 1 - batch.first
+    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:  # noqa: ARG002  # The protocol's signature.
+        self.taken += len(entries)
         return True
 
     def flush(self) -> None:

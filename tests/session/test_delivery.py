@@ -24,9 +24,10 @@ from wsrecover.session.quota import Quota, Quotas
 from wsrecover.session.snapshots import Switch
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.memory import open_memory
+from wsrecover.streams.page import Page
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Entry, NewSnapshot, Store, StreamKey, Unit
-from wsrecover.streams.stream import Page, Stream
+from wsrecover.streams.stream import Stream
 from wsrecover.testing import MemoryPipe, memory_pipe_pair
 from wsrecover.transport.outbox import Outbox
 from wsrecover.transport.websocket import ServerSocket

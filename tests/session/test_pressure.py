@@ -20,8 +20,8 @@ from wsrecover.session.pressure import (
     Stage,
     Weights,
 )
+from wsrecover.streams.page import Page
 from wsrecover.streams.store import ENTRY_BYTES, Entry, StreamKey
-from wsrecover.streams.stream import Page
 
 BUDGET = 100_000_000
 EACH = SESSION_BYTES + CONNECTION_BYTES

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from wsrecover.streams.batch import Batch
 from wsrecover.streams.fanout import Fanout
 from wsrecover.streams.memory import open_memory
 from wsrecover.streams.registry import Streams
@@ -34,10 +34,10 @@ class Listener:
     def flush(self) -> None:
         self.sent = len(self.taken)
 
-    def deliver(self, stream: Stream, batch: Batch) -> bool:
-        if batch.last >= self.until:
+    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:
+        if entries[-1].seq >= self.until:
             return False
-        self.taken += range(batch.first, batch.last + 1)
+        self.taken += range(entries[0].seq, entries[-1].seq + 1)
         return True
 
     def lag(self, stream: Stream, after: int) -> None:
@@ -47,7 +47,7 @@ class Listener:
 class Broken(Listener):
     """Fails, and fails again when it is told to lag."""
 
-    def deliver(self, stream: Stream, batch: Batch) -> bool:
+    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:
         raise ArithmeticError("deliver")
 
     def lag(self, stream: Stream, after: int) -> None:

@@ -11,7 +11,6 @@ import trio
 import trio.testing
 
 from wsrecover.errors import RunBroken, StoreFailed, StoreUnavailable
-from wsrecover.streams.batch import Batch
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.memory import MemoryStore
 from wsrecover.streams.registry import Streams
@@ -111,8 +110,8 @@ class Recorder:
     def flush(self) -> None:
         pass
 
-    def deliver(self, stream: Stream, batch: Batch) -> bool:
-        self.batches.append([entry.body for entry in batch.entries])
+    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:
+        self.batches.append([entry.body for entry in entries])
         return True
 
     def lag(self, stream: Stream, after: int) -> None:
@@ -125,7 +124,7 @@ class Broken:
     def flush(self) -> None:
         pass
 
-    def deliver(self, stream: Stream, batch: Batch) -> bool:
+    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:
         raise ArithmeticError("deliver")
 
     def lag(self, stream: Stream, after: int) -> None:

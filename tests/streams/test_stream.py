@@ -6,7 +6,6 @@ import trio.testing
 
 from wsrecover.errors import StoreUnavailable
 from wsrecover.protocol.cursor import Position
-from wsrecover.streams.batch import Batch
 from wsrecover.streams.memory import MemoryStore, open_memory
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Entry, NewSnapshot, Retention, StreamKey, StreamState, Unit
@@ -34,9 +33,9 @@ class Recorder:
     def flush(self) -> None:
         pass
 
-    def deliver(self, stream: Stream, batch: Batch) -> bool:
+    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:
         if self.keeps_up:
-            self.taken += range(batch.first, batch.last + 1)
+            self.taken += range(entries[0].seq, entries[-1].seq + 1)
         return self.keeps_up
 
     def lag(self, stream: Stream, after: int) -> None:
@@ -90,7 +89,7 @@ class TestExtend:
 
     async def test_a_follower_that_raises_harms_nobody_else(self) -> None:
         class Broken(Recorder):
-            def deliver(self, stream: Stream, batch: Batch) -> bool:
+            def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:
                 raise RuntimeError("a bug in a connection")
 
         stream = await Streams(await open_memory()).open(ANN)

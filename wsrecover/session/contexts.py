@@ -22,8 +22,9 @@ import trio
 from wsrecover.errors import WsrecoverError
 from wsrecover.protocol.codec import decode_body
 from wsrecover.protocol.context import EMPTY, Context, concerning, parse, reduce
+from wsrecover.streams.page import Page
 from wsrecover.streams.store import NewSnapshot, StoredContext, StreamKey, Unit
-from wsrecover.streams.stream import Page, Stream
+from wsrecover.streams.stream import Stream
 
 from .services import Services
 

@@ -23,7 +23,6 @@ from wsrecover.errors import CommandError
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import encode, live_frame
 from wsrecover.protocol.frames import ServerFrame, Skip
-from wsrecover.streams.batch import Batch
 from wsrecover.streams.store import Entry
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import ServerSocket, text_frame
@@ -212,20 +211,20 @@ class Delivery:
             self._go_on()
         return True
 
-    def deliver(self, stream: Stream, batch: Batch) -> bool:
+    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:
         """What was just committed, to the outbox. False: this stream lags now (`Follower`)."""
-        frame = batch.framed
+        frame = stream.framed
         if self.wanted is not None and stream.key.scope == "user":
-            frame = self._filtered(stream, batch, self.wanted)
+            frame = self._filtered(stream, entries, self.wanted)
             if not frame:
                 return True
         elif frame is None:
-            frame = batch.framed = live_message(stream, batch.entries)
+            frame = stream.framed = live_message(stream, entries)
         if len(frame) <= self._part_bytes and self._outbox.hold(frame):
             if self._unsaid:
                 self._unsaid.pop(stream, None)
             return True
-        self._note_lag(stream, batch.first - 1)
+        self._note_lag(stream, entries[0].seq - 1)
         self._go_on()
         # What was too large for one message may be on its way already, and the cursor at the head again.
         return not self._ended and stream not in self._lags
@@ -247,16 +246,17 @@ class Delivery:
             self._lags[stream] = lag
         return lag
 
-    def _filtered(self, stream: Stream, batch: Batch, wanted: frozenset[str]) -> bytes:
-        """The batch as the filter sees it; if nothing passes, the skip waits for an event that does."""
-        if not any(passes(wanted, entry.thread) for entry in batch.entries):
-            since = self._unsaid.setdefault(stream, batch.first - 1)
-            if batch.last - since < SKIP_EVERY:
+    def _filtered(self, stream: Stream, entries: Sequence[Entry], wanted: frozenset[str]) -> bytes:
+        """The events as the filter sees them; if none passes, the skip waits for one that does."""
+        before, last = entries[0].seq - 1, entries[-1].seq
+        if not any(passes(wanted, entry.thread) for entry in entries):
+            since = self._unsaid.setdefault(stream, before)
+            if last - since < SKIP_EVERY:
                 return b""
-            return text_frame(encode(Skip(stream.name, batch.last)))
-        frames = frames_of(stream, batch.entries, wanted=wanted, part_bytes=self._limits.part_bytes)
+            return text_frame(encode(Skip(stream.name, last)))
+        frames = frames_of(stream, entries, wanted=wanted, part_bytes=self._limits.part_bytes)
         if stream in self._unsaid:
-            frames = [encode(Skip(stream.name, batch.first - 1)), *frames]
+            frames = [encode(Skip(stream.name, before)), *frames]
         return pack(frames)
 
     def _go_on(self) -> None:

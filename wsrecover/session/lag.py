@@ -11,8 +11,9 @@ import attrs
 from wsrecover.protocol.coalesce import Coalescer
 from wsrecover.protocol.codec import encode
 from wsrecover.protocol.frames import Gap
+from wsrecover.streams.page import Page
 from wsrecover.streams.store import ENTRY_BYTES, Entry
-from wsrecover.streams.stream import Page, Stream
+from wsrecover.streams.stream import Stream
 
 from .contexts import Snapshot
 from .replay import Filter, coalesced, frames_of, has_fragments

@@ -15,12 +15,12 @@ from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import From, StreamInfo
 from wsrecover.protocol.resume import judge, make_epoch
 
-from .batch import Batch
 from .growth import COUNTED_BYTES, Growth
+from .page import Page, fitting
 from .served import AT_ONCE, Sender, Served
 from .store import Entry, Store, StreamKey, StreamState
 
-__all__ = ["CROWD", "Follower", "Page", "Stream", "TailBudget", "wire_name"]
+__all__ = ["CROWD", "Follower", "Stream", "TailBudget", "wire_name"]
 
 _log = structlog.get_logger(__name__)
 
@@ -37,8 +37,8 @@ MAX_WAVES: Final = 16
 class Follower(Sender, Protocol):
     """One who is at the head of a stream. The methods are synchronous, and called in the journal's task."""
 
-    def deliver(self, stream: Stream, batch: Batch) -> bool:
-        """Take what follows the head, right after its commit. False: it lags now, and leaves `live`."""
+    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:
+        """Take what one commit appended, contiguous and next. False: it lags now, and leaves `live`."""
 
     def lag(self, stream: Stream, after: int) -> None:
         """It was dropped from `live` when it had everything up to `after`: read on from the log.
@@ -49,26 +49,17 @@ class Follower(Sender, Protocol):
 
 @attrs.define(eq=False)
 class _Wave:
-    """A batch on its way through a crowd. `followers` have everything before it, and not it."""
-
-    batch: Batch
-    followers: set[Follower]
-
-
-@attrs.frozen
-class Page:
-    """A piece of a stream, contiguous.
-
-    `gap` is the first and last seq that was trimmed before it, if any was.
-    """
+    """What one commit appended, on its way through a crowd. `followers` have everything up to `after`, and
+    not it. It is `framed` once for all of them."""
 
     entries: Sequence[Entry]
-    gap: tuple[int, int] | None = None
+    followers: set[Follower]
+    framed: bytes | None = None
 
     @property
-    def size(self) -> int:
-        """Bytes of the bodies."""
-        return sum([len(entry.body) for entry in self.entries])
+    def after(self) -> int:
+        """The seq before its first event."""
+        return self.entries[0].seq - 1
 
 
 @attrs.define
@@ -93,6 +84,7 @@ class Stream:
 
     `crowded(stream)` is called when more followers than one step may serve wait for `serve_wave`; who takes
     something is put into `served`, to flush at the end of the step. `share_left` is as in `Growth`.
+    `framed` is what followers are being offered as it goes into the sockets: the first makes it, for all.
     """
 
     __slots__ = (
@@ -111,6 +103,7 @@ class Stream:
         "_waves",
         "epoch",
         "event_prefix",
+        "framed",
         "head",
         "key",
         "live",
@@ -141,6 +134,7 @@ class Stream:
         self.oldest = 1
         self.loaded = False
         self.live: set[Follower] = set()
+        self.framed: bytes | None = None
         self.tail_bytes = 0
         self.share_left = growth.begin(key)
         self._growth = growth
@@ -202,11 +196,10 @@ class Stream:
             self._shorten_tail()
         live = self.live
         if self._waves or len(live) > CROWD:
-            self._begin_wave(Batch(entries))
+            self._begin_wave(entries)
         elif live:
-            refused = self._deliver(tuple(live), Batch(entries))
-            if refused:
-                live.difference_update(refused)
+            self._deliver(entries, tuple(live), live)
+            self.framed = None
 
     def _reconcile(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         entries = [entry for entry in entries if entry.seq > self.head]
@@ -219,24 +212,24 @@ class Stream:
                 self._drop(follower, self.head)
         return entries
 
-    def _deliver(self, followers: Sequence[Follower], batch: Batch) -> list[Follower]:
-        """Offer the batch to each of them; those that did not take it."""
-        refused = []
+    def _deliver(
+        self, entries: Sequence[Entry], followers: Sequence[Follower], members: set[Follower]
+    ) -> None:
+        """Offer what was appended to each of them; those that do not take it are `members` no more."""
         waiting = self._served.followers
         for follower in followers:
             try:
-                taken = follower.deliver(self, batch)
+                taken = follower.deliver(self, entries)
             except Exception:  # noqa: BLE001  # One connection's bug must not end everybody's journal: its own task meets it again.
-                _log.exception("follower failed", stream=self.name, seq=batch.last)
-                self._drop(follower, batch.first - 1)
+                _log.exception("follower failed", stream=self.name, seq=entries[-1].seq)
+                self._drop(follower, entries[0].seq - 1)
                 taken = False
             if taken:
                 waiting.append(follower)
             else:
-                refused.append(follower)
+                members.discard(follower)
         if len(waiting) >= AT_ONCE:
             self._served.flush()
-        return refused
 
     def _drop(self, follower: Follower, after: int) -> None:
         try:
@@ -244,22 +237,22 @@ class Stream:
         except Exception:  # noqa: BLE001  # Likewise; it is in `live` no more.
             _log.exception("follower lost", stream=self.name, seq=after)
 
-    def _begin_wave(self, batch: Batch) -> None:
+    def _begin_wave(self, entries: Sequence[Entry]) -> None:
         if not self._waves:
             self._crowded(self)
         elif len(self._waves) == MAX_WAVES:
             self._break_wave()
-        self._waves.append(_Wave(batch, self.live))
+        self._waves.append(_Wave(entries, self.live))
         self.live = set()
 
     def _break_wave(self) -> None:
         """Leave those in the oldest wave to their own catch-up."""
         wave = self._waves.popleft()
         for follower in wave.followers:
-            self._drop(follower, wave.batch.first - 1)
+            self._drop(follower, wave.after)
 
     def serve_wave(self) -> bool:
-        """Deliver the oldest wave's batch to a slice of it; whether anybody still waits."""
+        """Deliver the oldest wave's events to a slice of it; whether anybody still waits."""
         waves = self._waves
         if not waves:
             return False
@@ -267,7 +260,9 @@ class Stream:
         followers = [wave.followers.pop() for _ in range(min(CROWD // 2, len(wave.followers)))]
         ahead = waves[1].followers if len(waves) > 1 else self.live
         ahead.update(followers)  # Before they are served: who ends meanwhile leaves it again.
-        ahead.difference_update(self._deliver(followers, wave.batch))
+        self.framed = wave.framed
+        self._deliver(wave.entries, followers, ahead)
+        wave.framed, self.framed = self.framed, None
         if ahead is not self.live:
             # One that could not take the batch as it is may have read on to the head by itself.
             ahead.difference_update([follower for follower in followers if follower in self.live])
@@ -351,7 +346,7 @@ class Stream:
         """The seq up to which `follower`, which does not lag, has been served."""
         for wave in self._waves:
             if follower in wave.followers:
-                return wave.batch.first - 1
+                return wave.after
         return self.head
 
     def page_nowait(self, after: int, *, max_events: int, max_bytes: int) -> Page | None:
@@ -369,7 +364,7 @@ class Stream:
         skipped = start - tail[0].seq
         entries = list(islice(tail, skipped, skipped + max_events))
         if self.tail_bytes > max_bytes:
-            entries = _fitting(entries, max_bytes)
+            entries = fitting(entries, max_bytes)
         return Page(entries, gap)
 
     async def page(self, after: int, *, max_events: int, max_bytes: int) -> Page:
@@ -386,11 +381,3 @@ class Stream:
         )
         start = entries[0].seq if entries else upto + 1
         return Page(entries, (after + 1, start - 1) if start > after + 1 else None)
-
-
-def _fitting(entries: list[Entry], max_bytes: int) -> list[Entry]:
-    for index, entry in enumerate(entries):
-        max_bytes -= len(entry.body)
-        if max_bytes < 0:
-            return entries[: max(index, 1)]
-    return entries
