@@ -97,6 +97,42 @@ async def test_what_comes_while_a_crowd_is_served_reaches_each_once_and_in_order
     assert stream.live == {listener for listener in listeners if not listener.lagged}
 
 
+class Framer(Listener):
+    """Takes what the first follower has framed for all, as a connection does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames: list[bytes] = []
+
+    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:
+        if stream.framed is None:
+            stream.framed = b"".join([entry.body for entry in entries])
+        self.frames.append(stream.framed)
+        return super().deliver(stream, entries)
+
+
+async def test_what_is_framed_once_for_all_is_never_another_commits() -> None:
+    _, stream, _ = await crowd(0)
+    framers = [Framer() for _ in range(2 * CROWD)]
+    for framer in framers:
+        stream.join(framer, 0)
+    stream.extend(entries(1, 1))
+    stream.serve_wave()
+    stream.extend(entries(2, 2))
+    while stream.serve_wave():
+        pass
+    few, others = framers[:2], framers[2:]
+    for other in others:
+        stream.leave(other)
+    stream.extend(entries(3, 3))
+    stream.extend(entries(4, 4))
+    assert {tuple(framer.frames) for framer in others} == {(b'{"n":1}', b'{"n":2}')}
+    assert {tuple(framer.frames) for framer in few} == {tuple([b'{"n":%d}' % n for n in (1, 2, 3, 4)])}
+    one = few[0].frames
+    assert all(framer.frames[0] is one[0] for framer in framers), "it was framed once"
+    assert stream.framed is None, "and is not kept"
+
+
 class Leaver(Listener):
     """Takes, and leaves when it is to send: its connection is lost."""
 

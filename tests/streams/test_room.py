@@ -63,3 +63,31 @@ async def test_closing_it_again_before_those_who_wait_have_run_wakes_them_once()
         room.close(StoreFailed("first"))
         room.close(StoreFailed("second"))
     assert refused == ["first"]
+
+
+def test_once_closed_it_admits_nobody_though_there_is_room() -> None:
+    room = Room(1, 1000)
+    room.close(StoreFailed("closed"))
+    with pytest.raises(StoreFailed, match="closed"):
+        room.take_nowait(1)
+    assert room.units == 0
+
+
+@pytest.mark.parametrize("enters", [True, False])
+async def test_who_comes_is_let_in_without_more_ado_once_nobody_waits_or_enters(enters: bool) -> None:
+    room, waiting = Room(1, 1000), trio.CancelScope()
+    await room.take(1)
+
+    async def enter() -> None:
+        with waiting:
+            await room.take(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(enter)
+        await wait_all_tasks_blocked()
+        assert room.limit == -1
+        if enters:
+            room.give(1, 1)
+        else:
+            waiting.cancel()
+    assert (room.limit, room.units) == (1000, 1)
