@@ -72,6 +72,26 @@ async def test_what_it_grew_while_it_was_open_counts_when_it_is_not_and_the_othe
     assert counted(log, ANN, [9, 1]) == [False, True]
 
 
+async def test_who_was_only_looked_into_is_not_remembered(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth_module, "MAX_TRACKED", 0)
+    log.streams.release(await log.streams.open(ANN))
+    log.append(BEN, count=SHARE)
+    assert log.due() == {BEN}
+    log.streams.release(await log.streams.open(BEN))
+    assert log.due() == set()
+
+
+async def test_one_that_was_open_before_anybody_wanted_to_know_counts_from_its_next_opening() -> None:
+    log = Log()
+    log.streams.growth.share = lambda _: 10**9
+    stream = await log.streams.open(ANN)
+    log.append(ANN, count=50)
+    log.streams.growth.share = lambda _: SHARE
+    log.streams.release(stream)
+    stream = await log.streams.open(ANN)
+    assert counted(log, ANN, [9, 1]) == [False, True]
+
+
 @pytest.mark.parametrize("is_open", [True, False])
 async def test_large_bodies_count_for_more(log: Log, is_open: bool) -> None:
     if is_open:
@@ -98,7 +118,7 @@ async def test_what_an_erased_one_had_grown_is_not_its_successors(log: Log) -> N
 
 
 async def test_those_of_which_too_many_are_kept_are_all_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth_module, "_MAX_TRACKED", 3)
+    monkeypatch.setattr(growth_module, "MAX_TRACKED", 3)
     growth = Growth()
     growth.share = lambda _: SHARE
     keys = [StreamKey("user", "acme", f"user{number}") for number in range(5)]

@@ -1,6 +1,7 @@
 """What erasing a user means for the SQLite file, for who reads it meanwhile, and where it is interrupted."""
 
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -25,6 +26,15 @@ def unit(key: StreamKey, *bodies: str) -> Unit:
 
 def traces(folder: Path) -> int:
     return sum(file.read_bytes().count(CANARY.encode()) for file in folder.iterdir())
+
+
+def found(folder: Path, query: str) -> list[tuple[Any, ...]]:
+    """What the file says, by a connection of its own: the store's belong to its threads."""
+    reader = apsw.Connection(str(folder / "log.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return reader.execute(query).fetchall()
+    finally:
+        reader.close()
 
 
 async def test_the_settings_of_the_connection_are_in_force(tmp_path: Path) -> None:
@@ -69,7 +79,7 @@ async def test_an_erasing_that_was_cut_off_is_ended_by_the_next_opening(tmp_path
     assert store._log._physical == store._log._alive == 2000
     await store.aclose()
     store = await open_sqlite(tmp_path / "log.db")
-    scopes = store._log._db.execute("SELECT scope FROM stream ORDER BY scope").fetchall()
+    scopes = found(tmp_path, "SELECT scope FROM stream ORDER BY scope")
     assert scopes == [("user",)]
     await store.aclose()
 
@@ -83,7 +93,7 @@ async def test_what_retention_trimmed_before_is_purged_too(tmp_path: Path) -> No
     await store.erase(REVOKED)
     await store.purge()
     assert traces(tmp_path) == 0
-    rows = store._log._db.execute("SELECT stream, count(*) FROM event GROUP BY stream").fetchall()
+    rows = found(tmp_path, "SELECT stream, count(*) FROM event GROUP BY stream")
     assert len(rows) == 1
     await store.aclose()
 

@@ -140,6 +140,16 @@ class TestOffering:
                 await waiting
             assert await peer.receive_some(10) == b"101"
 
+    async def test_whoever_drains_learns_how_the_connection_was_lost(self) -> None:
+        pipe, peer = memory_pipe_pair(10)
+        outbox = Outbox(pipe)
+        outbox.offer(b"x" * 20)
+        peer.cut()
+        with pytest.raises(trio.BrokenResourceError) as lost:
+            await outbox.drain()
+        assert isinstance(lost.value.__cause__, BrokenPipeError)
+        assert outbox.closed
+
     async def test_a_lost_connection_closes_it_without_raising(self) -> None:
         pipe, peer = memory_pipe_pair()
         outbox = Outbox(pipe)

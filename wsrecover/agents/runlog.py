@@ -52,6 +52,7 @@ class RunLog:
         "_lock",
         "_pace",
         "_text",
+        "is_paced",
         "nursery",
         "place",
         "run",
@@ -74,6 +75,7 @@ class RunLog:
         self._last_words_until: float | None = None
         most = place.events_per_second
         self._pace = None if most is None else Bucket(Rate(most, most))
+        self.is_paced: Final = most is not None
 
     def encode(self, type: str, data: Mapping[str, Any], id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
         """The event, encoded once. Raises `InvalidEvent`."""
@@ -93,14 +95,18 @@ class RunLog:
         Cancelled: the event was not queued.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if not self.write_nowait(event):
+        if self.is_paced:
             await self._keep_pace(count=True)
+        if not self.write_nowait(event):
             await self._write((event,))
 
     def write_nowait(self, event: Entry) -> bool:
-        """Queue the event if nothing goes before it and nothing stands in its way. Raises `RunBroken`."""
+        """Queue the event if nothing goes before it and nothing stands in its way. Raises `RunBroken`.
+
+        The run's rate, if it `is_paced`, is not looked into here.
+        """
         writer = self.writer
-        if self._pace is not None or self._ended or self._text.deltas or writer.queued >= BURST:
+        if self._ended or self._text.deltas or writer.queued >= BURST:
             return False
         try:  # While another task of the run waits for room, there is none here.
             writer.append_nowait(event)

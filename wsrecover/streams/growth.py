@@ -10,16 +10,19 @@ import trio
 
 from .store import Entry, StreamKey
 
-__all__ = ["COUNTED_BYTES", "Growth"]
+__all__ = ["COUNTED_BYTES", "MAX_TRACKED", "Growth"]
 
 COUNTED_BYTES: Final = 1024
 """What is appended counts by its events, and as one more for every so many bytes of their bodies."""
 
-_MAX_TRACKED: Final = 16_384
+MAX_TRACKED: Final = 16_384
+"""Streams of which something is remembered; all of them are looked at when there are more."""
 
 
 class Growth:
     """Collects the streams that have grown by their `share`, the count after which they are due.
+
+    Whoever wants to know sets `share`, before streams are opened: until then it is without end.
 
     A stream that is open counts down what is left of its share by itself, for that costs no look-up;
     of the others it is kept here, also over the times in which nobody has them open.
@@ -34,13 +37,15 @@ class Growth:
 
     def begin(self, key: StreamKey) -> int:
         """The stream is open from now on: what is left of its share."""
-        left = self._left.pop(key, 0)
-        return left if left > 0 else self.share(key)
+        share = self.share(key)
+        return min(self._left.pop(key, share), share)
 
     def end(self, key: StreamKey, left: int) -> None:
         """The stream is not open any more, and so much is left."""
+        if left >= self.share(key):
+            return  # It has not grown: nothing is to be remembered of it.
         self._left[key] = left
-        if len(self._left) > _MAX_TRACKED:
+        if len(self._left) > MAX_TRACKED:
             self._crowded_out.update(self._left)
             self._left.clear()
             self._wake.set()

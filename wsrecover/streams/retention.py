@@ -10,7 +10,7 @@ import trio
 
 from wsrecover.errors import StoreError
 
-from .growth import COUNTED_BYTES
+from .growth import COUNTED_BYTES, MAX_TRACKED
 from .registry import Streams
 from .store import Retention, Store, StreamKey
 
@@ -28,7 +28,6 @@ _SHARE: Final = 16
 _LOOK_EVENTS: Final = 200
 """Events after which a user's stream is looked at in any case: its tail still holds them."""
 
-_MAX_TRACKED: Final = 16_384
 _PAGE: Final = 1000
 
 
@@ -125,7 +124,7 @@ class Retainer:
                 early.append(key)
             else:
                 due.append(key)
-        if len(self._looks_since) > _MAX_TRACKED:
+        if len(self._looks_since) > MAX_TRACKED:
             due += self._looks_since
             self._looks_since.clear()
         await self._snapshot(early, store=False)

@@ -11,7 +11,8 @@ __all__ = ["AT_ONCE", "Sender", "Served"]
 _log = structlog.get_logger(__name__)
 
 AT_ONCE: Final = 64
-"""Followers, and a stream's more, that take before they send: their frames are still in the caches then."""
+"""Followers that take before they send, and those of one stream beyond: few enough for their frames to be in
+the caches still, where each has its own."""
 
 
 class Sender(Protocol):

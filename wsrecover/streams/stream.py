@@ -31,7 +31,7 @@ _SLACK: Final = 16
 """A tail that is full is shortened by this fraction of what it may hold."""
 
 MAX_WAVES: Final = 16
-"""Batches that a crowd may be behind; who has not got further by then reads on from the log."""
+"""Commits that a crowd may be behind; who has not got further by then reads on from the log."""
 
 
 class Follower(Sender, Protocol):
@@ -264,7 +264,7 @@ class Stream:
         self._deliver(wave.entries, followers, ahead)
         wave.framed, self.framed = self.framed, None
         if ahead is not self.live:
-            # One that could not take the batch as it is may have read on to the head by itself.
+            # One that could not take it as it is may have read on to the head by itself.
             ahead.difference_update([follower for follower in followers if follower in self.live])
         if not wave.followers:
             waves.popleft()

@@ -2,10 +2,11 @@
 
 Every frame is queued whole before anybody waits, so that a cancelled wait cannot leave half a frame behind::
 
-    offer ───────────┐
-    send_all ────────┤   preface          TLS           as far as it takes
-    (pong, close)    ├──▶ rides in ──▶ encrypted ──▶ pipe ──────────────▶ socket
-    put ─────────────┘   front         at once          └─▶ the rest: queue (`pending`), sent by `drain`
+    preface, hold ───▶ held, until something is written
+    offer ───────────┐      │ rides          TLS           as far as it takes
+    send_all ────────┤      ▼ in front
+    (pong, close)    ├──▶ flush ─────▶ encrypted ──▶ pipe ──────────────▶ socket
+    put ─────────────┘                   at once        └─▶ the rest: queue (`pending`), sent by `drain`
 
 `offer` takes a frame only while the queue is empty: "taken iff nothing is pending" is what makes a slow
 reader a cursor that lags instead of a queue that grows.
@@ -79,8 +80,8 @@ class Outbox(trio.abc.Stream):
         return self._taken
 
     @property
-    def has_preface(self) -> bool:
-        """Whether there is a preface that no write has taken along yet: `drain` sends it."""
+    def holds(self) -> bool:
+        """Whether something is held that no write has taken along yet: `drain` sends it."""
         return bool(self._held)
 
     @property
@@ -149,7 +150,10 @@ class Outbox(trio.abc.Stream):
             self._queue.append(memoryview(data)[taken:])
             self.pending = len(data) - taken
         elif not self._closed:
-            self._send_queue()
+            try:
+                self._send_queue()
+            except trio.BrokenResourceError:
+                self.close()
         return self.pending > 0
 
     async def drain(self, *, progress_timeout: float = math.inf) -> None:
@@ -278,8 +282,8 @@ class Outbox(trio.abc.Stream):
             self._enqueue(words)
             self.flush()
 
-    def _send_queue(self) -> bool:
-        """Send what is pending, behind that what is held. False: the connection is lost, and closed here."""
+    def _send_queue(self) -> None:
+        """Send what is pending, behind that what is held. Raises `trio.BrokenResourceError`."""
         queue = self._queue
         try:
             if self._held:
@@ -292,15 +296,13 @@ class Outbox(trio.abc.Stream):
                 self.pending -= taken
                 if taken < len(head):
                     queue[0] = memoryview(head)[taken:]
-                    return True
+                    return
                 del queue[0]
         except BlockingIOError:
-            return True
-        except (OSError, trio.BrokenResourceError):
-            self.close()
-            return False
+            return
+        except OSError as error:
+            raise trio.BrokenResourceError("the connection was lost") from error
         self._control = 0
-        return True
 
     def _enqueue(self, data: bytes) -> None:
         """Queue wire bytes, which may be none."""
@@ -322,12 +324,13 @@ class Outbox(trio.abc.Stream):
             self._draining = True
             try:
                 await self._pipe.wait_writable()
-                sent = self._send_queue()
+                self._send_queue()
+            except trio.BrokenResourceError:
+                self.close()
+                raise
             finally:
                 self._draining = False
                 if self._waiters is not None:
                     self._waiters.unpark_all()
-            if not sent:
-                raise trio.BrokenResourceError("the connection was lost")
         if self._closed:
             raise trio.ClosedResourceError

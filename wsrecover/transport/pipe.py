@@ -30,7 +30,7 @@ class Pipe(Protocol):
         ...
 
     async def wait_writable(self) -> None:
-        """Wait until `send_nowait` would take a byte or raise.
+        """Wait until `send_nowait` would take a byte, or raise anything but `BlockingIOError`.
 
         Raises:
             trio.ClosedResourceError: this end was closed.

@@ -85,7 +85,7 @@ class ServerSocket:
         if self._deadline < scope.deadline:
             scope.deadline = self._deadline
         try:
-            if self.outbox.has_preface:
+            if self.outbox.holds:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # Reading says so, too.
                     await self.outbox.drain()
             await engine.handle(deliver)
