@@ -81,14 +81,19 @@ async def test_who_was_only_looked_into_is_not_remembered(log: Log, monkeypatch:
     assert log.due() == set()
 
 
-async def test_one_that_was_open_before_anybody_wanted_to_know_counts_from_its_next_opening() -> None:
-    log = Log()
+@pytest.mark.parametrize("release_first", [True, False])
+async def test_a_share_that_is_smaller_now_counts_from_the_next_opening(
+    log: Log, release_first: bool
+) -> None:
     log.streams.growth.share = lambda _: 10**9
     stream = await log.streams.open(ANN)
     log.append(ANN, count=50)
+    if release_first:
+        log.streams.release(stream)
     log.streams.growth.share = lambda _: SHARE
-    log.streams.release(stream)
-    stream = await log.streams.open(ANN)
+    if not release_first:
+        log.streams.release(stream)
+    await log.streams.open(ANN)
     assert counted(log, ANN, [9, 1]) == [False, True]
 
 
