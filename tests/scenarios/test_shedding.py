@@ -23,6 +23,7 @@ from wsrecover.session.services import Services
 from wsrecover.session.shedding import weigh
 from wsrecover.streams.store import StreamKey
 from wsrecover.testing import LocalServer, local_server
+from wsrecover.testing.history import Drained
 
 MIB: Final = 1024 * 1024
 LIMITS: Final = Limits(memory_bytes=2 * MIB, tail_events=10_000, tail_bytes=8 * MIB)
@@ -32,13 +33,29 @@ UNTIL: Final = ((503, 1), (503, HOLD))
 """Until the next look, or, where it came early and found the same, until its stage may end."""
 
 
+class Onlooker(Witness):
+    """Has the server look before each client comes.
+
+    Until then what the one before was sent counts as held, and who is refused for it waits for ever on a
+    clock that stands still.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene.local)
+        self._scene = scene
+
+    async def drain(self, stream: str) -> Drained:
+        await self._scene.look()
+        return await super().drain(stream)
+
+
 class Scene:
     """A server with a small budget, whose clock stands still unless the test moves it."""
 
     def __init__(self, local: LocalServer, clock: MockClock) -> None:
         self.local = local
         self.clock = clock
-        self.witness = Witness(local)
+        self.witness = Onlooker(self)
 
     @property
     def services(self) -> Services:
