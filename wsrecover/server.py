@@ -79,7 +79,7 @@ async def serve(
     server in one moment, wait for `Server.drain` first; `wsrecover serve` does so on SIGTERM.
 
     `authenticator` decides who is let in; None: tokens, as `Config.tokens` says. `wall_clock` gives unix
-    seconds, a finite float. Where the program has not configured structlog, this does it (`Config.log_*`).
+    seconds. Where the program has not configured structlog, this does it (`Config.log_*`).
     """
     try:
         await _serve(app, config, authenticator, wall_clock, task_status)

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from strategies import json_values, objects
 
 from wsrecover.errors import InvalidEvent
-from wsrecover.protocol.codec import decode_event, digest, encode, encode_event, encode_json, event_frame
+from wsrecover.protocol.codec import (
+    decode_event,
+    digest,
+    encode,
+    encode_event,
+    encode_event_of,
+    encode_json,
+    event_author,
+    event_frame,
+)
 from wsrecover.protocol.fields import MAX_DEPTH, MAX_INT
 from wsrecover.protocol.frames import Hello, Reply, Send
 
@@ -89,6 +98,8 @@ class TestWhatCannotBeLogged:
         with pytest.raises(InvalidEvent) as caught:
             event_with(data, ts=ts)
         assert caught.value.field == "ts"
+        with pytest.raises(InvalidEvent, match="ts"):  # As a run writes it, by the server's clock.
+            encode_event_of(event_author("t", "r"), ts, "chat", {}, 1000)
 
     def test_a_whole_second_is_a_time(self) -> None:
         assert decode_event(event_frame("user", 1, event_with({}, ts=3))).ts == 3.0

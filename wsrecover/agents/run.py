@@ -93,7 +93,7 @@ class Run:
             data = fitted(type, data, self._schemas)
         event = log.encode(type, data)
         await trio.lowlevel.checkpoint_if_cancelled()
-        if log.is_paced or not log.write_nowait(event):
+        if log.pace is not None or not log.write_nowait(event):
             await log.write(event)
 
     async def emit_ephemeral(self, type: str, data: Any) -> None:  # noqa: A002  # The word of the wire.

@@ -50,10 +50,9 @@ class RunLog:
         "_key",
         "_last_words_until",
         "_lock",
-        "_pace",
         "_text",
-        "is_paced",
         "nursery",
+        "pace",
         "place",
         "run",
         "thread",
@@ -74,8 +73,7 @@ class RunLog:
         self._lock = trio.Lock()
         self._last_words_until: float | None = None
         most = place.events_per_second
-        self._pace = None if most is None else Bucket(Rate(most, most))
-        self.is_paced: Final = most is not None
+        self.pace = None if most is None else Bucket(Rate(most, most))
 
     def encode(self, type: str, data: Mapping[str, Any], id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
         """The event, encoded once. Raises `InvalidEvent`."""
@@ -95,15 +93,14 @@ class RunLog:
         Cancelled: the event was not queued.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self.is_paced:
-            await self._keep_pace(count=True)
+        await self._keep_pace(count=True)
         if not self.write_nowait(event):
             await self._write((event,))
 
     def write_nowait(self, event: Entry) -> bool:
         """Queue the event if nothing goes before it and nothing stands in its way. Raises `RunBroken`.
 
-        The run's rate, if it `is_paced`, is not looked into here.
+        The run's rate, if there is a `pace`, is not looked into here.
         """
         writer = self.writer
         if self._ended or self._text.deltas or writer.queued >= BURST:
@@ -202,9 +199,9 @@ class RunLog:
 
     def _over_rate(self, *, count: bool) -> float:
         """The time in seconds until one more event is within the rate; `count` it if that is now."""
-        if self._pace is None:
+        if self.pace is None:
             return 0.0
-        return self._pace.take(moment(trio.current_time()), int(count), beyond=int(count) - 1)
+        return self.pace.take(moment(trio.current_time()), int(count), beyond=int(count) - 1)
 
     async def _write(self, events: tuple[Entry, ...]) -> None:
         self._check()
@@ -234,8 +231,8 @@ class RunLog:
     def _sent(self) -> None:
         now = trio.current_time()
         count = self._text.sent(now)
-        if self._pace is not None:
-            self._pace.take(moment(now), count, beyond=UNBOUNDED)
+        if self.pace is not None:
+            self.pace.take(moment(now), count, beyond=UNBOUNDED)
 
     def _is_due(self) -> bool:
         """Whether the gathered text is to go now. Where the run's rate is against it, it is due later."""

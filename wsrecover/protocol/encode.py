@@ -142,7 +142,7 @@ def encode_event(
 
     Raises `InvalidEvent` with the path of what is wrong (`data.items[3].x`) and the limit that it breaks.
     """
-    return encode_event_of(event_author(thread, run), _time(ts), type, data, max_bytes)
+    return encode_event_of(event_author(thread, run), ts, type, data, max_bytes)
 
 
 def event_author(thread: str | None, run: str | None) -> bytes:
@@ -163,14 +163,15 @@ def encode_event_of(
     data: Mapping[str, Any],
     max_bytes: int,
 ) -> bytes:
-    """`encode_event` for an author of many events, whose `event_author` is made once. `ts` is a clock's: a
-    finite float."""
+    """`encode_event` for an author of many events, whose `event_author` is made once."""
     try:
         named = _type_field(type)
     except TypeError:  # Not even hashable.
         named = _type_field.__wrapped__(type)
     if data.__class__ is not dict:
         data = _as_dict(data)
+    if ts.__class__ is not float or ts - ts != 0.0:  # Of NaN and the infinities the difference is NaN.
+        ts = _time(ts)
     try:
         encoded = orjson.dumps(data, None, _STRICT)
     except TypeError as exc:
@@ -199,8 +200,6 @@ def _type_field(type: str) -> bytes:  # noqa: A002  # The word of the wire.
 
 
 def _time(ts: object) -> float:
-    if type(ts) is float and math.isfinite(ts):
-        return ts
     if type(ts) is int and abs(ts) <= MAX_INT:
         return float(ts)
     raise InvalidEvent("ts", "must be a finite number")
