@@ -285,7 +285,7 @@ async def test_streams_take_turns(nursery: trio.Nursery) -> None:
 
 async def test_all_who_took_something_send_it_and_soon_after() -> None:
     streams, _, listeners = await crowd(CROWD)
-    streams.extend({ALL: entries(1, 1)})
+    streams.extend(entries(1, 1))
     unsent = sum(not listener.sent for listener in listeners)
     assert unsent < AT_ONCE, f"{unsent} frames are held"
     streams.flush()
@@ -299,7 +299,7 @@ async def test_one_that_fails_to_send_harms_nobody_else() -> None:
 
     streams, stream, listeners = await crowd(2)
     assert stream.join(Broken(), 0)
-    streams.extend({ALL: entries(1, 1)})
+    streams.extend(entries(1, 1))
     streams.flush()
     assert all(listener.sent == 1 for listener in listeners)
 
@@ -309,7 +309,7 @@ async def test_a_wave_is_sent_to_its_end() -> None:
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(streams.fanout.run)
-            streams.extend({ALL: entries(1, 1)})
+            streams.extend(entries(1, 1))
             await wait_all_tasks_blocked()
             assert all(listener.sent == 1 for listener in listeners)
             nursery.cancel_scope.cancel()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from wsrecover.streams import growth as growth_module
-from wsrecover.streams.growth import Growth
+from wsrecover.streams.growth import COUNTED_BYTES, Growth
 from wsrecover.streams.memory import MemoryStore
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Entry, StreamKey
@@ -29,7 +29,7 @@ class Log:
         head = self._heads.get(key, 0)
         self._heads[key] = head + count
         entries = [Entry(key, b"x" * size, 1.0, seq=head + number) for number in range(1, count + 1)]
-        self.streams.extend({key: entries})
+        self.streams.extend(entries)
 
     def due(self) -> set[StreamKey]:
         grown, others = self.streams.growth.take()
@@ -98,10 +98,12 @@ async def test_a_share_that_is_smaller_now_counts_from_the_next_opening(
 
 
 @pytest.mark.parametrize("is_open", [True, False])
-async def test_large_bodies_count_for_more(log: Log, is_open: bool) -> None:
+async def test_bytes_use_up_the_share_as_events_do(log: Log, is_open: bool) -> None:
     if is_open:
         await log.streams.open(ANN)
-    log.append(ANN, size=8 * 1024)
+    log.append(ANN, size=8 * COUNTED_BYTES)
+    assert log.due() == set()
+    log.append(ANN, size=2 * COUNTED_BYTES - 1)
     assert log.due() == set()
     log.append(ANN)
     assert log.due() == {ANN}

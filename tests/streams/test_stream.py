@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -229,7 +230,7 @@ class TestOpen:
             await trio.testing.wait_all_tasks_blocked()
             late = Entry(ANN, b"{}", 1.0)
             await store.commit([Unit((late,))])
-            streams.extend({ANN: [late]})
+            streams.extend([late])
             store.gate.set()
         stream = streams.get(ANN)
         assert stream is not None
@@ -274,17 +275,17 @@ class TestOpen:
     async def test_tails_grow_by_what_is_allowed_for_now(self) -> None:
         streams = Streams(await open_memory(), budget_bytes=128_000)
         stream = await streams.open(ANN)
-        streams.extend({ANN: entries(1, 5, size=1000)})
+        streams.extend(entries(1, 5, size=1000))
         streams.allow(6_000)
-        streams.extend({ANN: entries(6, 10, size=1000)})
+        streams.extend(entries(6, 10, size=1000))
         assert stream.tail_events == 10
-        streams.extend({ANN: entries(11, 11, size=1000)})
+        streams.extend(entries(11, 11, size=1000))
         assert stream.tail_bytes == 0
         streams.allow(-1)
-        streams.extend({ANN: entries(12, 12, size=1000)})
+        streams.extend(entries(12, 12, size=1000))
         assert stream.tail_events == 1, "a little in any case"
         streams.allow(1_000_000)
-        streams.extend({ANN: entries(13, 140, size=1000)})
+        streams.extend(entries(13, 140, size=1000))
         assert stream.tail_bytes == 0, "what they may ever have is the most"
 
     async def test_tails_of_streams_without_followers_go_first(self) -> None:
@@ -293,7 +294,7 @@ class TestOpen:
         opened = [await streams.open(key) for key in keys]
         opened[0].join(Recorder(), 0)
         for key in keys:
-            streams.extend({key: entries(1, 3, size=1000)})
+            streams.extend([attrs.evolve(entry, key=key) for entry in entries(1, 3, size=1000)])
         assert streams.statistics().tail_bytes <= 7500
         assert opened[0].tail_bytes
         for stream in opened:

@@ -221,7 +221,7 @@ class Delivery:
         elif frame is None:
             frame = stream.framed = live_message(stream, entries)
         if len(frame) <= self._part_bytes and self._outbox.hold(frame):
-            if self._unsaid:
+            if self.wanted is not None:  # What is filtered out is all that goes unsaid.
                 self._unsaid.pop(stream, None)
             return True
         self._note_lag(stream, entries[0].seq - 1)

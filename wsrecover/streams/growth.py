@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
 from .store import Entry, StreamKey
 
-__all__ = ["COUNTED_BYTES", "MAX_TRACKED", "Growth"]
+__all__ = ["COUNTED_BYTES", "MAX_TRACKED", "Growth", "Left"]
 
 COUNTED_BYTES: Final = 1024
-"""What is appended counts by its events, and as one more for every so many bytes of their bodies."""
+"""A share of so many events is used up by that many times these bytes of bodies as well."""
 
 MAX_TRACKED: Final = 16_384
 """Streams of which something is remembered; all of them are looked at when there are more."""
+
+
+class Left(NamedTuple):
+    """What is left of a stream's share. It is due with whichever is used up first."""
+
+    events: int
+    bytes: int
 
 
 class Growth:
@@ -24,25 +31,30 @@ class Growth:
 
     Whoever wants to know sets `share`, before streams are opened: until then it is without end.
 
-    A stream that is open counts down what is left of its share by itself, for that costs no look-up;
+    A stream that is open sees by itself when its share is used up, for that costs no look-up;
     of the others it is kept here, also over the times in which nobody has them open.
     """
 
     def __init__(self) -> None:
         self.share: Callable[[StreamKey], int] = lambda _: sys.maxsize
-        self._left: dict[StreamKey, int] = {}
+        self._left: dict[StreamKey, Left] = {}
         self._grown: set[StreamKey] = set()
         self._crowded_out: set[StreamKey] = set()
         self._wake = trio.Event()
 
-    def begin(self, key: StreamKey) -> int:
-        """The stream is open from now on: what is left of its share."""
+    def _whole(self, key: StreamKey) -> Left:
         share = self.share(key)
-        return min(self._left.pop(key, share), share)
+        return Left(share, share * COUNTED_BYTES)
 
-    def end(self, key: StreamKey, left: int) -> None:
+    def begin(self, key: StreamKey) -> Left:
+        """The stream is open from now on: what is left of its share."""
+        whole = self._whole(key)
+        left = self._left.pop(key, whole)
+        return Left(min(left.events, whole.events), min(left.bytes, whole.bytes))
+
+    def end(self, key: StreamKey, left: Left) -> None:
         """The stream is not open any more, and so much is left."""
-        if left >= self.share(key):
+        if left.events >= self.share(key):
             return  # It has not grown: nothing is to be remembered of it.
         self._left[key] = left
         if len(self._left) > MAX_TRACKED:
@@ -50,17 +62,18 @@ class Growth:
             self._left.clear()
             self._wake.set()
 
-    def due(self, key: StreamKey) -> int:
+    def due(self, key: StreamKey) -> Left:
         """The stream has grown by its share: the next one."""
         self._grown.add(key)
         self._wake.set()
-        return self.share(key)
+        return self._whole(key)
 
     def add(self, key: StreamKey, entries: Sequence[Entry]) -> None:
         """What was appended to a stream that is not open."""
+        before = self.begin(key)
         size = sum([len(entry.body) for entry in entries])
-        left = self.begin(key) - len(entries) - size // COUNTED_BYTES
-        self.end(key, left if left > 0 else self.due(key))
+        left = Left(before.events - len(entries), before.bytes - size)
+        self.end(key, left if min(left) > 0 else self.due(key))
 
     def forget(self, key: StreamKey) -> None:
         """The stream was erased."""

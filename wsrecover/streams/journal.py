@@ -147,17 +147,13 @@ class Journal:
                 waiter.settle(outcomes[place])
 
     def _hand_on(self, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> None:
-        changes: dict[StreamKey, list[Entry]] = {}
+        committed: list[Entry] = []
         for unit, outcome in zip(units, outcomes, strict=True):
             if outcome is APPLIED:
-                entries: Sequence[Entry] = unit.entries
+                committed += unit.entries
             elif isinstance(outcome, Applied):
-                entries = appended(unit, outcome)
-            else:
-                continue
-            for entry in entries:
-                changes.setdefault(entry.key, []).append(entry)
-        self._streams.extend(changes)
+                committed += appended(unit, outcome)
+        self._streams.extend(committed)
         self._streams.flush()
 
     def _stop(self) -> None:

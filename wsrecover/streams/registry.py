@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import attrs
@@ -115,15 +115,23 @@ class Streams:
             self._loading.pop(key, None)
         self.growth.forget(key)
 
-    def extend(self, changes: Mapping[StreamKey, Sequence[Entry]]) -> None:
-        """What was committed, per stream: hand it to those that are open. `flush` sends it."""
-        streams = self._streams
-        for key, entries in changes.items():
-            stream = streams.get(key)
-            if stream is not None:
-                stream.extend(entries)
+    def extend(self, entries: Iterable[Entry]) -> None:
+        """What one commit appended, in order: hand it to the streams that are open. `flush` sends it."""
+        find = self._streams.get
+        opened: dict[Stream, list[Entry]] = {}
+        others: dict[StreamKey, list[Entry]] = {}
+        for entry in entries:
+            stream = find(entry.key)
+            if stream is None:
+                others.setdefault(entry.key, []).append(entry)
+            elif stream in opened:
+                opened[stream].append(entry)
             else:
-                self.growth.add(key, entries)
+                opened[stream] = [entry]
+        for stream, appended in opened.items():
+            stream.extend(appended)
+        for key, appended in others.items():
+            self.growth.add(key, appended)
         if self._budget.used > self._budget.limit:
             self._shrink()
 

@@ -15,7 +15,7 @@ from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import From, StreamInfo
 from wsrecover.protocol.resume import judge, make_epoch
 
-from .growth import COUNTED_BYTES, Growth
+from .growth import Growth, Left
 from .page import Page, fitting
 from .served import AT_ONCE, Sender, Served
 from .store import Entry, Store, StreamKey, StreamState
@@ -83,15 +83,24 @@ class Stream:
     which registers it before its head is loaded: what is appended meanwhile is not missed.
 
     `crowded(stream)` is called when more followers than one step may serve wait for `serve_wave`; who takes
-    something is put into `served`, to flush at the end of the step. `share_left` is as in `Growth`.
+    something is put into `served`, to flush at the end of the step. `growth` is told when its share is used up.
     `framed` is what followers are being offered as it goes into the sockets: the first makes it, for all.
+
+    Each event costs as little as can be: what need not be seen to with each waits for `_look_seq` or
+    `_look_total`, and who is at the head is kept as a `_line` as well, from which to serve.
     """
 
     __slots__ = (
         "_budget",
         "_crowded",
+        "_dropped",
+        "_due_seq",
+        "_due_total",
         "_growth",
         "_incarnation",
+        "_line",
+        "_look_seq",
+        "_look_total",
         "_marked",
         "_marks",
         "_max_bytes",
@@ -100,6 +109,7 @@ class Stream:
         "_store",
         "_tail",
         "_told",
+        "_total",
         "_waves",
         "epoch",
         "event_prefix",
@@ -110,8 +120,6 @@ class Stream:
         "loaded",
         "name",
         "oldest",
-        "share_left",
-        "tail_bytes",
     )
 
     def __init__(
@@ -135,9 +143,12 @@ class Stream:
         self.loaded = False
         self.live: set[Follower] = set()
         self.framed: bytes | None = None
-        self.tail_bytes = 0
-        self.share_left = growth.begin(key)
+        self._line: tuple[Follower, ...] | None = None
+        self._total = 0  # Bytes of the bodies that were ever in the tail, and of those that are not any more.
+        self._dropped = 0
+        self._look_seq = self._look_total = 0  # With the first event that comes.
         self._growth = growth
+        self._begin_share(growth.begin(key))
         self._incarnation = ""
         self._marks: tuple[tuple[str, int], ...] = ()
         self._marked = False
@@ -156,6 +167,16 @@ class Stream:
         """How many events the tail holds."""
         return len(self._tail)
 
+    @property
+    def tail_bytes(self) -> int:
+        """Bytes of their bodies."""
+        return self._total - self._dropped
+
+    @property
+    def share_left(self) -> Left:
+        """What is left until it is due, for `Growth`."""
+        return Left(self._due_seq - self.head, self._due_total - self._total)
+
     def load(self, state: StreamState) -> None:
         """Take what the store said; what was learnt while it was asked stands."""
         self._told.clear()
@@ -163,7 +184,7 @@ class Stream:
         self.epoch = make_epoch(state.incarnation, self._store.generation)
         if state.head > self.head:
             self.drop_tail()
-            self.head = state.head
+            self._skip_to(state.head)
         self.oldest = max(self.oldest, state.oldest)
         told = any(generation == self._store.generation for generation, _ in state.marks)
         self._marks = state.marks if told else (*state.marks, *self._marks)
@@ -180,25 +201,20 @@ class Stream:
             entries = self._reconcile(entries)
             if not entries:
                 return
-        if not self._marked:
-            self._marked = True
-            self._marks = (*self._marks, (self._store.generation, entries[0].seq))
-        self.head = entries[-1].seq
+        self.head = head = entries[-1].seq
         self._tail.extend(entries)
         size = 0
         for entry in entries:
             size += len(entry.body)
         self._budget.used += size
-        left = self.share_left - len(entries) - size // COUNTED_BYTES
-        self.share_left = left if left > 0 else self._growth.due(self.key)
-        size = self.tail_bytes = self.tail_bytes + size
-        if size > self._max_bytes or len(self._tail) > self._max_events:
-            self._shorten_tail()
-        live = self.live
-        if self._waves or len(live) > CROWD:
-            self._begin_wave(entries)
-        elif live:
-            self._deliver(entries, tuple(live), live)
+        self._total = total = self._total + size
+        if head >= self._look_seq or total >= self._look_total:
+            self._look(entries[0].seq)
+        line = self._line
+        if line is None:
+            line = self._line_up(entries)
+        if line:
+            self._deliver(entries, line, self.live)
             self.framed = None
 
     def _reconcile(self, entries: Sequence[Entry]) -> Sequence[Entry]:
@@ -207,10 +223,39 @@ class Stream:
             self.drop_tail()
             while self._waves:
                 self._break_wave()
-            behind, self.live = self.live, set()
+            behind, self.live, self._line = self.live, set(), None
             for follower in behind:
                 self._drop(follower, self.head)
+            self._skip_to(entries[0].seq - 1)
         return entries
+
+    def _skip_to(self, head: int) -> None:
+        """The head is there: what lies between was not learnt here, and does not count."""
+        self._due_seq += head - self.head
+        self.head = head
+
+    def _begin_share(self, share: Left) -> None:
+        self._due_seq = self.head + share.events
+        self._due_total = self._total + share.bytes
+
+    def _look(self, first: int) -> None:
+        """See to what need not be seen to with each event; `first` is the seq of what came now."""
+        if not self._marked:
+            self._marked = True
+            self._marks = (*self._marks, (self._store.generation, first))
+        if self.head >= self._due_seq or self._total >= self._due_total:
+            self._begin_share(self._growth.due(self.key))
+        self._shorten_tail()
+        self._look_seq = min(self._due_seq, self.head - len(self._tail) + self._max_events + 1)
+        self._look_total = min(self._due_total, self._dropped + self._max_bytes + 1)
+
+    def _line_up(self, entries: Sequence[Entry]) -> tuple[Follower, ...]:
+        """Those to serve at once; none where they are so many that `entries` go to them as a wave."""
+        if self._waves or len(self.live) > CROWD:
+            self._begin_wave(entries)
+            return ()
+        self._line = line = tuple(self.live)
+        return line
 
     def _deliver(
         self, entries: Sequence[Entry], followers: Sequence[Follower], members: set[Follower]
@@ -228,6 +273,7 @@ class Stream:
                 waiting.append(follower)
             else:
                 members.discard(follower)
+                self._line = None
         if len(waiting) >= AT_ONCE:
             self._served.flush()
 
@@ -243,7 +289,7 @@ class Stream:
         elif len(self._waves) == MAX_WAVES:
             self._break_wave()
         self._waves.append(_Wave(entries, self.live))
-        self.live = set()
+        self.live, self._line = set(), None
 
     def _break_wave(self) -> None:
         """Leave those in the oldest wave to their own catch-up."""
@@ -259,6 +305,7 @@ class Stream:
         wave = waves[0]
         followers = [wave.followers.pop() for _ in range(min(CROWD // 2, len(wave.followers)))]
         ahead = waves[1].followers if len(waves) > 1 else self.live
+        self._line = None
         ahead.update(followers)  # Before they are served: who ends meanwhile leaves it again.
         self.framed = wave.framed
         self._deliver(wave.entries, followers, ahead)
@@ -271,17 +318,17 @@ class Stream:
         return bool(waves)
 
     def _shorten_tail(self) -> None:
-        """Drop the oldest, some more than must go, so that not each event comes here."""
+        """Drop the oldest of a tail that is too long, some more than must go, so that this is rare."""
         tail, freed = self._tail, 0
-        most = self._max_events - self._max_events // _SLACK
-        for _ in range(len(tail) - most):
-            freed += len(tail.popleft().body)
+        if len(tail) > self._max_events:
+            for _ in range(len(tail) - self._max_events + self._max_events // _SLACK):
+                freed += len(tail.popleft().body)
         while tail and self.tail_bytes - freed > self._max_bytes:
             freed += len(tail.popleft().body)
         self._freed(freed)
 
     def _freed(self, size: int) -> None:
-        self.tail_bytes -= size
+        self._dropped += size
         self._budget.used -= size
 
     def drop_tail(self) -> None:
@@ -334,11 +381,13 @@ class Stream:
         if after != self.head:
             return False
         self.live.add(follower)
+        self._line = None
         return True
 
     def leave(self, follower: Follower) -> None:
         """Take `follower`, if it is at the head or waits for what was appended last, out of there."""
         self.live.discard(follower)
+        self._line = None
         for wave in self._waves:
             wave.followers.discard(follower)
 
