@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wsrecover.protocol import context as contexts
 from wsrecover.protocol.coalesce import Coalescer
-from wsrecover.protocol.codec import decode_server, encode_event, event_frame
+from wsrecover.protocol.codec import Logged, decode_server, encode_event, event_frame, event_frames
 from wsrecover.protocol.context import CONTEXT_BYTES, EMPTY, Context, reduce
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.events import FRAGMENTS, Event
@@ -39,22 +39,14 @@ def completed(text: str, message: str = "m", **more: Any) -> bytes:
     return body("message_completed", message_id=message, text=text, **more)
 
 
-@attrs.define
-class One:
-    """An event of the log."""
-
-    seq: int
-    body: bytes
-
-
 def replayed(bodies: list[bytes], *, after: int = 0, frame_bytes: int = LARGE) -> list[bytes]:
     """The frames of a replay of what lies after a position."""
-    merging = Coalescer[One]("user", frame_bytes)
-    told: list[tuple[One, bytes]] = []
-    for seq, one in enumerate(bodies[after:], after + 1):
-        told += merging.take(One(seq, one))
+    merging = Coalescer("user", frame_bytes)
+    told: list[Logged] = []
+    for event in enumerate(bodies[after:], after + 1):
+        told += merging.take(event)
     told += merging.rest()
-    return [event_frame("user", one.seq, known) for one, known in told]
+    return event_frames("user", told)
 
 
 def events_of(frames: list[bytes]) -> list[Event]:

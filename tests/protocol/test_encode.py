@@ -25,6 +25,7 @@ from wsrecover.protocol.codec import (
     encode_json,
     event_author,
     event_frame,
+    event_thread,
 )
 from wsrecover.protocol.fields import MAX_DEPTH, MAX_INT
 from wsrecover.protocol.frames import Hello, Reply, Send
@@ -190,3 +191,17 @@ class TestDigest:
     def test_a_send_is_hidden_where_it_holds_a_token(self) -> None:
         assert "secret" not in repr(Hello("c", token="secret"))
         assert "{}" in repr(Send("i", "t", {}))
+
+
+@given(
+    thread=st.none() | st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=128),
+    run=st.none() | st.just("thread"),
+    ts=st.floats(allow_nan=False, allow_infinity=False) | st.integers(0, 2**40),
+    data=objects,
+)
+def test_the_thread_of_an_event_is_known_without_decoding_it(
+    thread: str | None, run: str | None, ts: float, data: dict[str, Any]
+) -> None:
+    body = encode_event(ts=ts, type="chat", data=data, thread=thread, run=run, max_bytes=LIMIT)
+    assert event_thread(body) == thread
+    assert event_thread(b'{"first_seq":17,%b' % body[1:]) == thread

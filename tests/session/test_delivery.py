@@ -631,7 +631,7 @@ class TestCoalescing:
         lag = Lag(0, announce=True, page=page)
         assert bench.delivery._render(bench.stream, lag)
         assert not lag.frames
-        lag.page = Page((), gap=(6, 40))
+        lag.page = Page(41, (), gap=(6, 40))
         assert bench.delivery._render(bench.stream, lag)
         merged, gap = map(orjson.loads, lag.frames)
         assert (merged["op"], merged["first_seq"], merged["seq"]) == ("event", 1, 5)

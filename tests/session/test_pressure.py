@@ -21,7 +21,6 @@ from wsrecover.session.pressure import (
     Weights,
 )
 from wsrecover.streams.page import Page
-from wsrecover.streams.store import ENTRY_BYTES, Entry, StreamKey
 
 BUDGET = 100_000_000
 EACH = SESSION_BYTES + CONNECTION_BYTES
@@ -194,8 +193,8 @@ def test_what_was_read_for_a_slow_reader_and_not_sent_is_held() -> None:
     lag = Lag(0, announce=False)
     assert lag.held == 0
     lag.frames.extend([b"12345", b"678"])
-    lag.page = Page([Entry(StreamKey("user", "acme", "ada"), b"{}", 0.0)] * 3)
-    assert lag.held == 5 + 3 + 2 * FRAME_BYTES + 3 * (len(b"{}") + ENTRY_BYTES)
+    lag.page = Page(1, [b"{}"] * 3)
+    assert lag.held == 5 + 3 + 2 * FRAME_BYTES + 3 * (len(b"{}") + FRAME_BYTES)
 
 
 def test_slack_keeps_the_order_of_the_stages() -> None:

@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 
 import attrs
+import orjson
 import pytest
 import trio
 import trio.testing
@@ -8,9 +9,10 @@ import trio.testing
 from wsrecover.errors import StoreUnavailable
 from wsrecover.protocol.cursor import Position
 from wsrecover.streams.memory import MemoryStore, open_memory
+from wsrecover.streams.page import Page
 from wsrecover.streams.registry import Streams
 from wsrecover.streams.store import Entry, NewSnapshot, Retention, StreamKey, StreamState, Unit
-from wsrecover.streams.stream import Stream, wire_name
+from wsrecover.streams.stream import Stream
 
 ANN = StreamKey("user", "tenant", "ann")
 
@@ -19,8 +21,10 @@ def entries(first: int, last: int, size: int = 1) -> list[Entry]:
     return [Entry(ANN, b'{"n":%d}' % seq + b" " * size, 1.0, seq=seq) for seq in range(first, last + 1)]
 
 
-def seqs(page: Sequence[Entry]) -> list[int]:
-    return [entry.seq for entry in page]
+def seqs(page: Page) -> list[int]:
+    """The seqs of its events, which are those that `entries` makes."""
+    assert [orjson.loads(body)["n"] for body in page.bodies] == [seq for seq, _ in page.events]
+    return [seq for seq, _ in page.events]
 
 
 class Recorder:
@@ -48,7 +52,7 @@ async def filled(store: MemoryStore, count: int) -> None:
 
 
 def test_wire_names_are_relative_to_the_principal() -> None:
-    names = [wire_name(StreamKey(scope, "t", "x")) for scope in ("user", "tenant", "tier", "role", "all")]
+    names = [StreamKey(scope, "t", "x").wire_name for scope in ("user", "tenant", "tier", "role", "all")]
     assert names == ["user", "tenant", "tier", "role:x", "all"]
 
 
@@ -86,7 +90,7 @@ class TestExtend:
         assert stream.page_nowait(2, max_events=9, max_bytes=999) is None
         page = stream.page_nowait(4, max_events=9, max_bytes=999)
         assert page is not None
-        assert seqs(page.entries) == [5, 6]
+        assert seqs(page) == [5, 6]
 
     async def test_a_follower_that_raises_harms_nobody_else(self) -> None:
         class Broken(Recorder):
@@ -111,7 +115,7 @@ class TestPages:
         assert stream.page_nowait(4, max_events=9, max_bytes=9999) is None
         page = stream.page_nowait(5, max_events=9, max_bytes=9999)
         assert page is not None
-        assert seqs(page.entries) == [6, 7, 8, 9]
+        assert seqs(page) == [6, 7, 8, 9]
         stream.extend(entries(10, 12, size=400))
         assert stream.tail_bytes <= 1000
         assert stream.page_nowait(9, max_events=9, max_bytes=9999) is None
@@ -122,21 +126,21 @@ class TestPages:
         for max_events, max_bytes, wanted in ((2, 9999, [1, 2]), (9, 300, [1, 2, 3]), (9, 1, [1])):
             page = stream.page_nowait(0, max_events=max_events, max_bytes=max_bytes)
             assert page is not None
-            assert seqs(page.entries) == wanted
+            assert seqs(page) == wanted
 
     async def test_at_the_head_a_page_is_empty(self) -> None:
         stream = await Streams(await open_memory()).open(ANN)
         stream.extend(entries(1, 3))
         page = stream.page_nowait(3, max_events=9, max_bytes=999)
         assert page is not None
-        assert (list(page.entries), page.gap) == ([], None)
+        assert (list(page.bodies), page.gap) == ([], None)
 
     async def test_what_the_tail_lacks_is_read_from_the_store(self) -> None:
         store = await open_memory()
         await filled(store, 20)
         stream = await Streams(store).open(ANN)
         page = await stream.page(5, max_events=3, max_bytes=9999)
-        assert (seqs(page.entries), page.gap) == ([6, 7, 8], None)
+        assert (seqs(page), page.gap) == ([6, 7, 8], None)
 
     async def test_what_was_trimmed_is_told_as_a_gap(self) -> None:
         store = await open_memory()
@@ -145,10 +149,10 @@ class TestPages:
         stream = await streams.open(ANN)
         streams.trim((await store.retain({ANN: Retention(events=5)}, now=1.0)).oldest)
         page = await stream.page(3, max_events=2, max_bytes=9999)
-        assert (seqs(page.entries), page.gap) == ([16, 17], (4, 15))
+        assert (seqs(page), page.gap) == ([16, 17], (4, 15))
         streams.trim((await store.retain({ANN: Retention(age=1.0)}, now=1e6)).oldest)
         page = await stream.page(3, max_events=2, max_bytes=9999)
-        assert (list(page.entries), page.gap) == ([], (4, 20))
+        assert (list(page.bodies), page.gap) == ([], (4, 20))
 
     async def test_a_trim_that_the_stream_has_not_heard_of_is_a_gap_too(self) -> None:
         store = await open_memory()
@@ -156,7 +160,7 @@ class TestPages:
         stream = await Streams(store).open(ANN)
         await store.retain({ANN: Retention(events=5)}, now=1.0)
         page = await stream.page(3, max_events=2, max_bytes=9999)
-        assert (seqs(page.entries), page.gap) == ([16, 17], (4, 15))
+        assert (seqs(page), page.gap) == ([16, 17], (4, 15))
 
     async def test_a_trim_takes_from_the_tail(self) -> None:
         stream = await Streams(await open_memory()).open(ANN)
@@ -164,7 +168,7 @@ class TestPages:
         stream.trim(5)
         page = stream.page_nowait(0, max_events=9, max_bytes=999)
         assert page is not None
-        assert (seqs(page.entries), page.gap) == ([5, 6, 7, 8, 9], (1, 4))
+        assert (seqs(page), page.gap) == ([5, 6, 7, 8, 9], (1, 4))
 
 
 class TestJudge:
@@ -228,7 +232,7 @@ class TestOpen:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(streams.open, ANN)
             await trio.testing.wait_all_tasks_blocked()
-            late = Entry(ANN, b"{}", 1.0)
+            late = Entry(ANN, b'{"n":4}', 1.0)
             await store.commit([Unit((late,))])
             streams.extend([late])
             store.gate.set()
@@ -236,7 +240,7 @@ class TestOpen:
         assert stream is not None
         assert stream.head == 4
         page = await stream.page(0, max_events=9, max_bytes=999)
-        assert seqs(page.entries) == [1, 2, 3, 4]
+        assert seqs(page) == [1, 2, 3, 4]
 
     async def test_an_open_that_fails_or_is_cancelled_leaves_nothing(self) -> None:
         store = SlowStore()

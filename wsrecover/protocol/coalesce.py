@@ -13,7 +13,7 @@ only where they are all there: then whoever is sent it has none of it.
 
 from __future__ import annotations
 
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 import attrs
 import orjson
@@ -24,9 +24,6 @@ from .fields import MAX_INT
 from .utf16 import units
 
 __all__ = ["MESSAGE_ID", "Coalescer"]
-
-
-E = TypeVar("E", bound=Logged)
 
 MESSAGE_ID: Final = b'"message_id"'
 """A body without it is no fragment, nor the end of a message: it need not be decoded."""
@@ -40,11 +37,11 @@ _Message: TypeAlias = tuple[str, str | None, str | None, str]
 
 
 @attrs.define
-class _Run(Generic[E]):
+class _Run:
     """Adjacent fragments of one message: seqs `first` to that of `last`, offsets `begin` to `end`."""
 
     message: _Message
-    last: E
+    last: Logged
     first: int
     begin: int
     end: int
@@ -53,47 +50,47 @@ class _Run(Generic[E]):
     texts: list[str]
 
 
-class Coalescer(Generic[E]):
+class Coalescer:
     """Merges the events that it is given, one after the other; `open` holds what may yet grow.
 
-    What it gives back is events, each with the body to send: its own, or one that covers those before it too.
-    A merged event's frame in `stream` has at most `frame_bytes`. Nothing is lost by dropping a coalescer: a
+    What it gives back is events with the body to send: their own, or one that covers those before it too. A
+    merged event's frame in `stream` has at most `frame_bytes`. Nothing is lost by dropping a coalescer: a
     client that was not sent what it holds resumes before that.
     """
 
     __slots__ = ("_max_bytes", "open")
 
     def __init__(self, stream: str, frame_bytes: int) -> None:
-        self.open: _Run[E] | None = None
+        self.open: _Run | None = None
         largest = event_frame(stream, MAX_INT, _covering(MAX_INT, b"{"))
         self._max_bytes = frame_bytes - len(largest)
 
-    def take(self, logged: E) -> list[tuple[E, bytes]]:
+    def take(self, event: Logged) -> list[Logged]:
         """What can be told now that this event, the next in its stream, is known."""
-        told: list[tuple[E, bytes]] = []
-        run, body = self.open, logged.body
+        told: list[Logged] = []
+        run, (seq, body) = self.open, event
         if len(body) <= self._max_bytes and MESSAGE_ID in body:
-            event = orjson.loads(body)
-            message = _message(event)
+            decoded = orjson.loads(body)
+            message = _message(decoded)
             if message is not None:
-                if run is None or not self._grows(run, message, event, logged):
+                if run is None or not self._grows(run, message, decoded, event):
                     told = self.rest()
-                    self.open = _begun(message, event, logged)
+                    self.open = _begun(message, decoded, event)
                 return told
-            if run is not None and _completes(event, run):
+            if run is not None and _completes(decoded, run):
                 self.open = None
-                return [(logged, _covering(run.first, body))]
+                return [(seq, _covering(run.first, body))]
         if run is not None:
             told = self.rest()
-        told.append((logged, body))
+        told.append(event)
         return told
 
-    def rest(self) -> list[tuple[E, bytes]]:
+    def rest(self) -> list[Logged]:
         """What is held, because something else is to be told next or there is nothing more."""
         run, self.open = self.open, None
-        return [] if run is None else [(run.last, _merged(run))]
+        return [] if run is None else [(run.last[0], _merged(run))]
 
-    def _grows(self, run: _Run[E], message: _Message, event: dict[str, Any], logged: E) -> bool:
+    def _grows(self, run: _Run, message: _Message, event: dict[str, Any], logged: Logged) -> bool:
         """Add a fragment to the run, if it goes on with it and there is room."""
         data = event["data"]
         if data["offset"] != run.end or message != run.message:
@@ -118,13 +115,13 @@ def _message(event: dict[str, Any]) -> _Message | None:
     return None
 
 
-def _begun(message: _Message, event: dict[str, Any], logged: E) -> _Run[E]:
+def _begun(message: _Message, event: dict[str, Any], logged: Logged) -> _Run:
     offset, text = event["data"]["offset"], event["data"]["text"]
-    end, size = offset + units(text), len(logged.body) + _SLACK
-    return _Run(message, logged, logged.seq, offset, end, size, event["ts"], [text])
+    end, size = offset + units(text), len(logged[1]) + _SLACK
+    return _Run(message, logged, logged[0], offset, end, size, event["ts"], [text])
 
 
-def _completes(event: dict[str, Any], run: _Run[E]) -> bool:
+def _completes(event: dict[str, Any], run: _Run) -> bool:
     """Whether the event is the end of the run's message, and the run is all of it."""
     data = event["data"]
     ended = ("message_delta", event.get("thread"), event.get("run"), data.get("message_id"))
@@ -138,9 +135,9 @@ def _completes(event: dict[str, Any], run: _Run[E]) -> bool:
     )
 
 
-def _merged(run: _Run[E]) -> bytes:
+def _merged(run: _Run) -> bytes:
     if len(run.texts) == 1:
-        return run.last.body
+        return run.last[1]
     kind, thread, author, name = run.message
     data = {"message_id": name, "offset": run.begin, "text": "".join(run.texts)}
     body = encode_event(ts=run.ts, type=kind, data=data, thread=thread, run=author, max_bytes=run.size)

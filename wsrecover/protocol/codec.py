@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from .decode import decode_body, decode_client, decode_event, decode_hello, decode_server, decode_snapshot
+from .decode import (
+    decode_body,
+    decode_client,
+    decode_event,
+    decode_hello,
+    decode_server,
+    decode_snapshot,
+    event_thread,
+)
 from .encode import (
+    Logged,
     digest,
     encode,
     encode_event,
@@ -22,6 +31,7 @@ from .encode import (
 from .greeting import welcome_frame
 
 __all__ = [
+    "Logged",
     "decode_body",
     "decode_client",
     "decode_event",
@@ -38,6 +48,7 @@ __all__ = [
     "event_frame",
     "event_frames",
     "event_prefix",
+    "event_thread",
     "join",
     "live_frame",
     "parts",

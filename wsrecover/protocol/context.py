@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import attrs
 import orjson
@@ -57,8 +57,6 @@ __all__ = [
     "reduce",
 ]
 
-E = TypeVar("E", bound=Logged)
-
 CONTEXT_BYTES: Final = 1024 * 1024
 """Bytes of a context in JSON; one that grows beyond loses its oldest messages, tool calls and ended runs."""
 
@@ -75,10 +73,10 @@ def reduce(context: Context, event: Event) -> Context:
     return reduced if reduced.size <= CONTEXT_BYTES else _truncated(reduced)
 
 
-def concerning(events: Iterable[E]) -> list[E]:
+def concerning(events: Iterable[Logged]) -> list[Logged]:
     """Those that may make a difference; cheaper than to decode them."""
     match = _CONCERNING.match
-    return [event for event in events if match(event.body)]
+    return [event for event in events if match(event[1])]
 
 
 def _truncated(context: Context) -> Context:

@@ -28,6 +28,7 @@ __all__ = [
     "decode_hello",
     "decode_server",
     "decode_snapshot",
+    "event_thread",
     "parse_strict",
 ]
 
@@ -44,6 +45,11 @@ _LARGE: Final = re.compile(r"[0-9](?:[eE]\+?[0-9]{3}|[0-9]{15})")
 """Where this does not match there is no integer above 2^53 and no float that overflows.
 
 It begins with one set of characters, for then the search skips all others at once."""
+
+_THREAD: Final = re.compile(
+    rb'\{(?:"first_seq":[0-9]+,)?"ts":[^,]+,"type":"[^"]+","thread":("(?:[^"\\]|\\.)*")'
+)
+"""The order is that of `encode_event`, with what `coalesce` puts before."""
 
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -227,6 +233,12 @@ def decode_body(stream: str, seq: int, body: bytes) -> Event:
     """The event whose body `encode_event` made."""
     item = orjson.loads(body)
     return Event(stream, seq, item["ts"], item["type"], item["data"], item.get("thread"), item.get("run"))
+
+
+def event_thread(body: bytes) -> str | None:
+    """The thread of the event whose body `encode_event` made: `decode_body` costs more."""
+    found = _THREAD.match(body)
+    return None if found is None else str(orjson.loads(found[1]))
 
 
 def _loads(message: str | bytes | bytearray) -> Any:

@@ -15,7 +15,7 @@ import hashlib
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypeAlias
 
 import attrs
 import orjson
@@ -66,11 +66,8 @@ _REQUIRED: Final = object()
 _ID: Final = f"must be 1 to {MAX_ID} printable ASCII characters"
 
 
-class Logged(Protocol):
-    """An event in a log, as `encode_event` made its body."""
-
-    seq: int
-    body: bytes
+Logged: TypeAlias = tuple[int, bytes]
+"""An event in a log: its seq, and its body as `encode_event` made it."""
 
 
 def _wire_fields(cls: type) -> tuple[tuple[str, str, Any], ...]:
@@ -325,10 +322,10 @@ def event_frame(stream: str, seq: int, body: bytes) -> bytes:
     return b"%b%d,%b" % (event_prefix(stream), seq, body[1:])
 
 
-def event_frames(stream: str, logged: Iterable[Logged]) -> list[bytes]:
+def event_frames(stream: str, events: Iterable[Logged]) -> list[bytes]:
     """The `event_frame` of each: what a replay sends, by the hundred."""
     prefix = event_prefix(stream)
-    return [b"%b%d,%b" % (prefix, event.seq, event.body[1:]) for event in logged]
+    return [b"%b%d,%b" % (prefix, seq, body[1:]) for seq, body in events]
 
 
 def ephemeral_frame(stream: str, body: bytes) -> bytes:

@@ -8,7 +8,6 @@ from wsrecover.access.claims import OPERATOR
 from wsrecover.access.policy import chosen_tenant, require_operator, require_service
 from wsrecover.errors import CommandError, InvalidEvent
 from wsrecover.streams.store import Applied, Conflict, Duplicate, Unit
-from wsrecover.streams.stream import wire_name
 
 from .broadcast import Broadcast, audience
 from .calls import Call, Result, Status, conflict, settled, told
@@ -25,7 +24,7 @@ async def answer_broadcast(services: Services, call: Call) -> tuple[Status, Resu
         broadcast = _broadcast(services, call)
     except InvalidEvent as error:
         raise CommandError("invalid", error.problem, field=f"data.{error.field}") from error
-    result: Result = {"receipt": broadcast.id, "stream": wire_name(broadcast.key)}
+    result: Result = {"receipt": broadcast.id, "stream": broadcast.key.wire_name}
     outcome = await broadcast.commit(call.answer(result))
     match outcome:
         case Applied():

@@ -70,7 +70,7 @@ class _State:
     changed: set[str] = attrs.field(factory=set)
     blank: Context = EMPTY
 
-    def take(self, page: Page, head: int, *, age: float) -> None:
+    def take(self, page: Page, *, age: float) -> None:
         """Reduce a page of the log, or what is left of it.
 
         A thread that was idle for longer than `age` begins empty, whether or not somebody looked meanwhile.
@@ -82,8 +82,8 @@ class _State:
                 name: attrs.evolve(context, truncated=True) for name, context in self.contexts.items()
             }
             self.changed.update(self.contexts)
-        for entry in concerning(page.entries):
-            event = decode_body("user", entry.seq, entry.body)
+        for seq, body in concerning(page.events):
+            event = decode_body("user", seq, body)
             name = event.thread or NO_THREAD
             if event.ts - age > self.used.get(name, event.ts) and not _is_busy(self.contexts[name]):
                 self.forget((name,))
@@ -93,7 +93,7 @@ class _State:
                 self.contexts[name] = after
                 self.used[name] = event.ts
                 self.changed.add(name)
-        self.seq = page.entries[-1].seq if page.entries else head
+        self.seq = page.last
 
     def forget(self, names: Iterable[str]) -> None:
         for name in names:
@@ -182,10 +182,10 @@ class UserContexts:
         if self._lock.locked() or state is None or stream is None or state.epoch != stream.epoch:
             return False
         page = stream.page_nowait(state.seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
-        if page is None or (page.entries and page.entries[-1].seq < stream.head):
+        if page is None or page.last < stream.head:
             return False
         age, most = self._services.quotas.contexts(self._key)
-        state.take(page, stream.head, age=age)
+        state.take(page, age=age)
         self._forget_expired(state, age, most)
         self._let_go(state)
         return True
@@ -220,7 +220,7 @@ class UserContexts:
         pause_at = trio.current_time() + SLICE
         while state.seq < upto:
             page = await stream.page(state.seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
-            state.take(page, upto, age=age)
+            state.take(page, age=age)
             if trio.current_time() >= pause_at:
                 await trio.lowlevel.checkpoint()
                 pause_at = trio.current_time() + SLICE

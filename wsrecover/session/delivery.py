@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 from wsrecover.errors import CommandError
 from wsrecover.protocol.closecodes import CloseCode
-from wsrecover.protocol.codec import encode, live_frame
+from wsrecover.protocol.codec import Logged, encode, live_frame
 from wsrecover.protocol.frames import ServerFrame, Skip
 from wsrecover.streams.store import Entry
 from wsrecover.streams.stream import Stream
@@ -254,7 +254,8 @@ class Delivery:
             if last - since < SKIP_EVERY:
                 return b""
             return text_frame(encode(Skip(stream.name, last)))
-        frames = frames_of(stream, entries, wanted=wanted, part_bytes=self._limits.part_bytes)
+        events = [(entry.seq, entry.body) for entry in entries]
+        frames = frames_of(stream, events, wanted=wanted, part_bytes=self._limits.part_bytes)
         if stream in self._unsaid:
             frames = [encode(Skip(stream.name, before)), *frames]
         return pack(frames)
@@ -358,16 +359,16 @@ class Delivery:
                 lag.taken = None  # What is behind the gap as well is of no use.
                 lag.switches.appendleft(Switch(self.wanted, self.wanted, first=True))
                 return True
-        entries = page.entries[: max(0, upto - lag.after)]
-        if entries:
-            lag.after = entries[-1].seq
-            self._tell(stream, lag, entries, going_on=lag.after < upto)
-            self._owner.count("replayed", len(entries))
+        events = page.events[: max(0, upto - lag.after)]
+        if events:
+            lag.after = events[-1][0]
+            self._tell(stream, lag, events, going_on=lag.after < upto)
+            self._owner.count("replayed", len(events))
         return True
 
-    def _tell(self, stream: Stream, lag: Lag, entries: Sequence[Entry], *, going_on: bool = False) -> None:
+    def _tell(self, stream: Stream, lag: Lag, events: Sequence[Logged], *, going_on: bool = False) -> None:
         wanted = self.wanted if stream.key.scope == "user" else None
-        lag.tell(stream, entries, wanted=wanted, part_bytes=self._part_bytes, going_on=going_on)
+        lag.tell(stream, events, wanted=wanted, part_bytes=self._part_bytes, going_on=going_on)
 
     async def _run_catch_up(self, catch_up: CatchUp) -> None:
         try:

@@ -9,10 +9,9 @@ from typing import Final, TypeAlias
 import attrs
 
 from wsrecover.protocol.coalesce import Coalescer
-from wsrecover.protocol.codec import encode
+from wsrecover.protocol.codec import Logged, encode
 from wsrecover.protocol.frames import Gap
 from wsrecover.streams.page import Page
-from wsrecover.streams.store import ENTRY_BYTES, Entry
 from wsrecover.streams.stream import Stream
 
 from .contexts import Snapshot
@@ -22,7 +21,7 @@ from .snapshots import Switch, Taken
 __all__ = ["FRAME_BYTES", "Lag", "Pair"]
 
 FRAME_BYTES: Final = 56
-"""What a frame takes in memory beside its bytes: 46 to 58, resident, of frames of 140 to 1,030 bytes."""
+"""What a frame or a body takes in memory beside its bytes: 46 to 58, resident, of 140 to 1,030 bytes."""
 
 Pair: TypeAlias = tuple[int, int] | None
 """The seq and offset of a part that is held, or the first and last seq of a gap."""
@@ -39,7 +38,7 @@ class Lag:
     announce: bool
     part: Pair = None
     frames: deque[bytes] = attrs.field(factory=deque)
-    merging: Coalescer[Entry] | None = None
+    merging: Coalescer | None = None
     page: Page | None = None
     switches: deque[Switch] = attrs.field(factory=deque)
     taken: Taken | None = None
@@ -48,18 +47,18 @@ class Lag:
     def held(self) -> int:
         """Bytes of what was read and is still to be sent."""
         waiting = sum(map(len, self.frames)) + len(self.frames) * FRAME_BYTES
-        return waiting + (0 if self.page is None else self.page.size + len(self.page.entries) * ENTRY_BYTES)
+        return waiting + (0 if self.page is None else self.page.size + len(self.page.bodies) * FRAME_BYTES)
 
     def tell(
-        self, stream: Stream, entries: Sequence[Entry], *, wanted: Filter, part_bytes: int, going_on: bool
+        self, stream: Stream, events: Sequence[Logged], *, wanted: Filter, part_bytes: int, going_on: bool
     ) -> None:
-        """Add the frames of `entries`, and, unless it is `going_on`, of what was kept back for more of it."""
-        if self.merging is None and has_fragments(entries):
+        """Add the frames of `events`, and, unless it is `going_on`, of what was kept back for more of it."""
+        if self.merging is None and has_fragments(events):
             self.merging = Coalescer(stream.name, part_bytes)
         if self.merging is not None:
-            entries = coalesced(entries, self.merging, going_on=going_on)
+            events = coalesced(events, self.merging, going_on=going_on)
         self.frames.extend(
-            frames_of(stream, entries, wanted=wanted, part_bytes=part_bytes, resume_part=self.part)
+            frames_of(stream, events, wanted=wanted, part_bytes=part_bytes, resume_part=self.part)
         )
 
     def pop(self, share: int) -> list[bytes]:

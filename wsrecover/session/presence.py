@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import trio
 
 from wsrecover.streams.store import StreamKey
-from wsrecover.streams.stream import Stream, wire_name
+from wsrecover.streams.stream import Stream
 
 __all__ = ["Member", "Presence", "Present"]
 
@@ -57,13 +57,13 @@ class Presence:
     def follows(self, member: Member, key: StreamKey) -> bool:
         """Whether a client is connected and follows this stream."""
         connection = self._present.get(member)
-        return connection is not None and _follows(connection, wire_name(key), key)
+        return connection is not None and _follows(connection, key.wire_name, key)
 
     def following(self, key: StreamKey) -> set[Member]:
         """The clients that are connected and follow this stream."""
         if key.scope == "all":  # As everybody does: thousands at once, in a step that nobody else can enter.
             return set(self._present)
-        name = wire_name(key)
+        name = key.wire_name
         return {member for member, one in self._present.items() if _follows(one, name, key)}
 
     async def wait_arrival(self, tenant: str, user: str) -> None:

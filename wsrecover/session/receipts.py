@@ -21,7 +21,6 @@ import trio
 
 from wsrecover.protocol.cursor import Position
 from wsrecover.streams.store import StreamKey
-from wsrecover.streams.stream import wire_name
 
 from .presence import Member, Presence
 
@@ -72,7 +71,7 @@ class Receipt:
     ) -> None:
         self.id = id
         self.key = key
-        self.stream = wire_name(key)
+        self.stream = key.wire_name
         self.position = position
         self.deadline = deadline
         self.ended = False

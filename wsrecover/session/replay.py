@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-import attrs
-
 from wsrecover.protocol.coalesce import MESSAGE_ID, Coalescer
-from wsrecover.protocol.codec import encode, event_frame, event_frames, join, parts
+from wsrecover.protocol.codec import (
+    Logged,
+    encode,
+    event_frame,
+    event_frames,
+    event_thread,
+    join,
+    parts,
+)
 from wsrecover.protocol.frames import Skip
 from wsrecover.streams.store import Entry
 from wsrecover.streams.stream import Stream
@@ -28,75 +34,75 @@ def passes(wanted: Filter, thread: str | None) -> bool:
 def live_message(stream: Stream, entries: Sequence[Entry]) -> bytes:
     """The `event` frames of what was just committed as one WebSocket message, whatever its size."""
     if len(entries) > 1:
-        return text_frame(join(event_frames(stream.name, entries)))
+        return text_frame(join(event_frames(stream.name, [(entry.seq, entry.body) for entry in entries])))
     entry = entries[0]
     # As `event_frame` and `text_frame` do it, without the calls: nearly each live event is made here.
     frame = b"%b%d,%b" % (stream.event_prefix, entry.seq, entry.body[1:])
     return text_head(len(frame)) + frame
 
 
-def has_fragments(entries: Sequence[Entry]) -> bool:
+def has_fragments(events: Sequence[Logged]) -> bool:
     """Whether there may be something to merge in a page. Of two neighbours one is looked at."""
-    return MESSAGE_ID in b"".join([entry.body for entry in entries[1::2]])
+    return MESSAGE_ID in b"".join([body for _, body in events[1::2]])
 
 
-def coalesced(entries: Sequence[Entry], merging: Coalescer[Entry], *, going_on: bool) -> Sequence[Entry]:
-    """`entries`, a page of a replay, with the fragments of messages merged.
+def coalesced(events: Iterable[Logged], merging: Coalescer, *, going_on: bool) -> list[Logged]:
+    """`events`, a page of a replay, with the fragments of messages merged.
 
     Where the replay is `going_on` behind them, `merging` keeps what the next page may add to.
     """
-    told: list[tuple[Entry, bytes]] = []
-    for entry in entries:
-        if merging.open is None and MESSAGE_ID not in entry.body:
-            told.append((entry, entry.body))
+    told: list[Logged] = []
+    for event in events:
+        if merging.open is None and MESSAGE_ID not in event[1]:
+            told.append(event)
         else:
-            told += merging.take(entry)
+            told += merging.take(event)
     if not going_on:
         told += merging.rest()
-    return [entry if body is entry.body else attrs.evolve(entry, body=body) for entry, body in told]
+    return told
 
 
 def frames_of(
     stream: Stream,
-    entries: Sequence[Entry],
+    events: Sequence[Logged],
     *,
     wanted: Filter,
     part_bytes: int,
     resume_part: tuple[int, int] | None = None,
 ) -> Sequence[bytes]:
-    """The frames that tell `entries`: events, parts of those above `part_bytes`, and skips over what is
+    """The frames that tell `events`: them, parts of those above `part_bytes`, and skips over what is
     filtered out.
 
     `resume_part` is (seq, offset): the bytes of that event which its receiver holds already.
     """
     if wanted is None:
-        frames = event_frames(stream.name, entries)
+        frames = event_frames(stream.name, events)
         if max(map(len, frames), default=0) <= part_bytes:
             return frames
-    return list(_frames_of(stream, entries, wanted, part_bytes, resume_part))
+    return list(_frames_of(stream, events, wanted, part_bytes, resume_part))
 
 
 def _frames_of(
     stream: Stream,
-    entries: Sequence[Entry],
+    events: Sequence[Logged],
     wanted: Filter,
     part_bytes: int,
     resume_part: tuple[int, int] | None,
 ) -> Iterator[bytes]:
     skipped: int | None = None
-    for entry in entries:
-        if not passes(wanted, entry.thread):
-            skipped = entry.seq
+    for seq, body in events:
+        if wanted is not None and not passes(wanted, event_thread(body)):
+            skipped = seq
             continue
         if skipped is not None:
             yield encode(Skip(stream.name, skipped))
             skipped = None
-        frame = event_frame(stream.name, entry.seq, entry.body)
+        frame = event_frame(stream.name, seq, body)
         if len(frame) <= part_bytes:
             yield frame
         else:
-            offset = resume_part[1] if resume_part is not None and resume_part[0] == entry.seq else 0
-            yield from parts(stream.name, entry.seq, frame, part_bytes=part_bytes, offset=offset)
+            offset = resume_part[1] if resume_part is not None and resume_part[0] == seq else 0
+            yield from parts(stream.name, seq, frame, part_bytes=part_bytes, offset=offset)
     if skipped is not None:
         yield encode(Skip(stream.name, skipped))
 

@@ -10,6 +10,7 @@ import trio
 
 from wsrecover.streams.store import ENTRY_BYTES, StreamKey
 
+from .lag import FRAME_BYTES
 from .pressure import CONNECTION_BYTES, RUN_BYTES, SESSION_BYTES, Stage, Weights
 from .registry import Registry
 from .services import Services
@@ -69,7 +70,7 @@ async def weigh(registry: Registry, services: Services) -> Weights:
 
 def _tails(services: Services) -> int:
     tails = services.streams.statistics()
-    return tails.tail_bytes + tails.tail_events * ENTRY_BYTES
+    return tails.tail_bytes + tails.tail_events * FRAME_BYTES
 
 
 def _forget_idle(registry: Registry, services: Services, weights: Weights) -> Weights:

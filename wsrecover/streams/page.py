@@ -6,31 +6,42 @@ from collections.abc import Sequence
 
 import attrs
 
-from .store import Entry
+from wsrecover.protocol.codec import Logged
 
 __all__ = ["Page", "fitting"]
 
 
 @attrs.frozen
 class Page:
-    """A piece of a stream, contiguous.
+    """A piece of a stream, contiguous: the `bodies` of the events from the seq `first` on.
 
     `gap` is the first and last seq that was trimmed before it, if any was.
     """
 
-    entries: Sequence[Entry]
+    first: int
+    bodies: Sequence[bytes]
     gap: tuple[int, int] | None = None
+
+    @property
+    def last(self) -> int:
+        """The seq of its last event; where it is empty that of the last before it."""
+        return self.first + len(self.bodies) - 1
 
     @property
     def size(self) -> int:
         """Bytes of the bodies."""
-        return sum([len(entry.body) for entry in self.entries])
+        return sum(map(len, self.bodies))
+
+    @property
+    def events(self) -> Sequence[Logged]:
+        """Its events."""
+        return list(enumerate(self.bodies, self.first))
 
 
-def fitting(entries: list[Entry], max_bytes: int) -> list[Entry]:
-    """As many of them as fit `max_bytes` of bodies, but at least one."""
-    for index, entry in enumerate(entries):
-        max_bytes -= len(entry.body)
+def fitting(bodies: list[bytes], max_bytes: int) -> list[bytes]:
+    """As many of them as fit `max_bytes`, but at least one."""
+    for index, body in enumerate(bodies):
+        max_bytes -= len(body)
         if max_bytes < 0:
-            return entries[: max(index, 1)]
-    return entries
+            return bodies[: max(index, 1)]
+    return bodies

@@ -65,6 +65,11 @@ class StreamKey(NamedTuple):
     tenant: str = ""
     name: str = ""
 
+    @property
+    def wire_name(self) -> str:
+        """What one who may follow the stream knows it by."""
+        return f"role:{self.name}" if self.scope == "role" else self.scope
+
 
 @attrs.define(weakref_slot=False)
 class Entry:

@@ -13,14 +13,14 @@ import structlog
 from wsrecover.protocol.codec import event_prefix
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import From, StreamInfo
-from wsrecover.protocol.resume import judge, make_epoch
 
 from .growth import Growth, Left
+from .lineage import Lineage
 from .page import Page, fitting
 from .served import AT_ONCE, Sender, Served
 from .store import Entry, Store, StreamKey, StreamState
 
-__all__ = ["CROWD", "Follower", "Stream", "TailBudget", "wire_name"]
+__all__ = ["CROWD", "Follower", "Stream", "TailBudget"]
 
 _log = structlog.get_logger(__name__)
 
@@ -70,11 +70,6 @@ class TailBudget:
     used: int = 0
 
 
-def wire_name(key: StreamKey) -> str:
-    """The stream's name as one who may follow it knows it."""
-    return f"role:{key.name}" if key.scope == "role" else key.scope
-
-
 class Stream:
     """One stream. `live` are its followers that are at the head; being in it *means* being there.
 
@@ -83,11 +78,11 @@ class Stream:
     which registers it before its head is loaded: what is appended meanwhile is not missed.
 
     `crowded(stream)` is called when more followers than one step may serve wait for `serve_wave`; who takes
-    something is put into `served`, to flush at the end of the step. `growth` is told when its share is used up.
+    something is put into `served`, to flush at the end of the step. `growth` hears when its share is used up.
     `framed` is what followers are being offered as it goes into the sockets: the first makes it, for all.
 
-    Each event costs as little as can be: what need not be seen to with each waits for `_look_seq` or
-    `_look_total`, and who is at the head is kept as a `_line` as well, from which to serve.
+    What need not be seen to with each event waits for `_look_seq` or `_look_total`. `_line` is who is at the
+    head, to be served in one step; None until somebody asks, and while there is a wave.
     """
 
     __slots__ = (
@@ -97,21 +92,17 @@ class Stream:
         "_due_seq",
         "_due_total",
         "_growth",
-        "_incarnation",
         "_line",
+        "_lineage",
         "_look_seq",
         "_look_total",
-        "_marked",
-        "_marks",
         "_max_bytes",
         "_max_events",
         "_served",
         "_store",
         "_tail",
-        "_told",
         "_total",
         "_waves",
-        "epoch",
         "event_prefix",
         "framed",
         "head",
@@ -135,9 +126,8 @@ class Stream:
         growth: Growth,
     ) -> None:
         self.key = key
-        self.name = wire_name(key)
+        self.name = key.wire_name
         self.event_prefix = event_prefix(self.name)
-        self.epoch = ""
         self.head = 0
         self.oldest = 1
         self.loaded = False
@@ -149,13 +139,10 @@ class Stream:
         self._look_seq = self._look_total = 0  # With the first event that comes.
         self._growth = growth
         self._begin_share(growth.begin(key))
-        self._incarnation = ""
-        self._marks: tuple[tuple[str, int], ...] = ()
-        self._marked = False
+        self._lineage = Lineage(store)
         self._store = store
         self._budget = budget
-        self._tail: deque[Entry] = deque()
-        self._told: dict[From, StreamInfo] = {}
+        self._tail: deque[bytes] = deque()  # The bodies alone: the newest is that of the head.
         self._crowded = crowded
         self._served = served
         self._waves: deque[_Wave] = deque()
@@ -168,6 +155,11 @@ class Stream:
         return len(self._tail)
 
     @property
+    def _tail_begins(self) -> int:
+        """The seq of its oldest event, or of the next one that comes."""
+        return self.head - len(self._tail) + 1
+
+    @property
     def tail_bytes(self) -> int:
         """Bytes of their bodies."""
         return self._total - self._dropped
@@ -177,18 +169,18 @@ class Stream:
         """What is left until it is due, for `Growth`."""
         return Left(self._due_seq - self.head, self._due_total - self._total)
 
+    @property
+    def epoch(self) -> str:
+        """As in SPEC.md."""
+        return self._lineage.epoch
+
     def load(self, state: StreamState) -> None:
         """Take what the store said; what was learnt while it was asked stands."""
-        self._told.clear()
-        self._incarnation = state.incarnation
-        self.epoch = make_epoch(state.incarnation, self._store.generation)
+        self._lineage.load(state)
         if state.head > self.head:
             self.drop_tail()
             self._skip_to(state.head)
         self.oldest = max(self.oldest, state.oldest)
-        told = any(generation == self._store.generation for generation, _ in state.marks)
-        self._marks = state.marks if told else (*state.marks, *self._marks)
-        self._marked = self._marked or told
         self.loaded = True
 
     def extend(self, entries: Sequence[Entry]) -> None:
@@ -202,10 +194,11 @@ class Stream:
             if not entries:
                 return
         self.head = head = entries[-1].seq
-        self._tail.extend(entries)
-        size = 0
+        keep, size = self._tail.append, 0
         for entry in entries:
-            size += len(entry.body)
+            body = entry.body
+            keep(body)
+            size += len(body)
         self._budget.used += size
         self._total = total = self._total + size
         if head >= self._look_seq or total >= self._look_total:
@@ -240,13 +233,11 @@ class Stream:
 
     def _look(self, first: int) -> None:
         """See to what need not be seen to with each event; `first` is the seq of what came now."""
-        if not self._marked:
-            self._marked = True
-            self._marks = (*self._marks, (self._store.generation, first))
+        self._lineage.mark(first)
         if self.head >= self._due_seq or self._total >= self._due_total:
             self._begin_share(self._growth.due(self.key))
         self._shorten_tail()
-        self._look_seq = min(self._due_seq, self.head - len(self._tail) + self._max_events + 1)
+        self._look_seq = min(self._due_seq, self._tail_begins + self._max_events)
         self._look_total = min(self._due_total, self._dropped + self._max_bytes + 1)
 
     def _line_up(self, entries: Sequence[Entry]) -> tuple[Follower, ...]:
@@ -322,19 +313,19 @@ class Stream:
         tail, freed = self._tail, 0
         if len(tail) > self._max_events:
             for _ in range(len(tail) - self._max_events + self._max_events // _SLACK):
-                freed += len(tail.popleft().body)
+                freed += len(tail.popleft())
         while tail and self.tail_bytes - freed > self._max_bytes:
-            freed += len(tail.popleft().body)
+            freed += len(tail.popleft())
         self._freed(freed)
-
-    def _freed(self, size: int) -> None:
-        self._dropped += size
-        self._budget.used -= size
 
     def drop_tail(self) -> None:
         """Forget the events in memory; the log has them."""
         self._tail.clear()
         self._freed(self.tail_bytes)
+
+    def _freed(self, size: int) -> None:
+        self._dropped += size
+        self._budget.used -= size
 
     def trim(self, oldest: int) -> None:
         """What lies before `oldest` is gone."""
@@ -344,37 +335,14 @@ class Stream:
         if oldest <= self.oldest:
             return
         self.oldest = oldest
-        freed = 0
-        while self._tail and self._tail[0].seq < oldest:
-            freed += len(self._tail.popleft().body)
+        tail, freed = self._tail, 0
+        while tail and self._tail_begins < oldest:
+            freed += len(tail.popleft())
         self._freed(freed)
 
     def judge(self, position: Position | None, begin: From) -> StreamInfo:
         """Whether who is at `position` may go on from there, and where it begins otherwise; for `welcome`."""
-        if position is None:
-            known = self._told.get(begin)
-            if known is not None and known.head == self.head and known.oldest == self.oldest:
-                return known
-        verdict = judge(
-            position,
-            incarnation=self._incarnation,
-            lineage=self._store.lineage,
-            marks=self._marks,
-            oldest=self.oldest,
-            head=self.head,
-            begin=begin,
-        )
-        info = StreamInfo(
-            epoch=self.epoch,
-            head=self.head,
-            oldest=self.oldest,
-            from_=verdict.from_seq,
-            resumed=verdict.resumed,
-            reason=verdict.reason,
-        )
-        if position is None:
-            self._told[begin] = info
-        return info
+        return self._lineage.judge(position, begin, oldest=self.oldest, head=self.head)
 
     def join(self, follower: Follower, after: int) -> bool:
         """Put `follower`, which has everything up to `after`, into `live` iff that is the head."""
@@ -406,15 +374,14 @@ class Stream:
         start = max(after + 1, self.oldest)
         gap = (after + 1, start - 1) if start > after + 1 else None
         if start > self.head:
-            return Page((), gap)
-        tail = self._tail
-        if not tail or tail[0].seq > start:
+            return Page(start, (), gap)
+        skipped = start - self._tail_begins
+        if skipped < 0:
             return None
-        skipped = start - tail[0].seq
-        entries = list(islice(tail, skipped, skipped + max_events))
+        bodies = list(islice(self._tail, skipped, skipped + max_events))
         if self.tail_bytes > max_bytes:
-            entries = fitting(entries, max_bytes)
-        return Page(entries, gap)
+            bodies = fitting(bodies, max_bytes)
+        return Page(start, bodies, gap)
 
     async def page(self, after: int, *, max_events: int, max_bytes: int) -> Page:
         """What follows `after`, from memory or the store; see `page_nowait`. May be abandoned at any time.
@@ -429,4 +396,5 @@ class Stream:
             self.key, after, upto=upto, max_events=max_events, max_bytes=max_bytes
         )
         start = entries[0].seq if entries else upto + 1
-        return Page(entries, (after + 1, start - 1) if start > after + 1 else None)
+        gap = (after + 1, start - 1) if start > after + 1 else None
+        return Page(start, [entry.body for entry in entries], gap)
