@@ -76,7 +76,7 @@ def reduce(context: Context, event: Event) -> Context:
 def concerning(events: Iterable[Logged]) -> list[Logged]:
     """Those that may make a difference; cheaper than to decode them."""
     match = _CONCERNING.match
-    return [event for event in events if match(event[1])]
+    return [(seq, body) for seq, body in events if match(body)]
 
 
 def _truncated(context: Context) -> Context:

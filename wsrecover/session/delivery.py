@@ -359,7 +359,7 @@ class Delivery:
                 lag.taken = None  # What is behind the gap as well is of no use.
                 lag.switches.appendleft(Switch(self.wanted, self.wanted, first=True))
                 return True
-        events = page.events[: max(0, upto - lag.after)]
+        events = list(page.events)[: max(0, upto - lag.after)]
         if events:
             lag.after = events[-1][0]
             self._tell(stream, lag, events, going_on=lag.after < upto)

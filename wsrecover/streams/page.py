@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 
@@ -33,9 +33,9 @@ class Page:
         return sum(map(len, self.bodies))
 
     @property
-    def events(self) -> Sequence[Logged]:
+    def events(self) -> Iterator[Logged]:
         """Its events."""
-        return list(enumerate(self.bodies, self.first))
+        return enumerate(self.bodies, self.first)
 
 
 def fitting(bodies: list[bytes], max_bytes: int) -> list[bytes]:
