@@ -19,6 +19,7 @@ import inspect
 import logging
 import multiprocessing
 import os
+import random
 import socket
 import statistics
 import sys
@@ -57,6 +58,7 @@ __all__ = [
     "rss",
     "running_server",
     "show",
+    "shuffle",
     "start_runs",
     "token",
 ]
@@ -115,7 +117,7 @@ class Host:
 
 
 async def start_runs(host: Host, agent: str, users: Sequence[str], given: dict[str, Any]) -> None:
-    """A run of `agent` for each user; they take the place of the runs before."""
+    """A run of `agent` for each user; they take the place of the runs before, in the order of `users`."""
     assert host.server is not None
     host.runs.clear()
     async with trio.open_nursery() as nursery:
@@ -123,6 +125,14 @@ async def start_runs(host: Host, agent: str, users: Sequence[str], given: dict[s
             nursery.start_soon(host.server.start_agent, TENANT, user, agent, given)
     while len(host.runs) < len(users):
         await trio.lowlevel.checkpoint()
+    place = {user: number for number, user in enumerate(users)}
+    host.runs.sort(key=lambda run: place[run.user])
+
+
+def shuffle(host: Host, seed: int) -> None:
+    """Put the runs and the plain sockets, both in the order of connecting until now, into a random one."""
+    random.Random(seed).shuffle(host.runs)
+    random.Random(seed).shuffle(host.sockets)
 
 
 async def emit_rounds(host: Host, rounds: int, data: dict[str, Any], per_run: int = 1) -> None:
