@@ -101,11 +101,32 @@ async def test_a_share_that_is_smaller_now_counts_from_the_next_opening(
 async def test_bytes_use_up_the_share_as_events_do(log: Log, is_open: bool) -> None:
     if is_open:
         await log.streams.open(ANN)
+    for _ in range(3):
+        log.append(ANN, size=8 * COUNTED_BYTES)
+        assert log.due() == set()
+        log.append(ANN, size=2 * COUNTED_BYTES - 1)
+        assert log.due() == set()
+        log.append(ANN)
+        assert log.due() == {ANN}
+
+
+async def test_bytes_count_over_openings_too(log: Log) -> None:
+    stream = await log.streams.open(ANN)
     log.append(ANN, size=8 * COUNTED_BYTES)
-    assert log.due() == set()
+    log.streams.release(stream)
     log.append(ANN, size=2 * COUNTED_BYTES - 1)
     assert log.due() == set()
+    await log.streams.open(ANN)
     log.append(ANN)
+    assert log.due() == {ANN}
+
+
+async def test_a_share_that_is_smaller_now_counts_in_bytes_too(log: Log) -> None:
+    log.streams.growth.share = lambda _: 1000
+    log.append(ANN, size=COUNTED_BYTES)
+    log.streams.growth.share = lambda _: SHARE
+    await log.streams.open(ANN)
+    log.append(ANN, size=SHARE * COUNTED_BYTES)
     assert log.due() == {ANN}
 
 

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import orjson
@@ -6,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from wsrecover.errors import StoreUnavailable
+from wsrecover.errors import StoreCorrupt, StoreUnavailable
 from wsrecover.protocol.cursor import Position
 from wsrecover.streams.memory import MemoryStore, open_memory
 from wsrecover.streams.page import Page
@@ -78,6 +79,19 @@ class TestExtend:
         assert not stream.join(slow, 0)
         assert stream.join(slow, 1)
 
+    async def test_one_that_has_left_gets_nothing_more(self) -> None:
+        stream = await Streams(await open_memory()).open(ANN)
+        leaving, staying = Recorder(), Recorder()
+        stream.join(leaving, 0)
+        stream.join(staying, 0)
+        stream.extend(entries(1, 1))
+        stream.leave(leaving)
+        stream.extend(entries(2, 2))
+        late = Recorder()
+        assert stream.join(late, 2)
+        stream.extend(entries(3, 3))
+        assert (leaving.taken, staying.taken, late.taken) == ([1], [1, 2, 3], [3])
+
     async def test_a_hole_drops_every_follower_to_lagging_and_the_tail_starts_anew(self) -> None:
         stream = await Streams(await open_memory()).open(ANN)
         follower = Recorder()
@@ -119,6 +133,43 @@ class TestPages:
         stream.extend(entries(10, 12, size=400))
         assert stream.tail_bytes <= 1000
         assert stream.page_nowait(9, max_events=9, max_bytes=9999) is None
+
+    async def test_a_tail_holds_as_much_as_it_may_and_not_one_more(self) -> None:
+        size = len(entries(1, 1)[0].body)
+        for limits in ({"tail_events": 4}, {"tail_bytes": 4 * size}):
+            stream = await Streams(await open_memory(), **limits).open(ANN)
+            held = []
+            for seq in range(1, 9):
+                stream.extend(entries(seq, seq))
+                held.append((stream.tail_events, stream.tail_bytes))
+            assert held == [(n, n * size) for n in (1, 2, 3, 4, 4, 4, 4, 4)]
+        stream = await Streams(await open_memory(), tail_bytes=5 * size - 1).open(ANN)
+        stream.extend(entries(1, 4))
+        stream.extend(entries(5, 5))
+        assert stream.tail_events == 4, "one byte too many"
+
+    async def test_all_that_is_trimmed_while_it_is_read_is_a_gap_up_to_the_head(self) -> None:
+        class Trimmed(MemoryStore):
+            async def read(self, *args: Any, **kwargs: Any) -> list[Entry]:
+                await trio.lowlevel.checkpoint()
+                return []
+
+        store = Trimmed()
+        await filled(store, 20)
+        page = await (await Streams(store).open(ANN)).page(3, max_events=2, max_bytes=9999)
+        assert (page.last, page.bodies, page.gap) == (20, [], (4, 20))
+
+    async def test_a_store_that_leaves_one_out_is_found_out(self) -> None:
+        class Holey(MemoryStore):
+            async def read(self, *args: Any, **kwargs: Any) -> list[Entry]:
+                page = await super().read(*args, **kwargs)
+                return [page[0], *page[2:]]
+
+        store = Holey()
+        await filled(store, 20)
+        stream = await Streams(store).open(ANN)
+        with pytest.raises(StoreCorrupt, match="what follows 3 has a hole"):
+            await stream.page(3, max_events=5, max_bytes=9999)
 
     async def test_a_page_keeps_to_its_limits_and_holds_at_least_one_event(self) -> None:
         stream = await Streams(await open_memory()).open(ANN)

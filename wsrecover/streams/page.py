@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from wsrecover.errors import StoreCorrupt
 from wsrecover.protocol.codec import Logged
 
-__all__ = ["Page", "fitting"]
+from .store import Entry
+
+__all__ = ["Page", "fitting", "page_of"]
 
 
 @attrs.frozen
@@ -36,6 +39,18 @@ class Page:
     def events(self) -> Iterator[Logged]:
         """Its events."""
         return enumerate(self.bodies, self.first)
+
+
+def page_of(entries: Sequence[Entry], *, after: int, upto: int) -> Page:
+    """What a store has read of what lies behind `after`, up to `upto`; where that is nothing it is gone.
+
+    Raises `StoreCorrupt` where it has a hole.
+    """
+    start = entries[0].seq if entries else upto + 1
+    if entries and entries[-1].seq != start + len(entries) - 1:
+        raise StoreCorrupt(f"stream {tuple(entries[0].key)}: what follows {after} has a hole")
+    gap = (after + 1, start - 1) if start > after + 1 else None
+    return Page(start, [entry.body for entry in entries], gap)
 
 
 def fitting(bodies: list[bytes], max_bytes: int) -> list[bytes]:

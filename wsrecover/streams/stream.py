@@ -16,7 +16,7 @@ from wsrecover.protocol.frames import From, StreamInfo
 
 from .growth import Growth, Left
 from .lineage import Lineage
-from .page import Page, fitting
+from .page import Page, fitting, page_of
 from .served import AT_ONCE, Sender, Served
 from .store import Entry, Store, StreamKey, StreamState
 
@@ -82,7 +82,7 @@ class Stream:
     `framed` is what followers are being offered as it goes into the sockets: the first makes it, for all.
 
     What need not be seen to with each event waits for `_look_seq` or `_look_total`. `_line` is who is at the
-    head, to be served in one step; None until somebody asks, and while there is a wave.
+    head, to be served in one step: None once that has changed, and while there is a wave.
     """
 
     __slots__ = (
@@ -280,7 +280,7 @@ class Stream:
         elif len(self._waves) == MAX_WAVES:
             self._break_wave()
         self._waves.append(_Wave(entries, self.live))
-        self.live, self._line = set(), None
+        self.live = set()
 
     def _break_wave(self) -> None:
         """Leave those in the oldest wave to their own catch-up."""
@@ -296,7 +296,6 @@ class Stream:
         wave = waves[0]
         followers = [wave.followers.pop() for _ in range(min(CROWD // 2, len(wave.followers)))]
         ahead = waves[1].followers if len(waves) > 1 else self.live
-        self._line = None
         ahead.update(followers)  # Before they are served: who ends meanwhile leaves it again.
         self.framed = wave.framed
         self._deliver(wave.entries, followers, ahead)
@@ -386,7 +385,7 @@ class Stream:
     async def page(self, after: int, *, max_events: int, max_bytes: int) -> Page:
         """What follows `after`, from memory or the store; see `page_nowait`. May be abandoned at any time.
 
-        Raises what `Store.read` raises.
+        Raises what `Store.read` raises, and `StoreCorrupt` where that has a hole.
         """
         page = self.page_nowait(after, max_events=max_events, max_bytes=max_bytes)
         if page is not None:
@@ -395,6 +394,4 @@ class Stream:
         entries = await self._store.read(
             self.key, after, upto=upto, max_events=max_events, max_bytes=max_bytes
         )
-        start = entries[0].seq if entries else upto + 1
-        gap = (after + 1, start - 1) if start > after + 1 else None
-        return Page(start, [entry.body for entry in entries], gap)
+        return page_of(entries, after=after, upto=upto)
