@@ -1,4 +1,7 @@
-"""Sessions: `nox -s tests`, `faults`, `lint`, `types`, `bench`, `demo`. Plain `nox`: lint, types, tests."""
+"""Sessions: `nox -s tests`, `compiled`, `faults`, `lint`, `types`, `bench`, `demo`.
+
+Plain `nox`: lint, types, tests.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,30 @@ def install(session: nox.Session, *groups: str, package: str = ".") -> None:
     session.install(package, *nox.project.dependency_groups(PROJECT, *groups))
 
 
+def install_compiled(session: nox.Session, *groups: str) -> None:
+    """As `install`, with the way of an event compiled: in a copy, for that leaves libraries in the tree."""
+    dist = Path(session.create_tmp())
+    for old in dist.glob("wsrecover-*"):
+        old.unlink()
+    session.install("build")
+    asked = {"HATCH_BUILD_HOOK_ENABLE_MYPYC": "true"}
+    session.run("python", "-m", "build", "--outdir", str(dist), env=asked, silent=True)
+    (wheel,) = dist.glob("wsrecover-*.whl")
+    install(session, *groups, package=str(wheel))
+    session.run("python", "-P", "-c", "from wsrecover.compiled import COMPILED; assert COMPILED")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole suite, against the installed package: `nox -s tests -- -k resume` for a part of it."""
     install(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def compiled(session: nox.Session) -> None:
+    """The suite against the compiled package: a minute to build, and it needs a C compiler."""
+    install_compiled(session, "test")
     session.run("pytest", *session.posargs)
 
 
@@ -48,8 +71,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Every bench, or the named ones: `nox -s bench -- live resume`."""
-    install(session, "test")
+    """Every bench, or the named ones, compiled: `nox -s bench -- live resume`."""
+    install_compiled(session, "test")
     found = {
         file.stem: file for file in sorted(Path("benches").glob("*.py")) if not file.stem.startswith("_")
     }

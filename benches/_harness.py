@@ -40,6 +40,7 @@ from rich.table import Table
 
 from wsrecover import App, Config, Limits, Run, Server, Tier, Timeouts, serve
 from wsrecover.access.tokens import sign
+from wsrecover.compiled import COMPILED
 
 __all__ = [
     "SECRET",
@@ -336,7 +337,8 @@ class Figure:
 
 def show(title: str, unit: str, figures: Sequence[Figure], notes: Sequence[str] = ()) -> None:
     """Print the figures as a table, and what must be known to read it."""
-    table = Table(title=title, title_justify="left")
+    how = "compiled" if COMPILED else "interpreted"
+    table = Table(title=f"{title}, {how}", title_justify="left")
     table.add_column("what")
     table.add_column(f"least, {unit}", justify="right")
     table.add_column(f"median, {unit}", justify="right")

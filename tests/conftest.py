@@ -12,7 +12,9 @@ from typing import Final
 import pytest
 import structlog
 from figures import FIGURES, Figure, Progress, table
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+from wsrecover.compiled import COMPILED
 
 # As a program that embeds wsrecover and configures structlog itself: what tests capture stays captured.
 structlog.configure()
@@ -21,9 +23,12 @@ PROGRESS_SECONDS = 5.0
 
 CI = os.environ.get("WSRECOVER_CI") == "1"
 
+# How fast examples are made is a matter of the machine.
+settings.register_profile(
+    "home", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 # A failure that CI saw must be seen again at home: its examples follow from the test alone.
-settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
-settings.register_profile("home", deadline=None, print_blob=True)
+settings.register_profile("ci", settings.get_profile("home"), derandomize=True)
 settings.load_profile("ci" if CI else "home")
 
 
@@ -101,7 +106,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--figures", action="store_true", help="only tests that report a figure")
 
 
+def pytest_report_header() -> str:
+    return f"wsrecover: {'compiled' if COMPILED else 'interpreted'}"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if COMPILED:
+        beyond = [item for item in items if item.get_closest_marker("interpreted")]
+        config.hook.pytest_deselected(items=beyond)
+        items[:] = [item for item in items if item not in beyond]
     if config.getoption("figures"):
         items[:] = [item for item in items if "figure" in getattr(item, "fixturenames", ())]
 

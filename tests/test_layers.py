@@ -30,6 +30,7 @@ FLOORS = {
     "manager": 5,
     "web": 5,
     "server": 6,
+    "compiled": 6,
     "testing": 6,
     "cli": 7,
     "demo": 7,

@@ -35,6 +35,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 __all__ = [
     "AgentError",
     "CommandError",
@@ -63,7 +65,10 @@ __all__ = [
     "TransportError",
     "UnknownKey",
     "WsrecoverError",
+    "caused_by",
 ]
+
+E = TypeVar("E", bound=BaseException)
 
 
 class WsrecoverError(Exception):
@@ -243,3 +248,9 @@ class HandshakeRefused(TransportError):
         self.status = status
         self.body = body
         self.retry_after = retry_after
+
+
+def caused_by(error: E, cause: BaseException) -> E:
+    """`error`, with its cause: for modules that may be compiled, where `raise` does not hear its `from`."""
+    error.__cause__ = cause
+    return error

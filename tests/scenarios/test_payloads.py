@@ -262,7 +262,11 @@ class TestM05Kinds:
             emitter.finish()
         assert emitter.refused == [None]
 
-    @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    @settings(
+        max_examples=200,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+        deadline=None,
+    )
     @given(value=json_values)
     def test_m05_any_json_comes_back_equal(self, value: Any) -> None:
         async def there_and_back() -> None:

@@ -334,6 +334,7 @@ async def test_what_cannot_be_stored_is_logged_and_tried_again() -> None:
         assert (await log.stored()).seq == 1
 
 
+@pytest.mark.interpreted
 async def test_many_that_are_due_share_commits_so_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async with log_of() as log:
         due = []

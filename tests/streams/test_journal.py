@@ -331,6 +331,7 @@ class TestFailures:
             await writer.flush()
         assert await logged(bench.store, ANN) == ["1", "other", "other"]
 
+    @pytest.mark.interpreted
     async def test_a_settled_batch_is_not_held_by_those_who_wrote_it(self, tmp_path: Path) -> None:
         store = await open_sqlite(tmp_path / "store.db")
         journal = Bench(store, int, int).journal()
@@ -386,6 +387,7 @@ class TestFailures:
         assert recorder.batches == [[b"a"], [b"b"]]
         assert stream.live == {recorder}
 
+    @pytest.mark.interpreted
     async def test_what_was_committed_is_told_also_where_handing_it_on_fails(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -188,6 +188,7 @@ class TestCrashes:
             assert len(ann) >= max(acknowledged, default=3 * rounds)
             await store.aclose()
 
+    @pytest.mark.interpreted
     async def test_a_trimmed_stream_keeps_its_head_over_a_crash(self, tmp_path: Path) -> None:
         script = """
             import os, sys, trio
@@ -332,6 +333,7 @@ class TestTroubleThatHeals:
         assert await logged(store, ANN) == ["a"]
         await store.aclose()
 
+    @pytest.mark.interpreted
     @pytest.mark.parametrize("thread", ["\ud800", 7])
     async def test_what_sqlite_cannot_hold_is_refused_and_harms_nobody_later(
         self, tmp_path: Path, thread: str
@@ -400,7 +402,7 @@ async def test_positions_of_a_lost_future_are_refused_at_once_and_for_ever(tmp_p
     assert not stream.judge(Position(lost, 5), "start").resumed
     other = unit(ANN, *"uvwxyz")
     await store.commit([other])
-    stream.extend(other.entries)
+    stream.extend(list(other.entries))
     assert stream.head == 9
     assert stream.judge(Position(lost, 5), "start").reason == "epoch_changed"
     assert stream.judge(Position(lost_epoch, 3), "start").resumed
@@ -426,6 +428,7 @@ class TestShape:
         assert indexes == ["CREATE INDEX landmark ON event(stream, seq) WHERE (seq + stream) % 64 = 0"]
         await store.aclose()
 
+    @pytest.mark.interpreted
     async def test_heads_are_written_now_and_then_and_rows_that_were_trimmed_go(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

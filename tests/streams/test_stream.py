@@ -1,7 +1,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import attrs
 import orjson
 import pytest
 import trio
@@ -18,8 +17,8 @@ from wsrecover.streams.stream import Stream
 ANN = StreamKey("user", "tenant", "ann")
 
 
-def entries(first: int, last: int, size: int = 1) -> list[Entry]:
-    return [Entry(ANN, b'{"n":%d}' % seq + b" " * size, 1.0, seq=seq) for seq in range(first, last + 1)]
+def entries(first: int, last: int, size: int = 1, key: StreamKey = ANN) -> list[Entry]:
+    return [Entry(key, b'{"n":%d}' % seq + b" " * size, 1.0, seq=seq) for seq in range(first, last + 1)]
 
 
 def seqs(page: Page) -> list[int]:
@@ -349,7 +348,7 @@ class TestOpen:
         opened = [await streams.open(key) for key in keys]
         opened[0].join(Recorder(), 0)
         for key in keys:
-            streams.extend([attrs.evolve(entry, key=key) for entry in entries(1, 3, size=1000)])
+            streams.extend(entries(1, 3, size=1000, key=key))
         assert streams.statistics().tail_bytes <= 7500
         assert opened[0].tail_bytes
         for stream in opened:

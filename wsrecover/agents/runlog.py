@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -75,7 +74,7 @@ class RunLog:
         most = place.events_per_second
         self.pace = None if most is None else Bucket(Rate(most, most))
 
-    def encode(self, type: str, data: Mapping[str, Any], id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
+    def encode(self, type: object, data: object, id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
         """The event, encoded once. Raises `InvalidEvent`."""
         ts = self._clock()
         body = encode_event_of(self._author, ts, type, data, self._event_bytes)

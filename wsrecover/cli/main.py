@@ -10,6 +10,8 @@ from typing import Final, NoReturn
 
 from cyclopts import App
 
+from wsrecover.compiled import COMPILED
+
 from . import demo, dev, publish, send, serve, tail, token
 from .exits import finish
 
@@ -18,7 +20,7 @@ __all__ = ["commands", "main"]
 commands: Final = App(
     name="wsrecover",
     help="A WebSocket server for AI agents whose events survive every dropped connection.",
-    version=lambda: version("wsrecover"),
+    version=lambda: version("wsrecover") + (" (compiled)" if COMPILED else ""),
     help_format="plaintext",
     result_action="return_value",
     suppress_keyboard_interrupt=False,

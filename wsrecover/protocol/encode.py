@@ -62,6 +62,8 @@ _STRICT: Final = (
     | orjson.OPT_PASSTHROUGH_SUBCLASS
 )
 
+_to_json: Final = orjson.dumps
+
 _REQUIRED: Final = object()
 _ID: Final = f"must be 1 to {MAX_ID} printable ASCII characters"
 
@@ -128,21 +130,23 @@ def encode_json(value: object, *, field: str, max_bytes: int) -> bytes:
 
 def encode_event(
     *,
-    ts: float,
-    type: str,  # noqa: A002  # The word of the wire.
-    data: Mapping[str, Any],
-    thread: str | None = None,
-    run: str | None = None,
+    ts: object,
+    type: object,  # noqa: A002  # The word of the wire.
+    data: object,
+    thread: object = None,
+    run: object = None,
     max_bytes: int,
 ) -> bytes:
     """The body of an event: its JSON object without `op`, `stream` and `seq`, which `event_frame` adds.
 
-    Raises `InvalidEvent` with the path of what is wrong (`data.items[3].x`) and the limit that it breaks.
+    It takes whatever the app gave: `ts` should be a number, `type` a string, `data` a mapping with strings
+    for keys, `thread` and `run` ids or None. Raises `InvalidEvent` with the path of what is wrong
+    (`data.items[3].x`) and the limit that it breaks.
     """
     return encode_event_of(event_author(thread, run), ts, type, data, max_bytes)
 
 
-def event_author(thread: str | None, run: str | None) -> bytes:
+def event_author(thread: object, run: object) -> bytes:
     """What all events of one author have between type and data. Raises `InvalidEvent`."""
     names = b","
     for name, value in (("thread", thread), ("run", run)):
@@ -155,31 +159,31 @@ def event_author(thread: str | None, run: str | None) -> bytes:
 
 def encode_event_of(
     author: bytes,
-    ts: float,
-    type: str,  # noqa: A002  # The word of the wire.
-    data: Mapping[str, Any],
+    ts: object,
+    name: object,
+    data: object,
     max_bytes: int,
 ) -> bytes:
-    """`encode_event` for an author of many events, whose `event_author` is made once."""
+    """`encode_event` with the type `name`, for an author of many events: its `event_author` is made once."""
     try:
-        named = _type_field(type)
+        named = _type_field(name)
     except TypeError:  # Not even hashable.
-        named = _type_field.__wrapped__(type)
-    if data.__class__ is not dict:
+        named = _type_field.__wrapped__(name)
+    if type(data) is not dict:
         data = _as_dict(data)
-    if ts.__class__ is not float or ts - ts != 0.0:  # Of NaN and the infinities the difference is NaN.
+    if type(ts) is not float or ts - ts != 0.0:  # Of NaN and the infinities the difference is NaN.
         ts = _time(ts)
     try:
-        encoded = orjson.dumps(data, None, _STRICT)
+        encoded = _to_json(data, None, _STRICT)
     except TypeError as exc:
         raise _misfit(data, "data", exc) from None
     for value in data.values():  # Cheaper than to search what is flat for its flaws.
-        if value.__class__ not in _FLAT:
+        if type(value) not in _FLAT:
             _refuse_bent(data, "data", encoded)
             if encoded.count(b"{") + encoded.count(b"[") >= MAX_DEPTH:
                 _check_depth(data, "data")
             break
-    body = b"".join((b'{"ts":', orjson.dumps(ts), named, author, encoded, b"}"))
+    body = b"".join((b'{"ts":', _to_json(ts), named, author, encoded, b"}"))
     if len(body) > max_bytes:
         raise InvalidEvent("data", _too_large(body, max_bytes))
     return body
@@ -190,10 +194,10 @@ _FLAT: Final = frozenset({str, int, bool})
 
 
 @functools.lru_cache(maxsize=4096)
-def _type_field(type: str) -> bytes:  # noqa: A002  # The word of the wire.
-    if type.__class__ is not str or not (type in TYPES or EVENT_TYPE.match(type)):
+def _type_field(name: object) -> bytes:
+    if type(name) is not str or not (name in TYPES or EVENT_TYPE.match(name)):
         raise InvalidEvent("type", "must match [a-z][a-z0-9_.]{0,63}")
-    return b',"type":"%b"' % type.encode()
+    return b',"type":"%b"' % name.encode()
 
 
 def _time(ts: object) -> float:
@@ -265,8 +269,10 @@ def _offence(value: Any, path: str, depth: int) -> tuple[str, str] | None:
     if kind is dict:
         return _offence_in_object(value, path, depth)
     if kind is list or kind is tuple:
-        found = (_offence(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value))
-        return next(filter(None, found), None)
+        for index, item in enumerate(value):
+            if (offence := _offence(item, f"{path}[{index}]", depth + 1)) is not None:
+                return offence
+        return None
     return path, f"a {kind.__name__} is not JSON"
 
 
@@ -354,7 +360,7 @@ def join(frames: Sequence[bytes]) -> bytes:
 def snapshot_frame(stream: str, seq: int, threads: Mapping[str, bytes], *, more: bool) -> bytes:
     """The `snapshot` frame of encoded contexts by thread."""
     prefix = b'{"op":"snapshot","stream":%b,"seq":%d,"threads":{' % (orjson.dumps(stream), seq)
-    told = b",".join(b"%b:%b" % (orjson.dumps(name), context) for name, context in threads.items())
+    told = b",".join([b"%b:%b" % (orjson.dumps(name), context) for name, context in threads.items()])
     return b"%b%b}%b}" % (prefix, told, b',"more":true' if more else b"")
 
 

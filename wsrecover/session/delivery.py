@@ -64,6 +64,7 @@ class Delivery:
         "streams",
         "wanted",
     )
+    __deletable__ = ("_owner",)  # Where this module is compiled, others may not be.
 
     def __init__(
         self, owner: Owner, socket: ServerSocket, wanted: Filter, *, snapshots: bool = False
@@ -211,7 +212,7 @@ class Delivery:
             self._go_on()
         return True
 
-    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:
+    def deliver(self, stream: Stream, entries: list[Entry]) -> bool:
         """What was just committed, to the outbox. False: this stream lags now (`Follower`)."""
         frame = stream.framed
         if self.wanted is not None and stream.key.scope == "user":
@@ -246,7 +247,7 @@ class Delivery:
             self._lags[stream] = lag
         return lag
 
-    def _filtered(self, stream: Stream, entries: Sequence[Entry], wanted: frozenset[str]) -> bytes:
+    def _filtered(self, stream: Stream, entries: list[Entry], wanted: frozenset[str]) -> bytes:
         """The events as the filter sees them; if none passes, the skip waits for one that does."""
         before, last = entries[0].seq - 1, entries[-1].seq
         if not any(passes(wanted, entry.thread) for entry in entries):

@@ -31,13 +31,13 @@ def passes(wanted: Filter, thread: str | None) -> bool:
     return wanted is None or thread is None or thread in wanted
 
 
-def live_message(stream: Stream, entries: Sequence[Entry]) -> bytes:
+def live_message(stream: Stream, entries: list[Entry]) -> bytes:
     """The `event` frames of what was just committed as one WebSocket message, whatever its size."""
     if len(entries) > 1:
         return text_frame(join(event_frames(stream.name, [(entry.seq, entry.body) for entry in entries])))
     entry = entries[0]
     # As `event_frame` and `text_frame` do it, without the calls: nearly each live event is made here.
-    frame = b"%b%d,%b" % (stream.event_prefix, entry.seq, entry.body[1:])
+    frame = stream.event_prefix + b"%d," % entry.seq + entry.body[1:]
     return text_head(len(frame)) + frame
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 import attrs
 import trio
 
-from wsrecover.errors import RunBroken, StoreError, StoreFailed, StoreUnavailable
+from wsrecover.errors import RunBroken, StoreError, StoreFailed, StoreUnavailable, caused_by
 
 from .erasing import Erasure, carry_out
 from .group import Group, Waiter, appended
@@ -295,7 +295,7 @@ class Writer:
     def check(self) -> None:
         """Raise `RunBroken` once broken."""
         if self.broken is not None:
-            raise RunBroken(f"an earlier event was not committed: {self.broken}") from self.broken
+            raise self._break(self.broken)
 
     def write_nowait(self, unit: Unit) -> None:
         """Queue `unit`. Raises `RunBroken` once broken, `trio.WouldBlock` where there is no room."""
@@ -303,7 +303,7 @@ class Writer:
         try:
             group = self._journal.submit_nowait(unit, self)
         except StoreError as error:
-            raise self._break(error) from error
+            raise self._break(error) from self.broken
         self._wrote_to(group)
 
     def append_nowait(self, entry: Entry) -> None:
@@ -321,7 +321,7 @@ class Writer:
             try:
                 room.take_nowait(size)
             except StoreError as error:
-                raise self._break(error) from error
+                raise self._break(error) from self.broken
         group = journal.open or journal.begin()
         group.entries.append(entry)
         group.entry_authors.append(self)
@@ -381,7 +381,7 @@ class Writer:
         try:
             group = await self._journal.submit(unit, self, waiter)
         except StoreError as error:
-            raise self._break(error) from error
+            raise self._break(error) from self.broken
         self._wrote_to(group)
 
     def _wrote_to(self, group: Group) -> None:
@@ -391,4 +391,4 @@ class Writer:
     def _break(self, error: StoreError) -> RunBroken:
         if self.broken is None:
             self.broken = error
-        return RunBroken(f"an earlier event was not committed: {self.broken}")
+        return caused_by(RunBroken(f"an earlier event was not committed: {self.broken}"), self.broken)

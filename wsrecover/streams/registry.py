@@ -115,7 +115,7 @@ class Streams:
             self._loading.pop(key, None)
         self.growth.forget(key)
 
-    def extend(self, entries: Iterable[Entry]) -> None:
+    def extend(self, entries: list[Entry]) -> None:
         """What one commit appended, in order: hand it to the streams that are open. `flush` sends it."""
         find = self._streams.get
         opened: dict[Stream, list[Entry]] = {}

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
 import apsw
-import attrs
 
 from wsrecover.errors import StoreCorrupt
 from wsrecover.protocol.resume import make_epoch
@@ -20,7 +19,6 @@ Tip: TypeAlias = tuple[int, int, int]
 """(seq, row, total) of a stream's newest event; total is the bytes of its bodies so far."""
 
 
-@attrs.define(eq=False)
 class Head:
     """Where a stream ends and begins, as committed: the writer's thread sets it, any thread reads it.
 
@@ -30,21 +28,47 @@ class Head:
     `marked` tells whether this generation wrote to it.
     """
 
-    id: int
-    key: StreamKey
-    incarnation: str
-    epoch: str
-    tip: Tip
-    oldest: int
-    base: int
-    since: float
-    snapshot: int
-    marks: tuple[tuple[str, int], ...]
-    marked: bool
-    newest: Tip = attrs.field(init=False)
+    __slots__ = (
+        "base",
+        "epoch",
+        "id",
+        "incarnation",
+        "key",
+        "marked",
+        "marks",
+        "newest",
+        "oldest",
+        "since",
+        "snapshot",
+        "tip",
+    )
 
-    def __attrs_post_init__(self) -> None:
-        self.newest = self.tip
+    def __init__(
+        self,
+        key: StreamKey,
+        id: int,  # noqa: A002  # The table's word.
+        *,
+        incarnation: str,
+        epoch: str,
+        tip: Tip = (0, 0, 0),
+        oldest: int = 1,
+        base: int = 0,
+        since: float = 0.0,
+        snapshot: int = 0,
+        marks: tuple[tuple[str, int], ...] = (),
+        marked: bool = False,
+    ) -> None:
+        self.key = key
+        self.id = id
+        self.incarnation = incarnation
+        self.epoch = epoch
+        self.tip = self.newest = tip
+        self.oldest = oldest
+        self.base = base
+        self.since = since
+        self.snapshot = snapshot
+        self.marks = marks
+        self.marked = marked
 
     def state(self) -> StreamState:
         """The stream's state."""
@@ -69,8 +93,8 @@ def find_head(db: apsw.Connection, key: StreamKey, generation: str) -> Head | No
         )
     )
     return Head(
-        id=stream,
-        key=key,
+        key,
+        stream,
         incarnation=incarnation,
         epoch=make_epoch(incarnation, generation),
         tip=(seq, row, total),
@@ -91,19 +115,8 @@ def create_head(db: apsw.Connection, key: StreamKey, generation: str) -> Head:
         " VALUES (?, ?, ?, ?, 0, 1, 0, 0, 0, 0)",
         (*key, incarnation),
     )
-    return Head(
-        id=db.last_insert_rowid(),
-        key=key,
-        incarnation=incarnation,
-        epoch=make_epoch(incarnation, generation),
-        tip=(0, 0, 0),
-        oldest=1,
-        base=0,
-        since=0.0,
-        snapshot=0,
-        marks=(),
-        marked=False,
-    )
+    epoch = make_epoch(incarnation, generation)
+    return Head(key, db.last_insert_rowid(), incarnation=incarnation, epoch=epoch)
 
 
 def write_heads(db: apsw.Connection, tips: Iterable[tuple[int, Tip]], *, as_of: int, added: int) -> None:

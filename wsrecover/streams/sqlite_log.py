@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import secrets
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import apsw
 import structlog
 
-from wsrecover.errors import StoreCorrupt, StoreError, StoreFailed, StoreUnavailable
+from wsrecover.errors import StoreCorrupt, StoreError, StoreFailed, StoreUnavailable, caused_by
 from wsrecover.protocol.cursor import Position
 
 from .sqlite_contexts import keep_snapshot
@@ -49,6 +49,8 @@ _log = structlog.get_logger(__name__)
 HEADS_EVERY: Final = 16_384
 _MAX_HEADS: Final = 65_536
 _MIN_DEAD: Final = 1024
+
+_crc32: Final = zlib.crc32
 
 
 class SQLiteLog:
@@ -203,7 +205,7 @@ class SQLiteLog:
         try:
             same = _identity(self._path) == self._inode
         except OSError as error:
-            raise StoreUnavailable(f"{self._path}: {error.strerror}") from error
+            raise caused_by(StoreUnavailable(f"{self._path}: {error.strerror}"), error) from error
         if not same:
             raise StoreUnavailable(f"{self._path}: is another file than the one that was opened")
 
@@ -256,7 +258,7 @@ class SQLiteLog:
                     self._snapshots[head] = snapshot.seq
         return outcome
 
-    def _append(self, entries: Iterable[Entry]) -> None:
+    def _append(self, entries: list[Entry]) -> None:
         heads, values, grown = self.heads, self._values, self._grown
         row = self._row
         for entry in entries:
@@ -269,7 +271,7 @@ class SQLiteLog:
             row += 1
             body = entry.body
             total += len(body)
-            check = zlib.crc32(body, seq)
+            check = _crc32(body, seq)
             values += (row, head.id, seq, prev, total, entry.ts, check, entry.thread, body)
             head.newest = (seq, row, total)
             entry.seq = seq
@@ -298,12 +300,12 @@ class SQLiteLog:
         repeats = []
         for place, entry in enumerate(entries):
             if entry.id is None:
-                self._append((entry,))
+                self._append([entry])
                 continue
             head = self.head(entry.key)
             position = first[head, entry.id][1]
             if position is None:
-                self._append((entry,))
+                self._append([entry])
                 first[head, entry.id] = (entry.digest, entry.position)
                 self.known.keep_entry(head.id, entry, now=now)
             else:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import attrs
 
 from wsrecover.config import Retention
 from wsrecover.protocol.cursor import Position
+
+from .entry import ENTRY_BYTES, Entry, StreamKey
 
 __all__ = [
     "ANSWER_WINDOW",
@@ -49,51 +51,6 @@ __all__ = [
 
 ANSWER_WINDOW: Final = 660.0
 """Seconds for which an answer is kept: the 600 that a client may count on, and a repeat's time on its way."""
-
-
-ENTRY_BYTES: Final = 200
-"""What an entry takes in memory beside its body: 190 to 235, resident, with bodies of 1,000 to 100 bytes."""
-
-
-class StreamKey(NamedTuple):
-    """Names one stream. `name` is the user, tier or role; empty for `tenant` and `all`.
-
-    A tuple because it is looked up for every event, and a tuple's hash and equality run in C.
-    """
-
-    scope: Literal["user", "tenant", "tier", "role", "all"]
-    tenant: str = ""
-    name: str = ""
-
-    @property
-    def wire_name(self) -> str:
-        """What one who may follow the stream knows it by."""
-        return f"role:{self.name}" if self.scope == "role" else self.scope
-
-
-@attrs.define(weakref_slot=False)
-class Entry:
-    """An event on its way into the log of the stream `key`, and then in it: one object all the way.
-
-    `body` is its JSON object without `op`, `stream` and `seq`, encoded once; `ts` is in unix seconds. With an
-    `id` the event is appended at most once per stream within `ANSWER_WINDOW`: the same id and digest gives
-    the first one's position. `seq` and `epoch` are the store's to set when it commits; a page that was read
-    has no epochs. What was committed is not handed to a store again, unless it has an `id`.
-    """
-
-    key: StreamKey
-    body: bytes
-    ts: float
-    thread: str | None = None
-    id: str | None = None
-    digest: bytes = b""
-    seq: int = 0
-    epoch: str = ""
-
-    @property
-    def position(self) -> Position:
-        """Where it was committed."""
-        return Position(self.epoch, self.seq)
 
 
 @attrs.frozen

@@ -37,7 +37,7 @@ MAX_WAVES: Final = 16
 class Follower(Sender, Protocol):
     """One who is at the head of a stream. The methods are synchronous, and called in the journal's task."""
 
-    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:
+    def deliver(self, stream: Stream, entries: list[Entry]) -> bool:
         """Take what one commit appended, contiguous and next. False: it lags now, and leaves `live`."""
 
     def lag(self, stream: Stream, after: int) -> None:
@@ -52,7 +52,7 @@ class _Wave:
     """What one commit appended, on its way through a crowd. `followers` have everything up to `after`, and
     not it. It is `framed` once for all of them."""
 
-    entries: Sequence[Entry]
+    entries: list[Entry]
     followers: set[Follower]
     framed: bytes | None = None
 
@@ -62,12 +62,14 @@ class _Wave:
         return self.entries[0].seq - 1
 
 
-@attrs.define
 class TailBudget:
-    """Bytes that the tails of all streams together may hold, and do."""
+    """Bytes that the tails of all streams together may hold (`limit`), and do (`used`)."""
 
-    limit: int
-    used: int = 0
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
 
 
 class Stream:
@@ -183,7 +185,7 @@ class Stream:
         self.oldest = max(self.oldest, state.oldest)
         self.loaded = True
 
-    def extend(self, entries: Sequence[Entry]) -> None:
+    def extend(self, entries: list[Entry]) -> None:
         """Take what was appended, contiguous in itself, and offer it to the followers.
 
         What is known already is ignored. After a hole (appends learnt out of order) the tail starts anew, and
@@ -210,7 +212,7 @@ class Stream:
             self._deliver(entries, line, self.live)
             self.framed = None
 
-    def _reconcile(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+    def _reconcile(self, entries: list[Entry]) -> list[Entry]:
         entries = [entry for entry in entries if entry.seq > self.head]
         if entries and entries[0].seq != self.head + 1:
             self.drop_tail()
@@ -240,7 +242,7 @@ class Stream:
         self._look_seq = min(self._due_seq, self._tail_begins + self._max_events)
         self._look_total = min(self._due_total, self._dropped + self._max_bytes + 1)
 
-    def _line_up(self, entries: Sequence[Entry]) -> tuple[Follower, ...]:
+    def _line_up(self, entries: list[Entry]) -> tuple[Follower, ...]:
         """Those to serve at once; none where they are so many that `entries` go to them as a wave."""
         if self._waves or len(self.live) > CROWD:
             self._begin_wave(entries)
@@ -248,9 +250,7 @@ class Stream:
         self._line = line = tuple(self.live)
         return line
 
-    def _deliver(
-        self, entries: Sequence[Entry], followers: Sequence[Follower], members: set[Follower]
-    ) -> None:
+    def _deliver(self, entries: list[Entry], followers: Sequence[Follower], members: set[Follower]) -> None:
         """Offer what was appended to each of them; those that do not take it are `members` no more."""
         waiting = self._served.followers
         for follower in followers:
@@ -274,7 +274,7 @@ class Stream:
         except Exception:  # noqa: BLE001  # Likewise; it is in `live` no more.
             _log.exception("follower lost", stream=self.name, seq=after)
 
-    def _begin_wave(self, entries: Sequence[Entry]) -> None:
+    def _begin_wave(self, entries: list[Entry]) -> None:
         if not self._waves:
             self._crowded(self)
         elif len(self._waves) == MAX_WAVES:

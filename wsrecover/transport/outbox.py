@@ -21,6 +21,8 @@ from typing import Final
 
 import trio
 
+from wsrecover.errors import caused_by
+
 from .framing import TEXT
 from .pipe import Pipe
 from .tls import Tls
@@ -301,7 +303,7 @@ class Outbox(trio.abc.Stream):
         except BlockingIOError:
             return
         except OSError as error:
-            raise trio.BrokenResourceError("the connection was lost") from error
+            raise caused_by(trio.BrokenResourceError("the connection was lost"), error) from error
         self._control = 0
 
     def _enqueue(self, data: bytes) -> None:

@@ -1,0 +1,66 @@
+"""An event on its way into a log, and the name of the log."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+from wsrecover.protocol.cursor import Position
+
+__all__ = ["ENTRY_BYTES", "Entry", "StreamKey"]
+
+ENTRY_BYTES: Final = 200
+"""What an entry takes in memory beside its body: 190 to 235, resident, with bodies of 1,000 to 100 bytes."""
+
+
+class StreamKey(NamedTuple):
+    """Names one stream. `name` is the user, tier or role; empty for `tenant` and `all`.
+
+    A tuple because it is looked up for every event, and a tuple's hash and equality run in C.
+    """
+
+    scope: Literal["user", "tenant", "tier", "role", "all"]
+    tenant: str = ""
+    name: str = ""
+
+    @property
+    def wire_name(self) -> str:
+        """What one who may follow the stream knows it by."""
+        return f"role:{self.name}" if self.scope == "role" else self.scope
+
+
+class Entry:
+    """An event on its way into the log of the stream `key`, and then in it: one object all the way.
+
+    `body` is its JSON object without `op`, `stream` and `seq`, encoded once; `ts` is in unix seconds. With an
+    `id` the event is appended at most once per stream within `ANSWER_WINDOW`: the same id and digest gives
+    the first one's position. `seq` and `epoch` are the store's to set when it commits; a page that was read
+    has no epochs. What was committed is not handed to a store again, unless it has an `id`.
+
+    A plain class, for every event is one: where this is compiled, attributes that attrs makes are slow.
+    """
+
+    __slots__ = ("body", "digest", "epoch", "id", "key", "seq", "thread", "ts")
+
+    def __init__(
+        self,
+        key: StreamKey,
+        body: bytes,
+        ts: float,
+        thread: str | None = None,
+        id: str | None = None,  # noqa: A002  # The word of the wire.
+        digest: bytes = b"",
+        seq: int = 0,
+    ) -> None:
+        self.key = key
+        self.body = body
+        self.ts = ts
+        self.thread = thread
+        self.id = id
+        self.digest = digest
+        self.seq = seq
+        self.epoch = ""
+
+    @property
+    def position(self) -> Position:
+        """Where it was committed."""
+        return Position(self.epoch, self.seq)
