@@ -1,31 +1,17 @@
-"""An event on its way into a log, and the name of the log."""
+"""An event on its way into a log."""
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 from wsrecover.protocol.cursor import Position
 
-__all__ = ["ENTRY_BYTES", "Entry", "StreamKey"]
+from .key import StreamKey
+
+__all__ = ["ENTRY_BYTES", "Entry"]
 
 ENTRY_BYTES: Final = 200
 """What an entry takes in memory beside its body: 190 to 235, resident, with bodies of 1,000 to 100 bytes."""
-
-
-class StreamKey(NamedTuple):
-    """Names one stream. `name` is the user, tier or role; empty for `tenant` and `all`.
-
-    A tuple because it is looked up for every event, and a tuple's hash and equality run in C.
-    """
-
-    scope: Literal["user", "tenant", "tier", "role", "all"]
-    tenant: str = ""
-    name: str = ""
-
-    @property
-    def wire_name(self) -> str:
-        """What one who may follow the stream knows it by."""
-        return f"role:{self.name}" if self.scope == "role" else self.scope
 
 
 class Entry:

@@ -48,7 +48,7 @@ def page_of(entries: Sequence[Entry], *, after: int, upto: int) -> Page:
     """
     start = entries[0].seq if entries else upto + 1
     if entries and entries[-1].seq != start + len(entries) - 1:
-        raise StoreCorrupt(f"stream {tuple(entries[0].key)}: what follows {after} has a hole")
+        raise StoreCorrupt(f"stream {entries[0].key.parts}: what follows {after} has a hole")
     gap = (after + 1, start - 1) if start > after + 1 else None
     return Page(start, [entry.body for entry in entries], gap)
 

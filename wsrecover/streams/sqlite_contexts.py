@@ -39,7 +39,7 @@ def find_snapshot(reader: apsw.Connection, stream: int, key: StreamKey) -> Store
         if thread is None:
             continue
         if zlib.crc32(body) != crc:
-            raise StoreCorrupt(f"stream {tuple(key)}: the context of {thread!r} is not what was written")
+            raise StoreCorrupt(f"stream {key.parts}: the context of {thread!r} is not what was written")
         contexts[thread] = StoredContext(body, at)
     return StoredSnapshot(seq, contexts)
 
@@ -51,7 +51,7 @@ def find_oldest(reader: apsw.Connection, keys: Iterable[StreamKey]) -> dict[Stre
         at = reader.execute(
             "SELECT min(context.at) FROM stream JOIN context ON context.stream = stream.id"
             " WHERE scope = ? AND tenant = ? AND name = ?",
-            tuple(key),
+            key.parts,
         ).get
         if at is not None:
             oldest[key] = at

@@ -80,7 +80,7 @@ def find_head(db: apsw.Connection, key: StreamKey, generation: str) -> Head | No
     found = db.execute(
         "SELECT id, incarnation, head, last_row, total, oldest, base, since, snapshot FROM stream"
         " WHERE scope = ? AND tenant = ? AND name = ?",
-        key,
+        key.parts,
     ).fetchone()
     if found is None:
         return None
@@ -113,7 +113,7 @@ def create_head(db: apsw.Connection, key: StreamKey, generation: str) -> Head:
     db.execute(
         "INSERT INTO stream(scope, tenant, name, incarnation, head, oldest, last_row, total, base, since)"
         " VALUES (?, ?, ?, ?, 0, 1, 0, 0, 0, 0)",
-        (*key, incarnation),
+        (*key.parts, incarnation),
     )
     epoch = make_epoch(incarnation, generation)
     return Head(key, db.last_insert_rowid(), incarnation=incarnation, epoch=epoch)

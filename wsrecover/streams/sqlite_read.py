@@ -62,7 +62,7 @@ def read_page(
         else:
             return page
         if head.oldest == oldest:
-            raise StoreCorrupt(f"stream {tuple(head.key)}: seq {first} is missing")
+            raise StoreCorrupt(f"stream {head.key.parts}: seq {first} is missing")
         # It was trimmed, and swept away, after we looked where it begins: look again.
 
 
@@ -94,7 +94,7 @@ def _segment(
         if not entries:
             expected = seq
         if stream != head.id or seq != expected or zlib.crc32(body, seq) != crc:
-            raise StoreCorrupt(f"stream {tuple(head.key)}: seq {seq} is not what was written")
+            raise StoreCorrupt(f"stream {head.key.parts}: seq {seq} is not what was written")
         expected += 1
         entries.append(Entry(head.key, body, ts, thread, seq=seq))
     return entries
@@ -106,6 +106,6 @@ def read_keys(reader: apsw.Connection, after: StreamKey | None, limit: int) -> l
         "SELECT scope, tenant, name FROM stream WHERE (scope, tenant, name) > (?, ?, ?)"
         " AND scope NOT IN ('erased', 'purged')"
         " ORDER BY scope, tenant, name LIMIT ?",
-        (*(after or ("", "", "")), limit),
+        (*(("", "", "") if after is None else after.parts), limit),
     )
     return [StreamKey(*row) for row in found]

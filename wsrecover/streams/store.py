@@ -21,7 +21,8 @@ import attrs
 from wsrecover.config import Retention
 from wsrecover.protocol.cursor import Position
 
-from .entry import ENTRY_BYTES, Entry, StreamKey
+from .entry import ENTRY_BYTES, Entry
+from .key import StreamKey
 
 __all__ = [
     "ANSWER_WINDOW",
