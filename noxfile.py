@@ -16,8 +16,8 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 SOURCES = ("wsrecover", "tests", "benches", "noxfile.py")
 
 
-def install(session: nox.Session, *groups: str, package: str = ".") -> None:
-    session.install(package, *nox.project.dependency_groups(PROJECT, *groups))
+def install(session: nox.Session, *groups: str) -> None:
+    session.install(".", *nox.project.dependency_groups(PROJECT, *groups))
 
 
 def install_compiled(session: nox.Session, *groups: str) -> None:
@@ -29,7 +29,8 @@ def install_compiled(session: nox.Session, *groups: str) -> None:
     asked = {"HATCH_BUILD_HOOK_ENABLE_MYPYC": "true"}
     session.run("python", "-m", "build", "--outdir", str(dist), env=asked, silent=True)
     (wheel,) = dist.glob("wsrecover-*.whl")
-    install(session, *groups, package=str(wheel))
+    install(session, *groups)
+    session.install("--force-reinstall", "--no-deps", str(wheel))  # Its version may be the installed one's.
     session.run("python", "-P", "-c", "from wsrecover.compiled import COMPILED; assert COMPILED")
 
 

@@ -1,11 +1,12 @@
-"""Whether the way of an event is compiled in this installation: see "Speed" in the README."""
+"""Whether the way of an event is compiled in this installation: see "Make it faster" in the README."""
 
 from __future__ import annotations
 
+from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Final
 
 from .streams import entry
 
 __all__ = ["COMPILED"]
 
-COMPILED: Final = not entry.__file__.endswith(".py")
+COMPILED: Final = entry.__file__.endswith(tuple(EXTENSION_SUFFIXES))

@@ -250,7 +250,7 @@ class HandshakeRefused(TransportError):
         self.retry_after = retry_after
 
 
-def caused_by(error: E, cause: BaseException) -> E:
-    """`error`, with its cause: for modules that may be compiled, where `raise` does not hear its `from`."""
+def caused_by(error: E, cause: BaseException | None) -> E:
+    """`error`, with its cause, or with none to be told: compiled, a `raise` does not hear its `from`."""
     error.__cause__ = cause
     return error

@@ -90,6 +90,7 @@ class TestWhatCannotBeLogged:
         with pytest.raises(InvalidEvent) as caught:
             event_with(data)
         assert caught.value.field == field
+        assert caught.value.__context__ is None or caught.value.__suppress_context__
 
     @pytest.mark.parametrize("data", [{}, {"x": "flat"}, {"x": [None]}])
     @pytest.mark.parametrize(

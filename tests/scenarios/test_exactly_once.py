@@ -437,3 +437,9 @@ async def test_s08_the_ids_of_published_events_are_held_to_what_ids_are(
     if field == "id" and isinstance(value, str):
         with pytest.raises(InvalidEvent, match="id"):
             await local.server.publish("acme", "ada", "noted", {}, id=value)
+
+
+@pytest.mark.parametrize("thread", ["run\tx", "x" * 129, 7, b"t", ["t"]])
+async def test_s08_so_is_the_thread_of_a_run(local: LocalServer, thread: Any) -> None:
+    with pytest.raises(InvalidEvent, match="thread"):
+        await local.server.start_agent("acme", "ada", "worker", {}, thread=thread)

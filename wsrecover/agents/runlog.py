@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import trio
 
@@ -35,6 +36,8 @@ UNBOUNDED: Final = 1 << 40
 class RunLog:
     """Encodes and writes the events of one run.
 
+    Raises `InvalidEvent` for a bad `thread`.
+
     Text is gathered: the first of a message goes at once, what follows `delta_interval` after its last delta,
     in the order of adding, and always before any other event of the run. `nursery`, while the agent's
     function runs, is where gathered text waits for room.
@@ -58,12 +61,13 @@ class RunLog:
         "writer",
     )
 
-    def __init__(self, place: RunPlace, run: str, thread: str | None) -> None:
+    def __init__(self, place: RunPlace, run: str, thread: object) -> None:
         self.place = place
         self.run = run
-        self.thread = thread
         self._author = event_author(thread, run)
-        self._clock, self._event_bytes, self._key = place.clock, place.event_bytes, place.key
+        self.thread = thread if isinstance(thread, str) else None
+        self._clock: Callable[[], object] = place.clock
+        self._event_bytes, self._key = place.event_bytes, place.key
         self.writer = place.journal.writer()
         self.nursery: trio.Nursery | None = None
         self._text = Gathering(place.delta_interval)
@@ -76,7 +80,7 @@ class RunLog:
 
     def encode(self, type: object, data: object, id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
         """The event, encoded once. Raises `InvalidEvent`."""
-        ts = self._clock()
+        ts: Any = self._clock()
         body = encode_event_of(self._author, ts, type, data, self._event_bytes)
         return Entry(self._key, body, ts, self.thread, id)
 

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 import orjson
 
-from wsrecover.errors import InvalidEvent
+from wsrecover.errors import InvalidEvent, caused_by
 
 from .cursor import Position
 from .events import EVENT_TYPE, TYPES
@@ -63,6 +63,7 @@ _STRICT: Final = (
 )
 
 _to_json: Final = orjson.dumps
+"""For each event: an attribute of a module is looked up by name, compiled or not."""
 
 _REQUIRED: Final = object()
 _ID: Final = f"must be 1 to {MAX_ID} printable ASCII characters"
@@ -176,7 +177,7 @@ def encode_event_of(
     try:
         encoded = _to_json(data, None, _STRICT)
     except TypeError as exc:
-        raise _misfit(data, "data", exc) from None
+        raise caused_by(_misfit(data, "data", exc), None) from None
     for value in data.values():  # Cheaper than to search what is flat for its flaws.
         if type(value) not in _FLAT:
             _refuse_bent(data, "data", encoded)
@@ -240,7 +241,7 @@ def _serialize(value: Any, path: str) -> bytes:
     try:
         return orjson.dumps(value, default=_plain, option=_STRICT)
     except TypeError as exc:
-        raise _misfit(value, path, exc) from None
+        raise caused_by(_misfit(value, path, exc), None) from None
 
 
 def _misfit(value: Any, path: str, exc: TypeError) -> InvalidEvent:

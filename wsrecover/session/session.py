@@ -10,7 +10,6 @@ The log outlives the session: a session that ended is made anew by whoever asks 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 
@@ -68,8 +67,7 @@ class Session:
         self.services = services
         self.tenant = tenant
         self.user = user
-        # Each event is looked up by it: what many users have in common is one object, in the caches already.
-        self.key = StreamKey("user", sys.intern(str(tenant)), user)
+        self.key = StreamKey("user", tenant, user)
         self.since = services.clock()
         self.connections: dict[str, Connection] = {}
         self.members = Members()

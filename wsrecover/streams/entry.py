@@ -17,10 +17,11 @@ ENTRY_BYTES: Final = 200
 class Entry:
     """An event on its way into the log of the stream `key`, and then in it: one object all the way.
 
-    `body` is its JSON object without `op`, `stream` and `seq`, encoded once; `ts` is in unix seconds. With an
-    `id` the event is appended at most once per stream within `ANSWER_WINDOW`: the same id and digest gives
-    the first one's position. `seq` and `epoch` are the store's to set when it commits; a page that was read
-    has no epochs. What was committed is not handed to a store again, unless it has an `id`.
+    `body` is its JSON object without `op`, `stream` and `seq`, encoded once, in bytes and nothing like them;
+    `ts` is in unix seconds. With an `id` the event is appended at most once per stream within
+    `ANSWER_WINDOW`: the same id and digest gives the first one's position. `seq` and `epoch` are the store's
+    to set when it commits; a page that was read has no epochs. What was committed is not handed to a store
+    again, unless it has an `id`.
 
     A plain class, for every event is one: where this is compiled, attributes that attrs makes are slow.
     """
@@ -45,6 +46,9 @@ class Entry:
         self.digest = digest
         self.seq = seq
         self.epoch = ""
+
+    def __repr__(self) -> str:
+        return f"Entry({self.key!r}, {self.body!r}, seq={self.seq})"
 
     @property
     def position(self) -> Position:

@@ -192,7 +192,7 @@ class Journal:
         try:
             group = self.open or self.begin()
         except trio.ClosedResourceError:  # The journal ended between the admission and this task's turn.
-            raise StoreFailed(_CLOSED) from None
+            raise caused_by(StoreFailed(_CLOSED), None) from None
         group.add(unit, size, author, waiter)
         return group
 

@@ -13,6 +13,7 @@ class StreamKey(str):
     """Names one stream. `name` is the user, tier or role; empty for `tenant` and `all`.
 
     A str, as it is looked up for every event, and a str keeps its hash. Keys are ordered as their `parts`.
+    Names count by their characters, whatever their own `__str__` would tell, as an enum's member does.
     """
 
     __slots__ = ("name", "scope", "tenant")
@@ -22,10 +23,16 @@ class StreamKey(str):
     name: str
 
     def __new__(cls, scope: Scope, tenant: str = "", name: str = "") -> Self:
-        # What separates them is less than any character of an id.
-        key = super().__new__(cls, f"{scope}\n{tenant}\n{name}")
-        key.scope, key.tenant, key.name = scope, tenant, name
+        parts = scope, tenant, name
+        key = super().__new__(cls, "\n".join(parts))  # Less than any character of a name.
+        key.scope, key.tenant, key.name = parts
         return key
+
+    def __getnewargs__(self) -> tuple[Scope, str, str]:  # type: ignore[override]  # A str has one argument.
+        return self.parts
+
+    def __repr__(self) -> str:
+        return f"StreamKey{self.parts}"
 
     @property
     def parts(self) -> tuple[Scope, str, str]:

@@ -51,6 +51,7 @@ _MAX_HEADS: Final = 65_536
 _MIN_DEAD: Final = 1024
 
 _crc32: Final = zlib.crc32
+"""Of each event: an attribute of a module is looked up by name, compiled or not."""
 
 
 class SQLiteLog:

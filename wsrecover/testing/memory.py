@@ -190,7 +190,7 @@ class PipeStream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for bytes; `b""` at the end."""
-        return await self._pipe.receive_some(max_bytes or CAPACITY)
+        return bytes(await self._pipe.receive_some(max_bytes or CAPACITY))
 
     async def aclose(self) -> None:
         """Close at once."""

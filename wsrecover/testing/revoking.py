@@ -59,12 +59,12 @@ async def _fill(store: Store) -> None:
 
 async def _check_others(store: Store) -> None:
     for key in (BEN, NAMESAKE):
-        expect(await logged(store, key), ["e1", "a", "b"], f"what the stream of {key} holds")
-        confirm(await store.answer(_asked(key).key), f"an answer to {key}")
-        expect((await store.snapshot(key)).seq, 2, f"the snapshot of {key}")
+        expect(await logged(store, key), ["e1", "a", "b"], f"what the stream of {key!r} holds")
+        confirm(await store.answer(_asked(key).key), f"an answer to {key!r}")
+        expect((await store.snapshot(key)).seq, 2, f"the snapshot of {key!r}")
         repeated = Unit((named(key, "e1"),))
         await store.commit([repeated])
-        expect(seqs(repeated), [1], f"the id of an event of {key}")
+        expect(seqs(repeated), [1], f"the id of an event of {key!r}")
     expect(await logged(store, ALL), ["ann", "ben", "ann"], "what was broadcast")
     expect(await store.runs(), [_run(BEN), _run(NAMESAKE)], "the runs")
 

@@ -90,7 +90,7 @@ async def logged(store: Store, key: StreamKey) -> list[str]:
     """The bodies of all that is kept in a stream; they must be contiguous up to its head."""
     state = await store.load(key)
     found = await store.read(key, 0, upto=state.head, max_events=100_000, max_bytes=1 << 30)
-    expect([entry.seq for entry in found], list(range(state.oldest, state.head + 1)), f"seqs of {key}")
+    expect([entry.seq for entry in found], list(range(state.oldest, state.head + 1)), f"seqs of {key!r}")
     return [entry.body.decode() for entry in found]
 
 

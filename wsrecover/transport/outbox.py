@@ -217,11 +217,11 @@ class Outbox(trio.abc.Stream):
         """
         size = max_bytes or RECEIVE_BYTES
         if self._tls is None:
-            return await self._pipe.receive_some(size)
+            return bytes(await self._pipe.receive_some(size))
         await trio.lowlevel.checkpoint()
         while (data := self._tls.decrypt(size)) is None:
             self._send_own(self._tls)
-            self._tls.feed(await self._pipe.receive_some(RECEIVE_BYTES))
+            self._tls.feed(bytes(await self._pipe.receive_some(RECEIVE_BYTES)))
         self._send_own(self._tls)
         return data
 
@@ -240,7 +240,7 @@ class Outbox(trio.abc.Stream):
             await self.drain()
             if done:
                 break
-            tls.feed(await self._pipe.receive_some(RECEIVE_BYTES))
+            tls.feed(bytes(await self._pipe.receive_some(RECEIVE_BYTES)))
             done = tls.shake()
         self._tls = tls
 

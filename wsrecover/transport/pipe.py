@@ -37,7 +37,7 @@ class Pipe(Protocol):
         """
         ...
 
-    async def receive_some(self, max_bytes: int) -> bytes:
+    async def receive_some(self, max_bytes: int) -> bytes | bytearray | memoryview:
         """Wait for 1 to `max_bytes` bytes; `b""` where the peer has sent its last.
 
         Raises:
