@@ -13,11 +13,11 @@ import trio
 from memory_world import MemoryWorld, memory_world
 from serving import Frame
 from stage import Stage
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover.agents import App, Run
 from wsrecover.client import Changed, ClientSession, Dial, Event, Gap, Item, Snapshot, connect
-from wsrecover.config import Contexts, Limits, Retention, Tier
+from wsrecover.config import Contexts, Limits, Retention, Tier, Timeouts
 from wsrecover.protocol.context import Context
 from wsrecover.protocol.cursor import Position
 from wsrecover.session.contexts import UserContexts
@@ -77,6 +77,19 @@ async def work(stage: Stage) -> None:
     stage.tell("think", "tool", "app.own", "finish")
 
 
+@pytest.fixture
+def slow_snapshots(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """Contexts are not to be had until this is set."""
+    snapshot, go = UserContexts.snapshot, trio.Event()
+
+    async def slow(contexts: UserContexts) -> object:
+        await go.wait()
+        return await snapshot(contexts)
+
+    monkeypatch.setattr(UserContexts, "snapshot", slow)
+    return go
+
+
 class TestAFreshPage:
     async def test_c01_finds_the_conversation_as_a_snapshot_and_what_follows_as_events(
         self, local: LocalServer
@@ -93,6 +106,43 @@ class TestAFreshPage:
             assert texts(frames) == []
             await say(local, "three")
             assert texts(await peer.events(1)) == ["three"]
+
+    async def test_what_its_own_commands_cause_comes_as_events_behind_the_snapshot(
+        self, slow_snapshots: trio.Event
+    ) -> None:
+        """Who waits for such an event would wait for ever if a snapshot, taken late, had it in it already."""
+        async with memory_world() as there:
+            await say(there.local, "before")
+            async with there.local.peer(dial=there.network.dial) as peer:
+                for number, text in enumerate(("one", "two")):
+                    await peer.send(
+                        {
+                            "op": "send",
+                            "id": f"c{number}",
+                            "type": "chat",
+                            "data": {"text": text},
+                            "thread": "t1",
+                        }
+                    )
+                await wait_all_tasks_blocked()
+                assert (await there.services.store.load(StreamKey("user", "acme", "ada"))).head == 1
+                slow_snapshots.set()
+                frames = await peer.until("event", seq=3)
+                assert told(frames) == {"t1": ["before"]}
+                assert texts(frames) == ["one", "two"]
+
+    async def test_its_commands_wait_for_that_no_longer_than_the_store_may_take(
+        self, slow_snapshots: trio.Event, mock_clock: MockClock
+    ) -> None:
+        async with memory_world(timeouts=Timeouts(heartbeat=600, store=30)) as there:
+            await say(there.local, "before")
+            async with there.local.peer(dial=there.network.dial) as peer, trio.open_nursery() as nursery:
+                nursery.start_soon(peer.command, "chat", {"text": "one"})
+                await wait_all_tasks_blocked()
+                mock_clock.jump(29)
+                await wait_all_tasks_blocked()
+                assert nursery.child_tasks
+                mock_clock.jump(2)
 
     async def test_nothing_was_logged_and_there_is_no_snapshot(self, local: LocalServer) -> None:
         async with local.peer() as peer:

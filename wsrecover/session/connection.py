@@ -343,10 +343,10 @@ class Connection:
         self.close(CloseCode.INTERNAL_ERROR, "internal error")
 
     async def _answer(self, send: Send, begun: trio.Event) -> None:
+        await self._delivery.opened()
         # From here a command comes to the journal without a checkpoint, so that the next one queues behind.
         begun.set()
-        reply = await self._home.commands.answer(self.grant.principal, send)
-        self._delivery.control(reply)
+        self._delivery.control(await self._home.commands.answer(self.grant.principal, send))
 
     async def _refilter(self, follow: Follow, _: trio.Event) -> None:
         wanted = None if follow.threads is None else frozenset(follow.threads)

@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+import trio
+
 from wsrecover.errors import CommandError
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import Logged, encode, live_frame
@@ -56,6 +58,7 @@ class Delivery:
         "_ended",
         "_lags",
         "_limits",
+        "_opening",
         "_outbox",
         "_owner",
         "_part_bytes",
@@ -80,6 +83,7 @@ class Delivery:
         self._unsaid: dict[Stream, int] = {}
         self._controls: list[bytes] = []
         self._catch_up: CatchUp | None = None
+        self._opening: trio.Event | None = None
         self._ended = False
 
     @property
@@ -126,6 +130,17 @@ class Delivery:
         if switch is not None:
             self.wanted = switch.before
             lag.switches.append(switch)
+            if switch.first:
+                lag.opening = self._opening = trio.Event()
+
+    async def opened(self) -> None:
+        """Wait until the snapshot that it begins with, if any, was taken: what is done then comes as events.
+
+        No longer than the store may take. No checkpoint once it was taken.
+        """
+        if self._opening is not None and not self._opening.is_set():
+            with trio.move_on_after(self._owner.timeouts.store):
+                await self._opening.wait()
 
     def follow(self, streams: Mapping[str, Stream], after: Mapping[str, int], notice: ServerFrame) -> None:
         """Send `notice`, then follow `streams` alone; those in `after` are new, and begin there."""
@@ -163,6 +178,8 @@ class Delivery:
     def end(self) -> None:
         """Leave every stream; nothing is sent any more."""
         self._ended = True
+        if self._opening is not None:
+            self._opening.set()
         for stream in self.streams.values():
             stream.leave(self)
         self._lags.clear()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 import attrs
+import trio
 
 from wsrecover.protocol.coalesce import Coalescer
 from wsrecover.protocol.codec import Logged, encode
@@ -31,7 +32,8 @@ Pair: TypeAlias = tuple[int, int] | None
 class Lag:
     """Where a lagging stream's cursor is: all up to `after` was sent, or is in `frames` or `merging`.
 
-    `taken` is the snapshot of the first of `switches`: the stream is told up to it, and then it.
+    `taken` is the snapshot of the first of `switches`: the stream is told up to it, and then it. `opening`
+    is set when the one that the stream begins with was taken.
     """
 
     after: int
@@ -42,6 +44,7 @@ class Lag:
     page: Page | None = None
     switches: deque[Switch] = attrs.field(factory=deque)
     taken: Taken | None = None
+    opening: trio.Event | None = None
 
     @property
     def held(self) -> int:
@@ -89,6 +92,8 @@ class Lag:
         self.taken = Taken(stream.name, switch, snapshot, part_bytes=part_bytes)
         if switch.first:
             self.after = snapshot.seq
+            if self.opening is not None:
+                self.opening.set()
 
     def tell_snapshot(self) -> int | None:
         """Add its next frame, if there is one left: its bytes. None: the stream has not come as far."""
