@@ -37,7 +37,7 @@ class Follower:
     def __init__(self) -> None:
         self.taken = 0
 
-    def deliver(self, stream: Stream, entries: Sequence[Entry]) -> bool:  # noqa: ARG002  # The protocol's signature.
+    def deliver(self, stream: Stream, entries: list[Entry]) -> bool:  # noqa: ARG002  # The protocol's signature.
         self.taken += len(entries)
         return True
 

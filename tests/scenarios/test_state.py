@@ -136,13 +136,18 @@ class TestAFreshPage:
     ) -> None:
         async with memory_world(timeouts=Timeouts(heartbeat=600, store=30)) as there:
             await say(there.local, "before")
-            async with there.local.peer(dial=there.network.dial) as peer, trio.open_nursery() as nursery:
-                nursery.start_soon(peer.command, "chat", {"text": "one"})
+            async with there.local.peer(dial=there.network.dial) as peer:
+                for number in range(3):  # They wait together, not one after the other.
+                    send = {"op": "send", "id": f"c{number}", "type": "chat", "data": {"text": "hi"}}
+                    await peer.send(send)
                 await wait_all_tasks_blocked()
+                key = StreamKey("user", "acme", "ada")
                 mock_clock.jump(29)
                 await wait_all_tasks_blocked()
-                assert nursery.child_tasks
+                assert (await there.services.store.load(key)).head == 1
                 mock_clock.jump(2)
+                await wait_all_tasks_blocked()
+                assert (await there.services.store.load(key)).head == 4
 
     async def test_nothing_was_logged_and_there_is_no_snapshot(self, local: LocalServer) -> None:
         async with local.peer() as peer:

@@ -141,6 +141,7 @@ class Delivery:
         if self._opening is not None and not self._opening.is_set():
             with trio.move_on_after(self._owner.timeouts.store):
                 await self._opening.wait()
+            self._opening = None  # Those behind this one have waited as long.
 
     def follow(self, streams: Mapping[str, Stream], after: Mapping[str, int], notice: ServerFrame) -> None:
         """Send `notice`, then follow `streams` alone; those in `after` are new, and begin there."""
