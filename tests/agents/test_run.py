@@ -11,7 +11,9 @@ import trio.testing
 from agents_world import Gated, World
 
 from wsrecover.agents.run import Run
+from wsrecover.agents.runlog import RunLog
 from wsrecover.errors import AgentError, InvalidEvent, RunBroken, RunEnded, ScopeEnded, StoreUnavailable
+from wsrecover.protocol.context import TYPES as CONTEXT_TYPES
 
 
 class TestEmit:
@@ -43,6 +45,11 @@ class TestEmit:
                 await run.emit(type_, {})
 
         assert (await world.finish(agent))["status"] == "completed"
+
+    async def test_contexts_depend_on_what_is_reduced_to_them_alone(self, world: World) -> None:
+        log = RunLog(world.place, "r1", None)
+        kinds = [*CONTEXT_TYPES, "agent_thinking", "tool_progress", "app.step"]
+        assert {kind for kind in kinds if log.encode(kind, {}).concerning} == CONTEXT_TYPES
 
     async def test_changing_the_data_afterwards_changes_nothing(self, world: World) -> None:
         async def agent(run: Run) -> None:
@@ -111,6 +118,58 @@ class TestEmit:
         gated.open.set()
         await execution.wait_ended()
         assert [data["n"] for data in await world.told("x")] == [0, 1, 2, 3, 4]
+
+    async def test_cancelled_while_it_waits_for_room_it_was_not_queued(
+        self, small_world: Callable[..., Any], gated: Gated
+    ) -> None:
+        world = await small_world(max_units=1)
+
+        async def agent(run: Run) -> None:
+            await run.emit("x", {"n": 0})
+            with trio.CancelScope() as scope:
+                world.nursery.start_soon(self.cancel_later, scope, gated)
+                await run.emit("x", {"n": 1})
+            assert scope.cancelled_caught
+            await run.emit("x", {"n": 2})
+
+        execution = world.execution(agent)
+        await execution.start()
+        gated.hold()
+        world.nursery.start_soon(execution.execute)
+        await execution.wait_ended()
+        assert (await world.terminal())["status"] == "completed"
+        assert [data["n"] for data in await world.told("x")] == [0, 2]
+
+    @staticmethod
+    async def cancel_later(scope: trio.CancelScope, gated: Gated) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+        gated.open.set()
+
+    @pytest.mark.parametrize("last_word", ["emit", "think"])
+    async def test_a_last_word_of_a_cancelled_run_is_logged(self, world: World, last_word: str) -> None:
+        async def agent(run: Run) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                await (run.emit("bye", {"text": "x"}) if last_word == "emit" else run.think("x"))
+
+        execution = await world.launch(agent)
+        await trio.testing.wait_all_tasks_blocked()
+        execution.cancel()
+        assert await execution.wait_ended() == "cancelled"
+        assert (await world.terminal())["status"] == "cancelled"
+        assert await world.told("bye", "agent_thinking") == [{"text": "x"}]
+
+    async def test_a_loop_that_only_emits_can_be_cancelled(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            while True:
+                await run.emit("x", {})
+
+        execution = await world.launch(agent)
+        execution.cancel()
+        assert await execution.wait_ended() == "cancelled"
+        assert len(await world.told("x")) < 100
 
     async def test_a_loop_that_only_emits_lets_others_run(self, world: World) -> None:
         other = trio.Event()

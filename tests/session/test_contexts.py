@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
+from wsrecover import App, Run
 from wsrecover.config import Config, Contexts, Retention, Tier
 from wsrecover.errors import StoreUnavailable
 from wsrecover.session.contexts import TOGETHER, UserContexts, keep_up, store
@@ -137,6 +138,34 @@ async def test_who_has_the_stream_open_keeps_up_without_waiting(monkeypatch: pyt
         await keep_up([contexts, behind])
         monkeypatch.setattr(log.services.store, "read", never)
         assert await said(contexts) == await said(behind) == ["one", "two", "three"]
+        log.services.streams.release(stream)
+
+
+async def test_what_concerns_no_context_need_not_be_there_to_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, go, gone = App(), trio.Event(), trio.Event()
+
+    @app.agent("stepper")
+    async def stepper(run: Run) -> None:
+        await go.wait()
+        for n in range(3):
+            await run.emit("step", {"n": n})
+        await run.flush()
+        gone.set()
+        await trio.sleep_forever()
+
+    async with local_server(app) as local:
+        log = Log(local)
+        contexts, stream = log.contexts(), await log.services.streams.open(ADA)
+        await local.server.start_agent("acme", "ada", "stepper", {})
+        await keep_up([contexts])
+        go.set()
+        await gone.wait()
+        monkeypatch.setattr(log.services.store, "read", never)
+        stream.drop_tail()
+        assert contexts.keep_up_nowait()
+        await log.say("one")
+        assert contexts.keep_up_nowait()
+        assert await said(contexts) == ["one"]
         log.services.streams.release(stream)
 
 

@@ -56,6 +56,31 @@ def test_wire_names_are_relative_to_the_principal() -> None:
     assert names == ["user", "tenant", "tier", "role:x", "all"]
 
 
+class TestConcerning:
+    """The newest event on which a context may depend: behind it nothing need be read to know them."""
+
+    async def test_it_is_the_last_commit_that_had_one(self) -> None:
+        stream = await Streams(await open_memory()).open(ANN)
+        told = entries(1, 6)
+        for entry in (told[0], *told[3:]):
+            entry.concerning = False
+        known = []
+        for first, last in ((1, 1), (2, 4), (5, 6)):
+            stream.extend(told[first - 1 : last])
+            known.append(stream.concerning)
+        assert known == [0, 4, 4]
+
+    async def test_of_what_was_not_seen_all_may_be(self) -> None:
+        store = await open_memory()
+        await filled(store, 3)
+        stream = await Streams(store).open(ANN)
+        assert stream.concerning == 3
+        late = entries(7, 7)
+        late[0].concerning = False
+        stream.extend(late)
+        assert stream.concerning == 6
+
+
 class TestExtend:
     async def test_followers_at_the_head_get_each_event_once_and_in_order(self) -> None:
         stream = await Streams(await open_memory()).open(ANN)

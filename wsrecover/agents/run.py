@@ -34,6 +34,10 @@ class Run:
     Events appear in the log in the order in which one task makes them. What raises `InvalidEvent` logged
     nothing, and the run goes on. After a commit that failed every call raises `RunBroken`, after the end of
     the run `RunEnded`.
+
+    What makes an event waits only for room in the journal, for the run's rate and, in a loop, now and then
+    for others to have their turn. Where it need not, it does not look whether the task is cancelled: a last
+    event in a `finally` block is logged.
     """
 
     __slots__ = (
@@ -83,18 +87,17 @@ class Run:
 
         `data` is a JSON object or an instance of an attrs class, and fits what `App.event` registered for the
         type. It is encoded before this waits for anything: `InvalidEvent` is raised here, and changing `data`
-        afterwards changes nothing. Returns once the event is queued, which a full journal delays. Cancelled:
-        it was not queued.
+        afterwards changes nothing. Returns once the event is queued, which a full journal delays. Cancelled
+        while it waits: it was not queued.
         """
         if type in RESERVED:
             raise InvalidEvent("type", f"{type} is emitted by the run's own lifecycle or documents")
         log = self._log
         if data.__class__ is not dict or type in self._schemas:
             data = fitted(type, data, self._schemas)
-        event = log.encode(type, data)
-        await trio.lowlevel.checkpoint_if_cancelled()
-        if log.pace is not None or not log.write_nowait(event):
-            await log.write(event)
+        waiting = log.offer(type, data)
+        if waiting is not None:
+            await log.write(waiting)
 
     async def emit_ephemeral(self, type: str, data: Any) -> None:  # noqa: A002  # The word of the wire.
         """Show an event to the clients that are connected and not behind; nobody else ever sees it.

@@ -12,6 +12,7 @@ import trio
 from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.errors import RunBroken, RunEnded
 from wsrecover.protocol.codec import encode_event_of, event_author
+from wsrecover.protocol.context import TYPES as CONTEXT_TYPES
 from wsrecover.streams.store import Entry, Unit
 
 from .ending import is_cancelled
@@ -82,7 +83,7 @@ class RunLog:
         """The event, encoded once. Raises `InvalidEvent`."""
         ts: Any = self._clock()
         body = encode_event_of(self._author, ts, type, data, self._event_bytes)
-        return Entry(self._key, body, ts, self.thread, id)
+        return Entry(self._key, body, ts, self.thread, id, concerning=type in CONTEXT_TYPES)
 
     def show(self, event: Entry) -> None:
         """Hand the event, which is not logged, to whoever is connected. Raises `RunEnded`, `InvalidEvent`."""
@@ -90,17 +91,24 @@ class RunLog:
         if self.place.show is not None:
             self.place.show(event)
 
+    def offer(self, type: object, data: object) -> Entry | None:  # noqa: A002  # The word of the wire.
+        """`encode` an event and queue it at once; where it must wait, it is given back for `write`.
+
+        Raises `InvalidEvent` and `RunBroken`.
+        """
+        event = self.encode(type, data)
+        return None if self.pace is None and self._write_nowait(event) else event
+
     async def write(self, event: Entry) -> None:
         """Queue the event behind all that the run wrote before. Raises `RunBroken` or `RunEnded`.
 
-        Cancelled: the event was not queued.
+        Cancelled while it waits: the event was not queued. Where it need not wait it is no checkpoint.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
         await self._keep_pace(count=True)
-        if not self.write_nowait(event):
+        if not self._write_nowait(event):
             await self._write((event,))
 
-    def write_nowait(self, event: Entry) -> bool:
+    def _write_nowait(self, event: Entry) -> bool:
         """Queue the event if nothing goes before it and nothing stands in its way. Raises `RunBroken`.
 
         The run's rate, if there is a `pace`, is not looked into here.

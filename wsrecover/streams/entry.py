@@ -21,12 +21,12 @@ class Entry:
     `ts` is in unix seconds. With an `id` the event is appended at most once per stream within
     `ANSWER_WINDOW`: the same id and digest gives the first one's position. `seq` and `epoch` are the store's
     to set when it commits; a page that was read has no epochs. What was committed is not handed to a store
-    again, unless it has an `id`.
+    again, unless it has an `id`. Where `concerning` is not set, no context depends on it.
 
     A plain class, for every event is one: where this is compiled, attributes that attrs makes are slow.
     """
 
-    __slots__ = ("body", "digest", "epoch", "id", "key", "seq", "thread", "ts")
+    __slots__ = ("body", "concerning", "digest", "epoch", "id", "key", "seq", "thread", "ts")
 
     def __init__(
         self,
@@ -37,6 +37,8 @@ class Entry:
         id: str | None = None,  # noqa: A002  # The word of the wire.
         digest: bytes = b"",
         seq: int = 0,
+        *,
+        concerning: bool = True,
     ) -> None:
         self.key = key
         self.body = body
@@ -46,6 +48,7 @@ class Entry:
         self.digest = digest
         self.seq = seq
         self.epoch = ""
+        self.concerning = concerning
 
     def __repr__(self) -> str:
         return f"Entry({self.key!r}, {self.body!r}, seq={self.seq})"

@@ -8,11 +8,12 @@ from typing import Final
 import attrs
 import trio
 
+from .budget import TailBudget
 from .fanout import Fanout
 from .growth import Growth
 from .served import Served
 from .store import Entry, Store, StreamKey
-from .stream import Stream, TailBudget
+from .stream import Stream
 
 __all__ = ["Streams", "StreamsStatistics"]
 
@@ -118,17 +119,19 @@ class Streams:
     def extend(self, entries: list[Entry]) -> None:
         """What one commit appended, in order: hand it to the streams that are open. `flush` sends it."""
         find = self._streams.get
-        opened: dict[Stream, list[Entry]] = {}
+        grown: list[tuple[Stream, list[Entry]]] = []
         others: dict[StreamKey, list[Entry]] = {}
         for entry in entries:
             stream = find(entry.key)
             if stream is None:
                 others.setdefault(entry.key, []).append(entry)
-            elif stream in opened:
-                opened[stream].append(entry)
+            elif stream.gathered is not None:
+                stream.gathered.append(entry)
             else:
-                opened[stream] = [entry]
-        for stream, appended in opened.items():
+                stream.gathered = [entry]
+                grown.append((stream, stream.gathered))
+        for stream, appended in grown:
+            stream.gathered = None
             stream.extend(appended)
         for key, appended in others.items():
             self.growth.add(key, appended)

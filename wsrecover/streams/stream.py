@@ -14,13 +14,14 @@ from wsrecover.protocol.codec import event_prefix
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import From, StreamInfo
 
+from .budget import TailBudget
 from .growth import Growth, Left
 from .lineage import Lineage
 from .page import Page, fitting, page_of
 from .served import AT_ONCE, Sender, Served
 from .store import Entry, Store, StreamKey, StreamState
 
-__all__ = ["CROWD", "Follower", "Stream", "TailBudget"]
+__all__ = ["CROWD", "Follower", "Stream"]
 
 _log = structlog.get_logger(__name__)
 
@@ -62,26 +63,18 @@ class _Wave:
         return self.entries[0].seq - 1
 
 
-class TailBudget:
-    """Bytes that the tails of all streams together may hold (`limit`), and do (`used`)."""
-
-    __slots__ = ("limit", "used")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-
 class Stream:
     """One stream. `live` are its followers that are at the head; being in it *means* being there.
 
-    `head` and `oldest` are as in SPEC.md. The tail holds the newest events, at most `tail_events` and
-    `tail_bytes` of bodies, so that a client that was away briefly costs no read. Made by `Streams.open`,
-    which registers it before its head is loaded: what is appended meanwhile is not missed.
+    `head` and `oldest` are as in SPEC.md; no event behind `concerning` makes a difference to a context. The
+    tail holds the newest events, at most `tail_events` and `tail_bytes` of bodies, so that a client that was
+    away briefly costs no read. Made by `Streams.open`, which registers it before its head is loaded: what is
+    appended meanwhile is not missed.
 
     `crowded(stream)` is called when more followers than one step may serve wait for `serve_wave`; who takes
     something is put into `served`, to flush at the end of the step. `growth` hears when its share is used up.
     `framed` is what followers are being offered as it goes into the sockets: the first makes it, for all.
+    `gathered` is for `Streams` alone: what of a commit is the stream's, while that is sorted.
 
     What need not be seen to with each event waits for `_look_seq` or `_look_total`. `_line` is who is at the
     head, to be served in one step: None once that has changed, and while there is a wave.
@@ -105,8 +98,10 @@ class Stream:
         "_tail",
         "_total",
         "_waves",
+        "concerning",
         "event_prefix",
         "framed",
+        "gathered",
         "head",
         "key",
         "live",
@@ -131,10 +126,12 @@ class Stream:
         self.name = key.wire_name
         self.event_prefix = event_prefix(self.name)
         self.head = 0
+        self.concerning = 0
         self.oldest = 1
         self.loaded = False
         self.live: set[Follower] = set()
         self.framed: bytes | None = None
+        self.gathered: list[Entry] | None = None
         self._line: tuple[Follower, ...] | None = None
         self._total = 0  # Bytes of the bodies that were ever in the tail, and of those that are not any more.
         self._dropped = 0
@@ -201,6 +198,8 @@ class Stream:
             body = entry.body
             keep(body)
             size += len(body)
+            if entry.concerning:
+                self.concerning = head
         self._budget.used += size
         self._total = total = self._total + size
         if head >= self._look_seq or total >= self._look_total:
@@ -227,7 +226,7 @@ class Stream:
     def _skip_to(self, head: int) -> None:
         """The head is there: what lies between was not learnt here, and does not count."""
         self._due_seq += head - self.head
-        self.head = head
+        self.head = self.concerning = head
 
     def _begin_share(self, share: Left) -> None:
         self._due_seq = self.head + share.events

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
 from typing import Final, TypeAlias
@@ -33,14 +32,21 @@ def text_frame(payload: bytes) -> bytes:
     return text_head(len(payload)) + payload
 
 
-@functools.lru_cache(maxsize=4096)
 def text_head(size: int) -> bytes:
     """What goes before a payload of `size` bytes."""
+    return _HEADS[size] if size < len(_HEADS) else _text_head(size)
+
+
+def _text_head(size: int) -> bytes:
     if size < 126:
         return b"\x81%c" % size
     if size < 65536:
         return b"\x81\x7e" + size.to_bytes(2, "big")
     return b"\x81\x7f" + size.to_bytes(8, "big")
+
+
+_HEADS: Final[list[bytes]] = [_text_head(size) for size in range(2048)]
+"""Of the usual sizes, which nearly each live event is among."""
 
 
 def payloads(frames: bytes) -> Iterator[bytes]:
