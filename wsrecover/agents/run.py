@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar, overload
 import trio
 
 from wsrecover.errors import InvalidEvent
-from wsrecover.protocol.events import CRITICAL, STATE_PATCH, TERMINAL
+from wsrecover.protocol.events import CRITICAL
 from wsrecover.protocol.schema import Schema, fitted
 
 from .asking import Request
@@ -19,9 +19,6 @@ from .runlog import RunLog
 __all__ = ["Run"]
 
 T = TypeVar("T")
-
-RESERVED: Final = frozenset({"agent_started", TERMINAL, STATE_PATCH})
-"""Types that only the run's own lifecycle and documents may emit."""
 
 
 class Run:
@@ -43,7 +40,6 @@ class Run:
     __slots__ = (
         "_log",
         "_parts",
-        "_schemas",
         "agent",
         "id",
         "input",
@@ -77,7 +73,6 @@ class Run:
         self.status: Status = "running"
         self.usage: dict[str, Any] | None = None
         self._log = log
-        self._schemas = log.place.schemas
         self._parts = 0
         self.memory: Final = Document(log, "memory")
         self.workflow: Final = Document(log, "workflow")
@@ -90,14 +85,9 @@ class Run:
         afterwards changes nothing. Returns once the event is queued, which a full journal delays. Cancelled
         while it waits: it was not queued.
         """
-        if type in RESERVED:
-            raise InvalidEvent("type", f"{type} is emitted by the run's own lifecycle or documents")
-        log = self._log
-        if data.__class__ is not dict or type in self._schemas:
-            data = fitted(type, data, self._schemas)
-        waiting = log.offer(type, data)
+        waiting = self._log.offer(type, data)
         if waiting is not None:
-            await log.write(waiting)
+            await self._log.write(waiting)
 
     async def emit_ephemeral(self, type: str, data: Any) -> None:  # noqa: A002  # The word of the wire.
         """Show an event to the clients that are connected and not behind; nobody else ever sees it.

@@ -10,9 +10,11 @@ from typing import Any, Final
 import trio
 
 from wsrecover.access.limits import Bucket, Rate, moment
-from wsrecover.errors import RunBroken, RunEnded
+from wsrecover.errors import InvalidEvent, RunBroken, RunEnded
 from wsrecover.protocol.codec import encode_event_of, event_author
 from wsrecover.protocol.context import TYPES as CONTEXT_TYPES
+from wsrecover.protocol.events import STATE_PATCH, TERMINAL
+from wsrecover.protocol.schema import fitted
 from wsrecover.streams.store import Entry, Unit
 
 from .ending import is_cancelled
@@ -20,6 +22,9 @@ from .gathering import Gathering, Text
 from .place import RunPlace
 
 __all__ = ["RunLog"]
+
+RESERVED: Final = frozenset({"agent_started", TERMINAL, STATE_PATCH})
+"""Types that only the run's own lifecycle and documents may emit."""
 
 BURST: Final = 32
 """Units in one commit after which each further one lets other tasks run first."""
@@ -53,6 +58,7 @@ class RunLog:
         "_key",
         "_last_words_until",
         "_lock",
+        "_schemas",
         "_text",
         "nursery",
         "pace",
@@ -68,7 +74,7 @@ class RunLog:
         self._author = event_author(thread, run)
         self.thread = thread if isinstance(thread, str) else None
         self._clock: Callable[[], object] = place.clock
-        self._event_bytes, self._key = place.event_bytes, place.key
+        self._event_bytes, self._key, self._schemas = place.event_bytes, place.key, place.schemas
         self.writer = place.journal.writer()
         self.nursery: trio.Nursery | None = None
         self._text = Gathering(place.delta_interval)
@@ -91,11 +97,16 @@ class RunLog:
         if self.place.show is not None:
             self.place.show(event)
 
-    def offer(self, type: object, data: object) -> Entry | None:  # noqa: A002  # The word of the wire.
-        """`encode` an event and queue it at once; where it must wait, it is given back for `write`.
+    def offer(self, type: Any, data: object) -> Entry | None:  # noqa: A002  # The word of the wire.
+        """Encode and queue an event of the agent's own; where it must wait, give it back for `write`.
 
-        Raises `InvalidEvent` and `RunBroken`.
+        Raises `InvalidEvent`, also where the type is `RESERVED` or the data misfits its schema, and
+        `RunBroken`.
         """
+        if type in RESERVED:
+            raise InvalidEvent("type", f"{type} is emitted by the run's own lifecycle or documents")
+        if data.__class__ is not dict or type in self._schemas:
+            data = fitted(type, data, self._schemas)
         event = self.encode(type, data)
         return None if self.pace is None and self._write_nowait(event) else event
 

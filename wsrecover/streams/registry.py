@@ -17,6 +17,8 @@ from .stream import Stream
 
 __all__ = ["Streams", "StreamsStatistics"]
 
+_NOTHING: Final[list[Entry]] = []
+
 LEAST: Final = 64
 """By so large a part of their budget tails may grow in any case: else each batch would come to shorten them,
 which looks at all streams."""
@@ -119,19 +121,19 @@ class Streams:
     def extend(self, entries: list[Entry]) -> None:
         """What one commit appended, in order: hand it to the streams that are open. `flush` sends it."""
         find = self._streams.get
-        grown: list[tuple[Stream, list[Entry]]] = []
+        grown: list[Stream] = []
         others: dict[StreamKey, list[Entry]] = {}
         for entry in entries:
             stream = find(entry.key)
             if stream is None:
                 others.setdefault(entry.key, []).append(entry)
-            elif stream.gathered is not None:
+            elif stream.gathered:
                 stream.gathered.append(entry)
             else:
                 stream.gathered = [entry]
-                grown.append((stream, stream.gathered))
-        for stream, appended in grown:
-            stream.gathered = None
+                grown.append(stream)
+        for stream in grown:
+            appended, stream.gathered = stream.gathered, _NOTHING
             stream.extend(appended)
         for key, appended in others.items():
             self.growth.add(key, appended)

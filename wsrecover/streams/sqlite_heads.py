@@ -25,11 +25,12 @@ class Head:
     `tip` is (seq, row, total) of the newest event, in one attribute so that nobody sees half of it; `newest`
     is what it will be once the transaction under way is committed, and for the writer's thread alone. `base`
     and `since` are at most the total before `oldest` and its ts; `snapshot` is the seq of the newest one;
-    `marked` tells whether this generation wrote to it.
+    `marked` tells whether this generation wrote to it, `dirty` whether the table has an older tip.
     """
 
     __slots__ = (
         "base",
+        "dirty",
         "epoch",
         "id",
         "incarnation",
@@ -67,6 +68,7 @@ class Head:
         self.base = base
         self.since = since
         self.snapshot = snapshot
+        self.dirty = False
         self.marks = marks
         self.marked = marked
 

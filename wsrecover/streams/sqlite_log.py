@@ -73,7 +73,7 @@ class SQLiteLog:
         self._clock = clock
         self._inode = _identity(path)
         self.known = Known(writer)
-        self._dirty: set[Head] = set()
+        self._dirty: list[Head] = []  # Those that are marked as such.
         self._row = 0  # The newest row, with those that are staged.
         self._committed_row = 0
         self._as_of = 0
@@ -146,13 +146,14 @@ class SQLiteLog:
         self._values.clear()
 
     def _checkpoint_heads(self) -> None:
-        tips = {head.id: head.newest for head in self._dirty.union(self._grown)}
+        tips = {head.id: head.newest for head in (*self._dirty, *self._grown)}
         write_heads(self._db, tips.items(), as_of=self._row, added=self._row - self._as_of)
 
     def _checkpointed(self) -> None:
         self._physical += self._row - self._as_of
         self._as_of = self._row
-        self._dirty.clear()
+        while self._dirty:
+            self._dirty.pop().dirty = False
         if len(self.heads) > _MAX_HEADS:
             self.heads.clear()
 
@@ -163,7 +164,9 @@ class SQLiteLog:
             head.marked = True
         for head in self._grown:
             head.tip = head.newest
-        self._dirty.update(self._grown)
+            if not head.dirty:
+                head.dirty = True
+                self._dirty.append(head)
         for head, (oldest, base, since) in self._trims.items():
             self._alive -= oldest - head.oldest
             head.oldest, head.base, head.since = oldest, base, since

@@ -131,7 +131,7 @@ class Stream:
         self.loaded = False
         self.live: set[Follower] = set()
         self.framed: bytes | None = None
-        self.gathered: list[Entry] | None = None
+        self.gathered: list[Entry] = []
         self._line: tuple[Follower, ...] | None = None
         self._total = 0  # Bytes of the bodies that were ever in the tail, and of those that are not any more.
         self._dropped = 0
