@@ -69,21 +69,24 @@ class RunLog:
     )
 
     def __init__(self, place: RunPlace, run: str, thread: object) -> None:
-        self.place = place
-        self.run = run
-        self._author = event_author(thread, run)
-        self.thread = thread if isinstance(thread, str) else None
+        # What each event asks for comes first: compiled, it lies side by side in memory in this order.
+        self._schemas = place.schemas
         self._clock: Callable[[], object] = place.clock
-        self._event_bytes, self._key, self._schemas = place.event_bytes, place.key, place.schemas
-        self.writer = place.journal.writer()
-        self.nursery: trio.Nursery | None = None
-        self._text = Gathering(place.delta_interval)
-        self._alarm = math.inf
-        self._ended = False
-        self._lock = trio.Lock()
-        self._last_words_until: float | None = None
+        self._author = event_author(thread, run)
+        self._event_bytes = place.event_bytes
+        self._key = place.key
+        self.thread = thread if isinstance(thread, str) else None
         most = place.events_per_second
         self.pace = None if most is None else Bucket(Rate(most, most))
+        self.writer = place.journal.writer()
+        self._text = Gathering(place.delta_interval)
+        self._ended = False
+        self.place = place
+        self.run = run
+        self.nursery: trio.Nursery | None = None
+        self._alarm = math.inf
+        self._lock = trio.Lock()
+        self._last_words_until: float | None = None
 
     def encode(self, type: object, data: object, id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
         """The event, encoded once. Raises `InvalidEvent`."""

@@ -59,18 +59,20 @@ class Head:
         marks: tuple[tuple[str, int], ...] = (),
         marked: bool = False,
     ) -> None:
-        self.key = key
+        # What each event asks for comes first, as in `Stream`.
+        self.marked = marked
+        self.newest = tip
         self.id = id
-        self.incarnation = incarnation
         self.epoch = epoch
-        self.tip = self.newest = tip
+        self.tip = tip
+        self.dirty = False
+        self.key = key
+        self.incarnation = incarnation
         self.oldest = oldest
         self.base = base
         self.since = since
         self.snapshot = snapshot
-        self.dirty = False
         self.marks = marks
-        self.marked = marked
 
     def state(self) -> StreamState:
         """The stream's state."""

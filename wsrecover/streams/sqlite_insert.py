@@ -23,8 +23,8 @@ def insert_events(db: apsw.Connection, values: Sequence[Value]) -> None:
     """Insert the rows whose `values` these are, one row's after the other's. Raises SQLite's errors."""
     size = _CHUNK * _COLUMNS
     rest = len(values) - len(values) % size
-    for start in range(0, rest, size):
-        db.execute(_INSERT_CHUNK, values[start : start + size])
+    if rest:
+        db.executemany(_INSERT_CHUNK, [values[start : start + size] for start in range(0, rest, size)])
     if rest < len(values):
         last = range(rest, len(values), _COLUMNS)
         db.executemany(_INSERT, [values[start : start + _COLUMNS] for start in last])

@@ -122,28 +122,29 @@ class Stream:
         served: Served,
         growth: Growth,
     ) -> None:
-        self.key = key
-        self.name = key.wire_name
-        self.event_prefix = event_prefix(self.name)
+        # What each event asks for comes first: compiled, it lies side by side in memory in this order.
         self.head = 0
         self.concerning = 0
+        self.gathered: list[Entry] = []
+        self._tail: deque[bytes] = deque()  # The bodies alone: the newest is that of the head.
+        self._budget = budget
+        self._total = 0  # Bytes of the bodies that were ever in the tail.
+        self._look_seq = self._look_total = 0  # With the first event that comes.
+        self._line: tuple[Follower, ...] | None = None
+        self.live: set[Follower] = set()
+        self._served = served
+        self.framed: bytes | None = None
+        self.name = key.wire_name
+        self.event_prefix = event_prefix(self.name)
+        self.key = key
         self.oldest = 1
         self.loaded = False
-        self.live: set[Follower] = set()
-        self.framed: bytes | None = None
-        self.gathered: list[Entry] = []
-        self._line: tuple[Follower, ...] | None = None
-        self._total = 0  # Bytes of the bodies that were ever in the tail, and of those that are not any more.
-        self._dropped = 0
-        self._look_seq = self._look_total = 0  # With the first event that comes.
+        self._dropped = 0  # Bytes of the bodies that were in the tail and are not any more.
         self._growth = growth
         self._begin_share(growth.begin(key))
         self._lineage = Lineage(store)
         self._store = store
-        self._budget = budget
-        self._tail: deque[bytes] = deque()  # The bodies alone: the newest is that of the head.
         self._crowded = crowded
-        self._served = served
         self._waves: deque[_Wave] = deque()
         self._max_events = tail_events
         self._max_bytes = tail_bytes
