@@ -102,7 +102,8 @@ def test_a_command_of_the_apps_own_starts_an_agent_that_asks(folder: Cli) -> Non
     with folder.start(*serve, "--port", "0", "--store", "memory", "--log-format", "json") as process:
         assert URL in BUYER
         (folder.home / "buyer.py").write_text(BUYER.replace(URL, process.ready()["url"]))
-        assert folder.shell(f"{shlex.quote(sys.executable)} buyer.py").stdout == "{'shipped': True}\n"
+        bought = folder.shell(f"{shlex.quote(sys.executable)} buyer.py").stdout
+        assert bought == "completed {'shipped': True}\n"
 
 
 def test_a_service_speaks_to_its_tenant_and_an_operator_to_all(folder: Cli) -> None:

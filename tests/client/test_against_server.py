@@ -167,7 +167,7 @@ async def test_a_server_that_was_restarted_is_resumed(tmp_path: Path) -> None:
 
 async def test_a_token_of_another_secret_is_refused() -> None:
     async with local_server(app) as server, local_server(app, secret=b"another" * 6) as other:
-        with pytest.raises(TokenError):
+        with pytest.raises(TokenError, match="does not accept the token: HTTP 401: "):
             async with joined(server.url, server, token=other.token()):
                 pass
 

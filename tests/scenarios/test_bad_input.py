@@ -185,6 +185,17 @@ async def test_e12_a_bad_command_is_refused_by_its_reply(
         assert (await peer.command("chat", {"text": "hi"}, id="c1"))["status"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("data", "problem"), [({}, "is missing"), ({"agent": ""}, "must be a non-empty text")], ids=short
+)
+async def test_e12_a_field_that_is_missing_is_said_to_be(
+    data: dict[str, Any], problem: str, local: LocalServer
+) -> None:
+    async with local.peer() as peer:
+        reply = await peer.command("start_agent", data)
+        assert (reply["error"]["field"], reply["error"]["message"]) == ("data.agent", problem)
+
+
 @pytest.mark.parametrize(("wire", "code"), CLOSED, ids=short)
 async def test_e12_bytes_that_are_no_message_close_the_connection(
     wire: bytes, code: int, local: LocalServer, undisturbed: None

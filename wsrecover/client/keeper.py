@@ -19,7 +19,14 @@ from typing import Final, Protocol
 import attrs
 import trio
 
-from wsrecover.errors import ConnectionClosed, HandshakeRefused, TokenError, TransportError, WsrecoverError
+from wsrecover.errors import (
+    ConnectionClosed,
+    HandshakeRefused,
+    TokenError,
+    TransportError,
+    WsrecoverError,
+    caused_by,
+)
 from wsrecover.protocol.backoff import STABLE_AFTER, Backoff
 from wsrecover.protocol.closecodes import Action, CloseCode, after
 from wsrecover.protocol.frames import SUBPROTOCOL, From, Hello
@@ -195,9 +202,7 @@ class Keeper:
             shared.tokens.refused()
             self._refusals += 1
             if self._refusals >= MAX_REFUSALS or not shared.tokens.refreshable:
-                refusal = TokenError("the server does not accept the token")
-                refusal.__cause__ = error
-                return refusal
+                return caused_by(TokenError(f"the server does not accept the token: {error}"), error)
         elif action == "new_client_id" and not self._replaced:
             self._replaced = True
             self.route = attrs.evolve(self.route, client=new_client_id())

@@ -21,7 +21,8 @@ def text_field(data: Mapping[str, Any], name: str, *, path: str, required: bool 
     if value is None and not required:
         return ""
     if not isinstance(value, str) or not value:
-        raise CommandError("invalid", "must be a non-empty text", field=f"{path}.{name}")
+        problem = "must be a non-empty text" if name in data else "is missing"
+        raise CommandError("invalid", problem, field=f"{path}.{name}")
     return value
 
 
