@@ -2,8 +2,8 @@
 
 What is told is the server's CPU per event, from `run.emit` to the socket, beside its floor: a bare loop of
 `send()` of the same frame on as many loopback sockets, in the same process and the same second. A second
-server with a long log is measured by turns with the first, each beside a floor of its own process: what was
-at work before has pushed everything else out of the processor's caches.
+server with a long log is measured by turns with the first, each beside a floor of its own process: who comes
+after the other process finds the processor's caches cold.
 
 Both go through the users in the order of connecting. What lies side by side in memory is cheaper to go
 through, so the same is told "in random order", of the server and of its floor.
@@ -123,13 +123,14 @@ def main() -> None:
                 figure.add(one.measure(emit_rounds, one.data), one.floor())
         for _ in range(given.repeat):
             thrice.add(bench.measure(emit_rounds, bench.data, 3, per_user=3), bench.floor())
-        remote.call(shuffle, SEED)
-        for _ in range(given.repeat):
-            shuffled.add(bench.measure(emit_rounds, bench.data), bench.floor())
         bench.start_runs("active")
         bench.measure(open_gate)
         for _ in range(given.repeat):
             tasks.add(bench.measure(open_gate), bench.floor())
+        bench.start_runs("passive")
+        remote.call(shuffle, SEED)
+        for _ in range(given.repeat):
+            shuffled.add(bench.measure(emit_rounds, bench.data), bench.floor())
     report(given, bench, [*figures, thrice, shuffled, tasks])
 
 
@@ -152,7 +153,9 @@ class Beside(Figure):
 
 def report(given: argparse.Namespace, bench: Bench, figures: list[Beside]) -> None:
     """The table, and what each figure is in floors."""
-    floor = Figure("floor: bare send()", [one for figure in figures for one in figure.floors])
+    floor = Figure(
+        "floor: bare send(), beside any of them", [one for figure in figures for one in figure.floors]
+    )
     ratios = [
         f"{figure.what}: {statistics.median(figure.ratios):.2f} times the floor beside it (median), "
         f"{figure.least / min(figure.floors):.2f} by the least of both"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
-from agents_world import Gated, World
+from agents_world import NOW, Gated, World
 
 from wsrecover.agents.run import Run
-from wsrecover.agents.runlog import RunLog
+from wsrecover.agents.runlog import LOOK_EVENTS, LOOK_INTERVAL, RunLog
 from wsrecover.errors import AgentError, InvalidEvent, RunBroken, RunEnded, ScopeEnded, StoreUnavailable
 from wsrecover.protocol.context import TYPES as CONTEXT_TYPES
 
@@ -146,20 +147,70 @@ class TestEmit:
         scope.cancel()
         gated.open.set()
 
-    @pytest.mark.parametrize("last_word", ["emit", "think"])
-    async def test_a_last_word_of_a_cancelled_run_is_logged(self, world: World, last_word: str) -> None:
+    @pytest.mark.parametrize("unlooked", [LOOK_EVENTS, 3])
+    async def test_that_its_task_is_cancelled_is_noticed_after_so_many_events_or_so_long(
+        self, world: World, unlooked: int
+    ) -> None:
+        now = NOW
+        world.place = attrs.evolve(world.place, clock=lambda: now)
+
         async def agent(run: Run) -> None:
-            try:
-                await trio.sleep_forever()
-            finally:
-                await (run.emit("bye", {"text": "x"}) if last_word == "emit" else run.think("x"))
+            nonlocal now
+            await run.emit("x", {})
+            await run.flush()  # A burst of one commit would look by itself.
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                for n in range(100):
+                    if n == unlooked:
+                        now += 2 * LOOK_INTERVAL
+                    await run.emit("unlooked", {"n": n})
+            assert scope.cancelled_caught
+
+        assert (await world.finish(agent))["status"] == "completed"
+        assert [data["n"] for data in await world.told("unlooked")] == [*range(unlooked)]
+
+    @pytest.mark.parametrize("way", ["thread", "shield"])
+    async def test_an_agent_whose_waits_hear_of_no_cancellation_ends_by_it(
+        self, world: World, way: str
+    ) -> None:
+        going = trio.Event()
+
+        async def agent(run: Run) -> None:
+            await (trio.to_thread.run_sync(in_thread, run) if way == "thread" else shielded(run))
+
+        def in_thread(run: Run) -> None:
+            while True:
+                trio.from_thread.run(emit, run)
+
+        async def shielded(run: Run) -> None:
+            while True:
+                with trio.CancelScope(shield=True):
+                    await run.flush()
+                await emit(run)
+
+        async def emit(run: Run) -> None:
+            going.set()
+            await run.emit("x", {})
 
         execution = await world.launch(agent)
-        await trio.testing.wait_all_tasks_blocked()
+        await going.wait()
         execution.cancel()
-        assert await execution.wait_ended() == "cancelled"
+        with trio.fail_after(10):
+            assert await execution.wait_ended() == "cancelled"
         assert (await world.terminal())["status"] == "cancelled"
-        assert await world.told("bye", "agent_thinking") == [{"text": "x"}]
+
+    async def test_one_that_is_cancelled_begins_nothing(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            await run.emit("x", {})
+            for begin in (run.tool("pay", {}), run.message()):
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    async with begin:
+                        raise AssertionError("it began")
+                assert scope.cancelled_caught
+
+        await world.finish(agent)
+        assert await world.types() == ["agent_started", "x", "agent_completed"]
 
     async def test_a_loop_that_only_emits_can_be_cancelled(self, world: World) -> None:
         async def agent(run: Run) -> None:

@@ -67,18 +67,35 @@ class TestConcerning:
         known = []
         for first, last in ((1, 1), (2, 4), (5, 6)):
             stream.extend(told[first - 1 : last])
-            known.append(stream.concerning)
+            known.append(stream.concerning_seq)
         assert known == [0, 4, 4]
 
     async def test_of_what_was_not_seen_all_may_be(self) -> None:
         store = await open_memory()
         await filled(store, 3)
         stream = await Streams(store).open(ANN)
-        assert stream.concerning == 3
+        assert stream.concerning_seq == 3
         late = entries(7, 7)
         late[0].concerning = False
         stream.extend(late)
-        assert stream.concerning == 6
+        assert stream.concerning_seq == 6
+
+
+async def test_streams_that_an_error_kept_from_a_commit_take_the_next_one() -> None:
+    bob = StreamKey("user", "tenant", "bob")
+    streams = Streams(await open_memory())
+    first, second = await streams.open(ANN), await streams.open(bob)
+
+    def break_down(_: StreamKey) -> int:
+        raise RuntimeError("a bug")
+
+    streams.growth.share = break_down
+    first._due_seq = first._look_seq = 0
+    with pytest.raises(RuntimeError):
+        streams.extend([*entries(1, 1), *entries(1, 1, key=bob)])
+    assert second.head == 0
+    streams.extend(entries(2, 2, key=bob))
+    assert second.head == 2
 
 
 class TestExtend:

@@ -29,6 +29,10 @@ RESERVED: Final = frozenset({"agent_started", TERMINAL, STATE_PATCH})
 BURST: Final = 32
 """Units in one commit after which each further one lets other tasks run first."""
 
+LOOK_EVENTS: Final = 32
+LOOK_INTERVAL: Final = 0.1
+"""Events, and seconds, of `emit` after which the next one looks whether its task is cancelled."""
+
 TEXT_BYTES: Final = 4096
 """Text that may be gathered: more goes at once, and its author waits where there is no room for it."""
 
@@ -58,8 +62,10 @@ class RunLog:
         "_key",
         "_last_words_until",
         "_lock",
+        "_looked_at",
         "_schemas",
         "_text",
+        "_unlooked",
         "nursery",
         "pace",
         "place",
@@ -71,6 +77,8 @@ class RunLog:
     def __init__(self, place: RunPlace, run: str, thread: object) -> None:
         # What each event asks for comes first: compiled, it lies side by side in memory in this order.
         self._schemas = place.schemas
+        self._unlooked = 0
+        self._looked_at = -math.inf
         self._clock: Callable[[], object] = place.clock
         self._author = event_author(thread, run)
         self._event_bytes = place.event_bytes
@@ -103,7 +111,8 @@ class RunLog:
     def offer(self, type: Any, data: object) -> Entry | None:  # noqa: A002  # The word of the wire.
         """Encode and queue an event of the agent's own; where it must wait, give it back for `write`.
 
-        Raises `InvalidEvent`, also where the type is `RESERVED` or the data misfits its schema, and
+        So it does now and then where only a cancellation is to be looked for, which costs as much as the
+        encoding. Raises `InvalidEvent`, also where the type is `RESERVED` or the data misfits its schema, and
         `RunBroken`.
         """
         if type in RESERVED:
@@ -111,13 +120,17 @@ class RunLog:
         if data.__class__ is not dict or type in self._schemas:
             data = fitted(type, data, self._schemas)
         event = self.encode(type, data)
-        return None if self.pace is None and self._write_nowait(event) else event
+        self._unlooked += 1
+        looked = self._unlooked <= LOOK_EVENTS and 0.0 <= event.ts - self._looked_at < LOOK_INTERVAL
+        return None if looked and self.pace is None and self._write_nowait(event) else event
 
     async def write(self, event: Entry) -> None:
         """Queue the event behind all that the run wrote before. Raises `RunBroken` or `RunEnded`.
 
-        Cancelled while it waits: the event was not queued. Where it need not wait it is no checkpoint.
+        Cancelled: the event was not queued.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._unlooked, self._looked_at = 0, event.ts
         await self._keep_pace(count=True)
         if not self._write_nowait(event):
             await self._write((event,))

@@ -44,6 +44,9 @@ MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 MAX_REFUSALS: Final = 3
 """Fresh tokens refused one after the other: the next one will be, too."""
 
+MAX_REASON: Final = 200
+"""Characters of why a token is refused: a proxy may say it with a whole page."""
+
 LEAVE_TIMEOUT: Final = 2.0
 """Seconds for the server to close after `bye`."""
 
@@ -202,7 +205,8 @@ class Keeper:
             shared.tokens.refused()
             self._refusals += 1
             if self._refusals >= MAX_REFUSALS or not shared.tokens.refreshable:
-                return caused_by(TokenError(f"the server does not accept the token: {error}"), error)
+                why = str(error).splitlines()[0][:MAX_REASON]
+                return caused_by(TokenError(f"the server does not accept the token: {why}"), error)
         elif action == "new_client_id" and not self._replaced:
             self._replaced = True
             self.route = attrs.evolve(self.route, client=new_client_id())

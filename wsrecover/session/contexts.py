@@ -182,12 +182,13 @@ class UserContexts:
         if self._lock.locked() or state is None or stream is None or state.epoch != stream.epoch:
             return False
         age, most = self._services.quotas.contexts(self._key)
-        if state.seq < stream.concerning:
+        if state.seq < stream.concerning_seq:
             page = stream.page_nowait(state.seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
             if page is None or page.last < stream.head:
                 return False
             state.take(page, age=age)
-        state.seq = stream.head
+        else:  # Nothing that came since makes a difference.
+            state.seq = stream.head
         self._forget_expired(state, age, most)
         self._let_go(state)
         return True

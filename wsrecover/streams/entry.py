@@ -21,7 +21,8 @@ class Entry:
     `ts` is in unix seconds. With an `id` the event is appended at most once per stream within
     `ANSWER_WINDOW`: the same id and digest gives the first one's position. `seq` and `epoch` are the store's
     to set when it commits; a page that was read has no epochs. What was committed is not handed to a store
-    again, unless it has an `id`. Where `concerning` is not set, no context depends on it.
+    again, unless it has an `id`. Where `concerning` is not set, no context depends on it; who does not know
+    leaves it set.
 
     A plain class, for every event is one: where this is compiled, attributes that attrs makes are slow.
     """

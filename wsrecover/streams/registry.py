@@ -132,9 +132,14 @@ class Streams:
             else:
                 stream.gathered = [entry]
                 grown.append(stream)
-        for stream in grown:
-            appended, stream.gathered = stream.gathered, _NOTHING
-            stream.extend(appended)
+        try:
+            for stream in grown:
+                appended, stream.gathered = stream.gathered, _NOTHING
+                stream.extend(appended)
+        except BaseException:  # Those behind it missed this, and will read it from the log.
+            for stream in grown:
+                stream.gathered = _NOTHING
+            raise
         for key, appended in others.items():
             self.growth.add(key, appended)
         if self._budget.used > self._budget.limit:

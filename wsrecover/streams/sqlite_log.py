@@ -73,7 +73,7 @@ class SQLiteLog:
         self._clock = clock
         self._inode = _identity(path)
         self.known = Known(writer)
-        self._dirty: list[Head] = []  # Those that are marked as such.
+        self._dirty: list[Head] = []  # Each once: its `dirty` is set.
         self._row = 0  # The newest row, with those that are staged.
         self._committed_row = 0
         self._as_of = 0

@@ -66,9 +66,9 @@ class _Wave:
 class Stream:
     """One stream. `live` are its followers that are at the head; being in it *means* being there.
 
-    `head` and `oldest` are as in SPEC.md; no event behind `concerning` makes a difference to a context. The
-    tail holds the newest events, at most `tail_events` and `tail_bytes` of bodies, so that a client that was
-    away briefly costs no read. Made by `Streams.open`, which registers it before its head is loaded: what is
+    `head` and `oldest` are as in SPEC.md; on no event behind `concerning_seq` a context depends. The tail
+    holds the newest events, at most `tail_events` and `tail_bytes` of bodies, so that a client that was away
+    briefly costs no read. Made by `Streams.open`, which registers it before its head is loaded: what is
     appended meanwhile is not missed.
 
     `crowded(stream)` is called when more followers than one step may serve wait for `serve_wave`; who takes
@@ -98,7 +98,7 @@ class Stream:
         "_tail",
         "_total",
         "_waves",
-        "concerning",
+        "concerning_seq",
         "event_prefix",
         "framed",
         "gathered",
@@ -124,7 +124,7 @@ class Stream:
     ) -> None:
         # What each event asks for comes first: compiled, it lies side by side in memory in this order.
         self.head = 0
-        self.concerning = 0
+        self.concerning_seq = 0
         self.gathered: list[Entry] = []
         self._tail: deque[bytes] = deque()  # The bodies alone: the newest is that of the head.
         self._budget = budget
@@ -200,7 +200,7 @@ class Stream:
             keep(body)
             size += len(body)
             if entry.concerning:
-                self.concerning = head
+                self.concerning_seq = head
         self._budget.used += size
         self._total = total = self._total + size
         if head >= self._look_seq or total >= self._look_total:
@@ -227,7 +227,7 @@ class Stream:
     def _skip_to(self, head: int) -> None:
         """The head is there: what lies between was not learnt here, and does not count."""
         self._due_seq += head - self.head
-        self.head = self.concerning = head
+        self.head = self.concerning_seq = head
 
     def _begin_share(self, share: Left) -> None:
         self._due_seq = self.head + share.events
