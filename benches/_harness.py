@@ -52,6 +52,7 @@ __all__ = [
     "emit_rounds",
     "event_data",
     "floor_accept",
+    "floor_in_order",
     "floor_open",
     "floor_rounds",
     "open_gate",
@@ -193,6 +194,11 @@ def floor_accept(host: Host, count: int) -> None:
         sock.setblocking(False)  # noqa: FBT003  the stdlib's signature
         host.sockets.append(sock)
     listener.close()
+
+
+def floor_in_order(host: Host) -> None:
+    """The plain sockets in the order of connecting again, as `start_runs` has the runs."""
+    host.sockets.sort(key=lambda sock: sock.fileno())  # Each was accepted with the lowest that was free.
 
 
 def floor_rounds(host: Host, rounds: int, frame: bytes) -> int:

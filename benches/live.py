@@ -27,6 +27,7 @@ from _harness import (
     emit_rounds,
     event_data,
     floor_accept,
+    floor_in_order,
     floor_open,
     floor_rounds,
     open_gate,
@@ -123,14 +124,14 @@ def main() -> None:
                 figure.add(one.measure(emit_rounds, one.data), one.floor())
         for _ in range(given.repeat):
             thrice.add(bench.measure(emit_rounds, bench.data, 3, per_user=3), bench.floor())
+        remote.call(shuffle, SEED)
+        for _ in range(given.repeat):
+            shuffled.add(bench.measure(emit_rounds, bench.data), bench.floor())
+        remote.call(floor_in_order)
         bench.start_runs("active")
         bench.measure(open_gate)
         for _ in range(given.repeat):
             tasks.add(bench.measure(open_gate), bench.floor())
-        bench.start_runs("passive")
-        remote.call(shuffle, SEED)
-        for _ in range(given.repeat):
-            shuffled.add(bench.measure(emit_rounds, bench.data), bench.floor())
     report(given, bench, [*figures, thrice, shuffled, tasks])
 
 
