@@ -1,6 +1,7 @@
 """What only SQLite can do or suffer; what all stores have in common is in test_store_contract.py."""
 
 import os
+import random
 import shutil
 import signal
 import stat
@@ -30,6 +31,7 @@ from wsrecover.streams.store import (
     NewSnapshot,
     Outcome,
     Retention,
+    Revocation,
     Store,
     StoredSnapshot,
     StreamKey,
@@ -447,6 +449,48 @@ class TestShape:
         await store.commit([unit(ANN, "z")])
         assert (await store.load(ANN)).head == 3001
         await store.aclose()
+
+    @pytest.mark.interpreted
+    async def test_written_heads_are_the_tips_whatever_failed_or_was_erased(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqlite_log, "HEADS_EVERY", 7)
+        monkeypatch.setattr(sqlite_log, "_MAX_HEADS", 3)
+        chance = random.Random(7)
+        keys = [StreamKey("user", "tenant", name) for name in "abcde"]
+        model: dict[StreamKey, list[str]] = {key: [] for key in keys}
+        store = await open_sqlite(tmp_path / "store.db")
+        log, written = store._log, 0
+        for step in range(300):
+            chosen = [(chance.choice(keys), f"{step}.{n}") for n in range(chance.randrange(1, 4))]
+            units = [unit(key, body) for key, body in chosen]
+            match chance.choice(["commit"] * 6 + ["fail", "erase"]):
+                case "commit":
+                    await store.commit(units)
+                    for key, body in chosen:
+                        model[key].append(body)
+                case "fail":
+                    bad = Entry(chance.choice(keys), b"{}", 1000.0, "\ud800")
+                    with pytest.raises(StoreUnavailable):
+                        await store.commit([*units, Unit((bad,))])
+                case "erase":
+                    await store.erase(Revocation("tenant", 1000.0, chosen[0][0].name))
+                    model[chosen[0][0]] = []
+            assert sorted(head.key for head in log._dirty) == sorted(
+                head.key for head in log.heads.values() if head.dirty
+            )
+            if log._as_of == log._row and log.heads:
+                written += 1
+                told = dict(await store._reads.call(lambda: [*store._reader.execute(TIPS)]))
+                for head in log.heads.values():
+                    assert told[head.id] == ",".join(map(str, head.tip))
+        assert written > 20
+        for key in keys:
+            assert await logged(store, key) == model[key]
+        await store.aclose()
+
+
+TIPS = "SELECT id, head || ',' || last_row || ',' || total FROM stream"
 
 
 async def swept(store: SQLiteStore, *, below: int) -> None:

@@ -80,7 +80,7 @@ class Run:
         type. It is encoded before this waits for anything: `InvalidEvent` is raised here, and changing `data`
         afterwards changes nothing. Returns once the event is queued, which a full journal delays.
 
-        Cancelled: it was not queued. Of the events of a run one in 0.2 s, and one in 33, looks whether its
+        Cancelled: it was not queued. But only one event in 0.2 s, and one in 33, of a run looks whether its
         task is cancelled; those between are queued nevertheless.
         """
         waiting = self._log.offer(type, data)
