@@ -27,6 +27,7 @@ from wsrecover.protocol.codec import (
     event_frame,
     event_thread,
 )
+from wsrecover.protocol.encode import _type_fields
 from wsrecover.protocol.fields import MAX_DEPTH, MAX_INT
 from wsrecover.protocol.frames import Hello, Reply, Send
 
@@ -206,3 +207,11 @@ def test_the_thread_of_an_event_is_known_without_decoding_it(
     body = encode_event(ts=ts, type="chat", data=data, thread=thread, run=run, max_bytes=LIMIT)
     assert event_thread(body) == thread
     assert event_thread(b'{"first_seq":17,%b' % body[1:]) == thread
+
+
+def test_of_the_types_that_were_seen_a_bounded_number_is_remembered() -> None:
+    for n in range(5000):
+        body = encode_event(ts=0.0, type=f"own.t{n}", data={}, max_bytes=100)
+        assert orjson.loads(body)["type"] == f"own.t{n}"
+        assert len(_type_fields) <= 4096
+    assert b'"type":"own.t1"' in encode_event(ts=0.0, type="own.t1", data={}, max_bytes=100)
