@@ -13,25 +13,13 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.error_on_missing_interpreters = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-SOURCES = ("wsrecover", "tests", "benches", "noxfile.py")
+SOURCES = ("wsrecover", "tests", "benches", "noxfile.py", ".packaging")
 
 
-def install(session: nox.Session, *groups: str) -> None:
-    session.install(".", *nox.project.dependency_groups(PROJECT, *groups))
-
-
-def install_compiled(session: nox.Session, *groups: str) -> None:
-    """As `install`, with the way of an event compiled: in a copy, for that leaves libraries in the tree."""
-    dist = Path(session.create_tmp())
-    for old in dist.glob("wsrecover-*"):
-        old.unlink()
-    session.install("build")
-    asked = {"HATCH_BUILD_HOOK_ENABLE_MYPYC": "true"}
-    session.run("python", "-m", "build", "--outdir", str(dist), env=asked, silent=True)
-    (wheel,) = dist.glob("wsrecover-*.whl")
-    install(session, *groups)
-    session.install("--force-reinstall", "--no-deps", str(wheel))  # Its version may be the installed one's.
-    session.run("python", "-P", "-c", "from wsrecover.compiled import COMPILED; assert COMPILED")
+def install(session: nox.Session, *groups: str, compiled: bool = False) -> None:
+    """The package, interpreted or compiled, and what the groups name."""
+    asked = {"WSRECOVER_COMPILE": "1" if compiled else "0"}
+    session.install(".", *nox.project.dependency_groups(PROJECT, *groups), env=asked)
 
 
 @nox.session
@@ -44,7 +32,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def compiled(session: nox.Session) -> None:
     """The suite against the compiled package: a minute to build, and it needs a C compiler."""
-    install_compiled(session, "test")
+    install(session, "test", compiled=True)
     session.run("pytest", *session.posargs)
 
 
@@ -65,15 +53,15 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types of the package and the benches, strictly."""
+    """Types of the package, the benches and the build, strictly."""
     install(session, "types")
-    session.run("mypy", "--strict", "wsrecover", "benches")
+    session.run("mypy", "--strict", "wsrecover", "benches", ".packaging")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Every bench, or the named ones, compiled: `nox -s bench -- live resume`."""
-    install_compiled(session, "test")
+    install(session, "test", compiled=True)
     found = {
         file.stem: file for file in sorted(Path("benches").glob("*.py")) if not file.stem.startswith("_")
     }

@@ -1,4 +1,4 @@
-"""Whether the way of an event is compiled in this installation: see "Make it faster" in the README."""
+"""Whether the way of an event is compiled in this installation: see "Compiled" in the README."""
 
 from __future__ import annotations
 
