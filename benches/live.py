@@ -171,8 +171,9 @@ def report(given: argparse.Namespace, bench: Bench, figures: list[Beside]) -> No
     ]
     fresh, full = figures[:2]
     slower = (
-        f"after {given.history} events per stream, paired: {_paired(fresh.values, full.values):.2f} times what "
-        f"it costs without, {_paired(fresh.ratios, full.ratios):.2f} times in floors"
+        f"after {given.history} events per stream, paired: "
+        f"{_paired(fresh.values, full.values):.2f} times what it costs without, "
+        f"{_paired(fresh.ratios, full.ratios):.2f} times in floors"
     )
     show(
         f"live, {given.sessions} sessions, frames of {len(bench.frame)} bytes, {given.store}",
