@@ -124,6 +124,9 @@ class TestConfig:
 
 
 class TestLoading:
+    def test_a_byte_order_mark_is_no_setting(self, tmp_path: Path) -> None:
+        assert load_config(written(tmp_path, "\ufeffport = 1")).port == 1
+
     def test_reads_every_table(self, tmp_path: Path) -> None:
         file = written(
             tmp_path,
@@ -170,7 +173,7 @@ class TestLoading:
             ("[limits]\nmessage_bytes = 9007199254740992", "limits.message_bytes", "at most 2^53-1"),
             ("[tiers.free]\ncommands_burst = 9223372036854775807", "tiers.free.commands_burst", "2^53-1"),
             ("[timeouts]\nheartbeat = 9223372036854775807", "timeouts.heartbeat", "at most 2^53-1"),
-            ("[timeouts]\nrun = true", "timeouts.run", "seconds > 0, or none"),
+            ("[timeouts]\nrun = true", "timeouts.run", "seconds > 0, or None (in a file: left out)"),
             ("[timeouts]\ndrain = nan", "timeouts.drain", "seconds ≥ 0"),
             ("[retention]\nage = 0", "retention.age", "seconds > 0"),
             ("[retention_broadcast]\nevents = 0", "retention_broadcast.events", "≥ 1"),

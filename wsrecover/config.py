@@ -321,7 +321,7 @@ class Config:
 def load_config(path: str | Path) -> Config:
     """The settings in a TOML file. An unknown key or a wrong type raises `ConfigError`."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # Some editors begin a file with its mark.
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError("config", f"{path} cannot be read: {why}", "a readable TOML file") from error

@@ -46,9 +46,12 @@ def _refuse_beyond(instance: object, attribute: attrs.Attribute[Any], value: flo
         refuse(instance, attribute, f"is {value!r}", f"at most 2^53-1, {_MOST}")
 
 
+_LEFT_OUT: Final = ", or None (in a file: left out)"
+
+
 def seconds(*, zero: bool = False, none: bool = False) -> Validator:
     """A finite number, at most 2^53-1."""
-    accepted = f"a number of seconds {'≥' if zero else '>'} 0" + (", or none" if none else "")
+    accepted = f"a number of seconds {'≥' if zero else '>'} 0" + (_LEFT_OUT if none else "")
 
     def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if value is None and none:
@@ -64,7 +67,7 @@ def seconds(*, zero: bool = False, none: bool = False) -> Validator:
 def count(least: int, most: int | None = None, unit: str = "", *, none: bool = False) -> Validator:
     """A whole number, at most 2^53-1."""
     bounds = f"≥ {least}" if most is None else f"from {least} to {most}"
-    accepted = f"a whole number{f' of {unit}' if unit else ''} {bounds}" + (", or none" if none else "")
+    accepted = f"a whole number{f' of {unit}' if unit else ''} {bounds}" + (_LEFT_OUT if none else "")
 
     def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if value is None and none:

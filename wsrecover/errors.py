@@ -137,12 +137,17 @@ class Misfit(WsrecoverError):
 
 
 class CommandError(WsrecoverError):
-    """A command was refused; `code` is one of SPEC.md's error codes. `retry_after` is in seconds."""
+    """A command was refused. `retry_after` is in seconds.
+
+    `code` is one of SPEC.md's error codes, or from a handler one of the app's own: `[a-z][a-z0-9_]{0,63}`.
+    The text of the error names code, field and message.
+    """
 
     def __init__(
         self, code: str, message: str, *, field: str | None = None, retry_after: float | None = None
     ) -> None:
-        super().__init__(message)
+        where = f"{field}: " if field and not message.startswith(field) else ""
+        super().__init__(f"{code}: {where}{message}")
         self.code = code
         self.message = message
         self.field = field
@@ -224,7 +229,7 @@ class NoAnswer(RunError):
 
 
 class ScopeEnded(RunError):
-    """The tool call, message or command was completed already; nothing was logged."""
+    """The tool call, message or command was completed already, or has not begun; nothing was logged."""
 
 
 class TransportError(WsrecoverError):

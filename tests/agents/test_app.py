@@ -54,6 +54,23 @@ def test_a_function_that_is_not_async_is_refused() -> None:
         App().agent("helper")(sync)
 
 
+def test_a_function_that_a_run_alone_does_not_satisfy_is_refused() -> None:
+    async def none() -> None:
+        return None
+
+    async def two(run: Run, more: int) -> None:
+        return None
+
+    async def optional(run: Run, more: int = 0) -> None:
+        return None
+
+    app = App()
+    for function in (none, two):
+        with pytest.raises(ConfigError, match="an async function of one Run"):
+            app.agent("helper")(function)
+    assert app.agent("helper")(optional) is optional
+
+
 def test_an_object_with_an_async_call_is_an_agent() -> None:
     class Helper:
         async def __call__(self, run: Run) -> None:

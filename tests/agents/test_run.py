@@ -27,6 +27,30 @@ class TestEmit:
         assert step == {"ts": 1.8e9, "type": "app.step", "thread": "t1", "run": "r1", "data": {"n": 1}}
         assert (thought["type"], thought["data"]) == ("agent_thinking", {"text": "hm"})
 
+    async def test_what_is_no_text_is_refused_wherever_a_text_is_asked_for(self, world: World) -> None:
+        wrong: Any = 5
+
+        async def agent(run: Run) -> None:
+            with pytest.raises(InvalidEvent, match="text: must be a string, not int"):
+                await run.think(wrong)
+            with pytest.raises(InvalidEvent, match="tool: must be a string, not int"):
+                run.tool(wrong, {})
+            with pytest.raises(InvalidEvent, match="role: must be a string, not int"):
+                run.message(wrong)
+
+        await world.finish(agent)
+        assert await world.types() == ["agent_started", "agent_completed"]
+
+    async def test_a_tool_is_not_called_outside_its_block(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            tool = run.tool("search", {})
+            for call in (tool.complete, tool.progress):
+                with pytest.raises(ScopeEnded, match=r"async with run\.tool"):
+                    await call()
+
+        await world.finish(agent)
+        assert await world.types() == ["agent_started", "agent_completed"]
+
     async def test_a_bad_event_raises_at_its_author_and_logs_nothing(self, world: World) -> None:
         async def agent(run: Run) -> None:
             for type_, data in [("Bad", {}), ("x", {"a": {1}}), ("x", {"a": float("nan")}), ("x", [])]:
@@ -419,6 +443,14 @@ class TestMessage:
 
         end = await world.finish(agent)
         assert end["result"] == {"refused": True}
+
+    async def test_before_its_block_it_takes_no_text(self, world: World) -> None:
+        async def agent(run: Run) -> None:
+            with pytest.raises(ScopeEnded, match=r"async with run\.message\(\)"):
+                await run.message().text("early")
+
+        await world.finish(agent)
+        assert await world.types() == ["agent_started", "agent_completed"]
 
     async def test_after_its_end_it_takes_no_text(self, world: World) -> None:
         async def agent(run: Run) -> None:

@@ -102,10 +102,10 @@ class Cli:
         return done
 
     @contextmanager
-    def start(self, *arguments: str) -> Iterator[Process]:
+    def start(self, *arguments: str, program: str = "wsrecover") -> Iterator[Process]:
         """A process that goes on by itself; killed at the end of the block if nobody stopped it."""
         popen = subprocess.Popen(
-            ["wsrecover", *arguments],
+            [program, *arguments],
             cwd=self.home,
             env=self.env,
             stdout=subprocess.PIPE,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 README = readme().read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-AGENT, BY_KEY, EMBEDDED, BROADCAST, MANAGER, CLIENT, SHOP, BUYER = (
+AGENT, BY_KEY, EMBEDDED, BROADCAST, MANAGER, CLIENT, KEEPER, SHOP, BUYER = (
     text for language, text in BLOCKS if language == "python"
 )
 SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
@@ -94,6 +96,22 @@ def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: 
             folder.shell(f"{said('wsrecover send --token-file token ')} --url {url}")
             follower.wait_for("agent_completed", stream="stdout")
             follower.wait_for("agent_completed", stream="stdout")
+
+
+def test_who_keeps_its_position_with_what_it_does_does_it_once_over_its_own_crash(folder: Cli) -> None:
+    serve = shlex.split(said("wsrecover serve --app"))[1:]
+    with folder.start(*serve, "--port", "0", "--store", "memory", "--log-format", "json") as process:
+        url = process.ready()["url"]
+        start = f"{said('wsrecover send --token-file token ')} --url {url}"
+        assert URL in KEEPER
+        (folder.home / "keeper.py").write_text(KEEPER.replace(URL, url))
+        for last in ("message_delta", "message_delta", "agent_completed"):
+            with folder.start("keeper.py", program=sys.executable) as keeper:
+                folder.shell(start)
+                keeper.wait_for(last, stream="stdout")
+        with closing(sqlite3.connect(folder.home / "ada.db")) as db:
+            told = [*db.execute("SELECT first, seq FROM told ORDER BY seq")]
+        assert [first for first, _ in told] == [1, *(seq + 1 for _, seq in told[:-1])]
 
 
 def test_a_command_of_the_apps_own_starts_an_agent_that_asks(folder: Cli) -> None:

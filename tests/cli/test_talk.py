@@ -196,7 +196,18 @@ class TestFailures:
             common = ("--url", url, "--token-file", cli.token())
             done = cli.run("send", *common, "no_such_command", code=1)
             assert done.stderr.startswith("wsrecover: unknown_type: ")
+            done = cli.run("send", *common, "start_agent", '{"agent": 5}', code=1)
+            assert done.stderr.startswith("wsrecover: invalid: data.agent: ")
             assert cli.run("publish", *common, "bob", "notice", code=1).stderr.startswith("wsrecover: ")
+
+    def test_what_it_cannot_send_is_told_before_there_is_a_server(self, cli: Cli) -> None:
+        for data, problem in (
+            ('{"a": 1, "a": 2}', "data: duplicate keys in an object"),
+            ("{", "data: not JSON: Expecting property name enclosed in double quotes at character 1"),
+            ("[]", 'data must be a JSON object, such as {"text": "hello"}'),
+        ):
+            done = cli.run("send", "--token", "x", "chat", data, code=2)
+            assert done.stderr == f"wsrecover: {problem}\n"
 
     def test_a_refused_token_says_how_to_get_another(self, cli: Cli) -> None:
         with cli.serving() as (_, url):

@@ -124,6 +124,7 @@ class TestCommands:
             "data",
             2.5,
         )
+        assert str(error) == "rate_limited: data: too many"
 
     async def test_what_cannot_be_sent_is_refused_without_the_server(self, autojump_clock: MockClock) -> None:
         async with opened(Server(stay)) as session:
@@ -133,6 +134,8 @@ class TestCommands:
             with pytest.raises(CommandError, match="65536") as caught:
                 await session.send("chat", {"text": "x" * 65536})
             assert caught.value.code == "too_large"
+            with pytest.raises(CommandError, match=r"^invalid: data\.input: must be an object, not list$"):
+                await session.start_agent("triage", [1])
 
     async def test_one_that_takes_too_long_is_given_up_and_not_repeated(
         self, autojump_clock: MockClock

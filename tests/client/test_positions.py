@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import trio
 from scripted import Peer, Server, event, live, welcome
 from talking import RESUMED, opened, seqs, take
@@ -42,6 +44,25 @@ class TestPositions:
             await take(session, 2)
         async with opened(server, positions=session.processed) as session:
             assert seqs(await take(session, 2)) == [2, 3]
+
+    async def test_a_position_kept_as_json_goes_on_behind_what_was_handed(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def first(peer: Peer) -> None:
+            peer.say(welcome(3, **{"from": 1}), event(1), event(2), event(3), live(3))
+            await peer.until_bye()
+
+        async def second(peer: Peer) -> None:
+            assert peer.hello["resume"] == {"user": ["e-1", 2]}
+            peer.say(welcome(3, **{"from": 3}, **RESUMED), event(3), live(3))
+            await peer.until_bye()
+
+        server = Server(first, second)
+        async with opened(server) as session:
+            await take(session, 2)
+            kept = json.dumps(session.position)
+        async with opened(server, positions=json.loads(kept)) as session:
+            assert seqs(await take(session, 1)) == [3]
 
     async def test_skipped_events_are_processed_once_what_was_before_them_is(
         self, autojump_clock: MockClock

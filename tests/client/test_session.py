@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from scripted import Peer, Server, event, live, welcome
 from talking import RESUMED, opened, seqs, stay, take
 from trio.testing import MockClock
@@ -62,6 +63,14 @@ class TestConnecting:
             ("client_id", {"client_id": "ü"}),
             ("threads", {"threads": "t1"}),
             ("threads", {"threads": ["x"] * 101}),
+            ("token", {"token": None}),
+            ("token", {"token": b"t0"}),
+            ("positions", {"positions": [["user", "e-1", 1]]}),
+            ("positions.user", {"positions": {"user": "e-1.1"}}),
+            ("positions.user", {"positions": {"user": ["e-1", -1]}}),
+            ("positions.user", {"positions": {"user": ["e-1", True]}}),
+            ("positions.user", {"positions": {"user": ["", 1]}}),
+            ("positions.user", {"positions": {"user": ["e-1", 1, 1]}}),
         ],
     )
     async def test_a_wrong_argument_is_named(
@@ -71,6 +80,14 @@ class TestConnecting:
             async with opened(Server(), **changes):
                 pass
 
+    @pytest.mark.parametrize("made", [None, b"t0"])
+    async def test_a_callback_that_gives_no_string_is_not_asked_for_ever(
+        self, made: Any, autojump_clock: MockClock
+    ) -> None:
+        with pytest.raises(ConfigError, match=r"^token: the callback gave (None|a bytes); "):
+            async with opened(Server(), token=lambda: made):
+                pass
+
     @pytest.mark.parametrize(
         "url", ["http://x", "ws://", "ws://u:p@x", "ws://x?token=1", "ws://x#f", "ws://x:port"]
     )
@@ -78,6 +95,17 @@ class TestConnecting:
         with pytest.raises(ConfigError, match=r"^url: "):
             async with connect(url, token="t"):
                 pass
+
+    async def test_one_task_at_a_time_waits_for_what_comes_next(self, autojump_clock: MockClock) -> None:
+        async with opened(Server(stay)) as session, trio.open_nursery() as nursery:
+            nursery.start_soon(anext, session)
+            await session.wait_status("live")
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError, match="another task is waiting"):
+                await anext(session)
+            with pytest.raises(trio.BusyResourceError, match="another task is waiting"):
+                await anext(session.batches())
+            nursery.cancel_scope.cancel()
 
     async def test_an_error_in_the_block_comes_out_as_it_is(self, autojump_clock: MockClock) -> None:
         with pytest.raises(KeyError):

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import attrs
 import pytest
-import structlog.testing
 import trio
 from memory_world import memory_world
 from process import server_process
 from serving import Frame, Stop, frames_until_closed, log_of, serve_until, until_none
 from stage import Stage, types
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from wsrecover import connect
@@ -330,6 +330,20 @@ class TestS08AHandlerRunsOnce:
                 assert (await log_of(local))[1] == []
         assert ran == ["once"]
 
+    async def test_s08_a_code_that_is_none_is_the_servers_fault_and_logged(self) -> None:
+        app = App()
+
+        @app.command("order")
+        async def order(command: Command, data: Nothing) -> None:
+            raise CommandError("none left", "sold_out")
+
+        with capture_logs() as logs:
+            async with local_server(app) as local, local.peer() as peer:
+                error = (await peer.command("order", {}))["error"]
+        assert error == {"code": "internal", "message": "the command failed in the server"}
+        (raised,) = [entry for entry in logs if entry["event"] == "command_raised"]
+        assert str(raised["exc_info"]) == "none left: sold_out"
+
     async def test_s08_one_that_takes_too_long_is_cut_off_and_its_outcome_unknown(
         self, autojump_clock: MockClock
     ) -> None:
@@ -404,7 +418,7 @@ FAILING: Final = (
 @asynccontextmanager
 async def logging(app: App, **settings: Any) -> AsyncIterator[tuple[LocalServer, list[Any]]]:
     """A server, and what it logs."""
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         async with local_server(app, **settings) as local:
             yield local, logs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from wsrecover.access import Principal
@@ -152,3 +153,21 @@ async def test_what_comes_when_the_server_has_stopped_takes_nothing_of_the_tenan
         session.attach(connection.socket, connection.grant, Hello("another"))
     assert taken(quotas) == (0, 0)
     assert session.connections == {}
+
+
+def test_a_tier_that_nobody_configured_is_logged_once(quotas: Quotas) -> None:
+    with capture_logs() as logs:
+        for name in ("fre", None, "free", "fre"):
+            quotas.tell_tier(ADA, name)
+        for number in range(200):
+            quotas.tell_tier(ADA, f"tier{number}")
+    first, *others = logs
+    assert first == {
+        "event": "unknown_tier",
+        "log_level": "warning",
+        "tier": "fre",
+        "tenant": "acme",
+        "user": "ada",
+        "held_to": "tier",
+    }
+    assert len(others) == 99

@@ -12,7 +12,7 @@ from .principal import Principal
 
 __all__ = ["chosen_tenant", "may", "require_operator", "require_service"]
 
-_COUNTS: Final = "which counts only in a token of one of the server's operator_issuers"
+_COUNTS: Final = "(which counts only in a token of one of the server's operator_issuers)"
 """Said to all who lack the role: a token may well have it, and be of another issuer."""
 
 
@@ -24,7 +24,7 @@ def may(principal: Principal, roles: AbstractSet[str]) -> bool:
 def require_service(principal: Principal, command: str) -> None:
     """Raises `CommandError("forbidden")` for whoever speaks for nobody but itself."""
     if not may(principal, {SERVICE, OPERATOR}):
-        raise CommandError("forbidden", f"{command} needs the role {SERVICE} or {OPERATOR}, {_COUNTS}")
+        raise CommandError("forbidden", f"{command} needs the role {SERVICE} or {OPERATOR} {_COUNTS}")
 
 
 def chosen_tenant(principal: Principal, tenant: str | None) -> str:
@@ -41,5 +41,5 @@ def chosen_tenant(principal: Principal, tenant: str | None) -> str:
 def require_operator(principal: Principal) -> None:
     """Raises `CommandError("forbidden")` for whoever may not reach beyond its tenant."""
     if not may(principal, {OPERATOR}):
-        problem = f"what leaves the tenant needs the role {OPERATOR}, {_COUNTS}"
+        problem = f"what leaves the tenant needs the role {OPERATOR} {_COUNTS}"
         raise CommandError("forbidden", problem)

@@ -79,13 +79,13 @@ class App:
 
         `timeout` is in seconds. Where `roles` are given, clients need one of them to start it; to others it
         does not exist. Raises `ConfigError` for a name that is bad or taken, a bad time-out or role, and a
-        function that is not async.
+        function that is not async or cannot be called with a `Run` alone.
         """
         _check("agent", name, timeout)
         needed = _needed("agent", roles)
 
         def register(function: F) -> F:
-            if not _is_async(function):
+            if not (_is_async(function) and _takes_one(function)):
                 raise ConfigError(f"agent {name!r}", f"is {function!r}", "an async function of one Run")
             if name in self._agents:
                 raise ConfigError(f"agent {name!r}", "is registered already", "one function per name")
@@ -103,10 +103,10 @@ class App:
         It is called with a `Command` and the command's data: the annotation of its second parameter, an attrs
         class, says what fits. It runs once for each id, in the session of the user who sent it, for at most
         `timeout` seconds (None: `timeouts.command`). What it returns is the result: a JSON object of at most
-        64 KiB, an instance of an attrs class, or None. A `CommandError` that it raises is the client's
-        answer; any other exception is told as `internal`, without a word of what it was, and logged. Each of
-        these is kept as the answer to a repeat; one that was cut off is answered `outcome_unknown`. Where
-        `roles` are given, the sender needs one of them; to others the command does not exist.
+        64 KiB, an instance of an attrs class, or None. A `CommandError(code, message)` that it raises is the
+        client's answer; any other exception is told as `internal`, without a word of what it was, and logged.
+        Each of these is kept as the answer to a repeat; one that was cut off is answered `outcome_unknown`.
+        Where `roles` are given, the sender needs one of them; to others the command does not exist.
 
         Raises `ConfigError` for a name that is bad, taken or the protocol's own, a bad time-out or role, and
         a function that is not as said.
@@ -161,6 +161,14 @@ def _needed(kind: str, roles: Iterable[str]) -> frozenset[str]:
 def _is_duration(seconds: object) -> bool:
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     return number and math.isfinite(seconds) and seconds > 0  # type: ignore[arg-type,operator]  # a number here
+
+
+def _takes_one(function: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_async(function: object) -> bool:

@@ -14,7 +14,13 @@ from .ending import describe, must_pass_at_once
 from .gathering import Text
 from .runlog import RunLog
 
-__all__ = ["MessageScope", "ToolScope"]
+__all__ = ["MessageScope", "ToolScope", "check_text"]
+
+
+def check_text(field: str, value: object) -> None:
+    """Raise `InvalidEvent` for what is no string."""
+    if not isinstance(value, str):
+        raise InvalidEvent(field, f"must be a string, not {type(value).__name__}")
 
 
 class ToolScope:
@@ -32,7 +38,7 @@ class ToolScope:
         self.tool = tool
         self._input = input
         self._log = log
-        self._began = 0.0
+        self._began: float | None = None
         self._complete = False
 
     async def __aenter__(self) -> Self:
@@ -43,7 +49,7 @@ class ToolScope:
 
     async def progress(self, **data: Any) -> None:
         """Emit `tool_progress` with these fields. Raises as `Run.emit`, and `ScopeEnded` after `complete`."""
-        self._check()
+        self._began_at()
         await self._log.write(self._log.encode("tool_progress", {**data, "tool_call_id": self.id}))
 
     async def complete(self, output: Any = None) -> None:
@@ -53,8 +59,7 @@ class ToolScope:
         then still open) and `RunBroken`. Cancelled: the event is either queued, and then commits, or the call
         is still open.
         """
-        self._check()
-        duration = round(trio.current_time() - self._began, 6)
+        duration = round(trio.current_time() - self._began_at(), 6)
         data = {"tool_call_id": self.id, "tool": self.tool, "output": output, "duration": duration}
         await self._log.write(self._log.encode("tool_completed", data))
         self._complete = True
@@ -84,9 +89,12 @@ class ToolScope:
         failed = {"tool_call_id": self.id, "tool": self.tool, "error": error}
         await self._log.write_last(self._log.encode("tool_failed", failed), exc)
 
-    def _check(self) -> None:
+    def _began_at(self) -> float:
         if self._complete:
             raise ScopeEnded(f"tool call {self.id} has been completed")
+        if self._began is None:
+            raise ScopeEnded("it has not begun: make the call within `async with run.tool(…) as tool:`")
+        return self._began
 
 
 class MessageScope:
@@ -105,7 +113,7 @@ class MessageScope:
         self._text = Text(id)
         self._pieces: list[str] = []
         self._size = 0
-        self._room = 0
+        self._room: int | None = None
         self._complete = False
 
     async def __aenter__(self) -> Self:
@@ -127,8 +135,9 @@ class MessageScope:
         """
         if self._complete:
             raise ScopeEnded(f"message {self.id} has been completed")
-        if not isinstance(token, str):
-            raise InvalidEvent("text", f"must be a string, not {type(token).__name__}")
+        if self._room is None:
+            raise ScopeEnded("it has not begun: write it within `async with run.message() as message:`")
+        check_text("text", token)
         room = self._room - self._size
         size = len(encode_json(token, field="text", max_bytes=room + 2)) - 2
         # Up to here nothing was taken; from here on the token is in the deltas and in the completed text.

@@ -13,7 +13,7 @@ from wsrecover.protocol.schema import Schema, fitted
 from .asking import Request
 from .documents import Document, history
 from .ending import Status
-from .parts import MessageScope, ToolScope
+from .parts import MessageScope, ToolScope, check_text
 from .runlog import RunLog
 
 __all__ = ["Run"]
@@ -100,15 +100,21 @@ class Run:
         await trio.lowlevel.checkpoint()
 
     async def think(self, text: str) -> None:
-        """Emit `agent_thinking`. As `emit`."""
+        """Emit `agent_thinking`. As `emit`, but that a cancellation is looked for each time."""
+        check_text("text", text)
         await self._log.write(self._log.encode("agent_thinking", {"text": text}))
 
     def tool(self, name: str, input: dict[str, Any]) -> ToolScope:  # noqa: A002  # The word of the wire.
-        """A tool call as an async context manager; see `ToolScope`."""
+        """A tool call as an async context manager; see `ToolScope`. Raises `InvalidEvent` for no string."""
+        check_text("tool", name)
         return ToolScope(self._log, self._part_id("tool"), name, input)
 
     def message(self, role: str = "assistant") -> MessageScope:
-        """A message that is written piece by piece, as an async context manager; see `MessageScope`."""
+        """A message that is written piece by piece, as an async context manager; see `MessageScope`.
+
+        Raises `InvalidEvent` for a role that is no string.
+        """
+        check_text("role", role)
         return MessageScope(self._log, self._part_id("message"), role)
 
     @overload
@@ -126,8 +132,9 @@ class Run:
         no place in JSON, else as `emit`. However it ends, `input_resolved` says so to the clients. Cancelled,
         the request is withdrawn.
         """
-        if not isinstance(prompt, str):
-            raise InvalidEvent("prompt", f"must be a string, not {type(prompt).__name__}")
+        check_text("prompt", prompt)
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
+            raise InvalidEvent("timeout", f"must be a number of seconds, not {timeout!r}")
         described = None if schema is None else Schema(schema, name="schema")
         return await Request(self._part_id("request"), prompt, described, timeout, self._log).ask()
 

@@ -12,7 +12,6 @@ from cyclopts import CycloptsError
 
 from wsrecover.access.tokens import SECRET_VARIABLE
 from wsrecover.errors import (
-    CommandError,
     ConfigError,
     ConnectionClosed,
     HandshakeRefused,
@@ -134,10 +133,6 @@ def _words(error: BaseException) -> tuple[int, str] | None:
             return FAILED, f"store: {error}"
         case _ if token_refused(error):
             return _refusal(error)
-        case CommandError():
-            return FAILED, f"{error.code}: {error.message}" + (
-                f" (field {error.field})" if error.field else ""
-            )
         case WsrecoverError() | OSError():
             return FAILED, _trouble(error)
     return None

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
 import attrs
-import orjson
 from cyclopts import Parameter, Token
 
 from wsrecover.config import Config, LogFormat, load_config, state_folder
-from wsrecover.errors import ConfigError
+from wsrecover.errors import ConfigError, FrameError
+from wsrecover.protocol.decode import parse_strict
 
 from .exits import USAGE, Failure, leaves, token_refused
 
@@ -197,9 +197,9 @@ def naming_token_file(source: str | TokenFromFile) -> Iterator[None]:
 def json_object(text: str, name: str) -> dict[str, Any]:
     """The JSON object that was typed as `name`."""
     try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise Failure(f"{name} is not JSON: {error}", USAGE) from error
+        value = parse_strict(text)
+    except FrameError as error:
+        raise Failure(f"{name}: {error}", USAGE) from error
     if not isinstance(value, dict):
         raise Failure(f'{name} must be a JSON object, such as {{"text": "hello"}}', USAGE)
     return value

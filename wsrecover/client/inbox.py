@@ -77,7 +77,8 @@ class Inbox:
     async def take(self) -> Item:
         """The next item; what was taken before is handled. Cancelling it loses nothing.
 
-        Raises what `end` was given, or `trio.EndOfChannel`, when there are no more.
+        Raises what `end` was given, or `trio.EndOfChannel`, when there are no more, and
+        `trio.BusyResourceError` while another task waits for one.
         """
         self._mark_handed()
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -126,6 +127,8 @@ class Inbox:
     async def _wait(self) -> None:
         if self._end is not None and not self._entries:
             raise self._end
+        if self._arrival:
+            raise trio.BusyResourceError("another task is waiting for the session's next item")
         await self._arrival.park()
 
     def _full(self, factor: int) -> bool:

@@ -20,6 +20,7 @@ import attrs
 import trio
 
 from wsrecover.errors import (
+    ConfigError,
     ConnectionClosed,
     HandshakeRefused,
     TokenError,
@@ -169,7 +170,7 @@ class Keeper:
                 )
                 error: WsrecoverError = await link.run(first)
                 socket.kill()
-        except (TransportError, TokenError) as failure:
+        except (TransportError, TokenError, ConfigError) as failure:
             error = failure
         finally:
             self._link = None
@@ -233,6 +234,8 @@ def _action(error: WsrecoverError) -> Action:
         if error.status == 401:
             return "refresh"
         return "stop" if error.status in _FOR_GOOD else "reconnect"
+    if isinstance(error, ConfigError):
+        return "stop"
     return after(error.code) if isinstance(error, ConnectionClosed) else "reconnect"
 
 

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import structlog
 import trio
 
-from wsrecover.errors import ConnectionClosed, FrameError, TokenError, TransportError
+from wsrecover.errors import ConfigError, ConnectionClosed, FrameError, TokenError, TransportError
 from wsrecover.protocol.codec import decode_server, encode
 from wsrecover.protocol.frames import (
     Auth,
@@ -287,7 +287,7 @@ class Link:
         self._refreshing = False
         try:
             token = await self._shared.tokens.fresh()
-        except TokenError as error:
+        except (TokenError, ConfigError) as error:
             # The server closes when the old token ends, and the next try asks again.
             log.warning("token_refresh_failed", error=str(error))
             self._shared.last_error = error

@@ -7,7 +7,7 @@ import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -46,7 +46,7 @@ async def connect(
     token: Token,
     # What to follow
     client_id: str | None = None,
-    positions: Mapping[str, Position] | None = None,
+    positions: Mapping[str, Position | Sequence[Any]] | None = None,
     threads: Sequence[str] | None = None,
     from_: From = "snapshot",
     # Timeouts
@@ -67,8 +67,9 @@ async def connect(
 
     `token` is a JWT, or a function (sync or async) that gives a fresh one; only with a function does the
     session outlive the token. `client_id` (random by default) is one per tab or device: a newer connection
-    with the same one replaces this one. `positions` are `session.processed` as the app kept it with its own
-    state; `from_` says where to begin in the user's stream without: `"snapshot"`, `"start"` or `"live"`.
+    with the same one replaces this one. `positions` are `session.position` as the app kept it with its own
+    state, also as it comes back from JSON; `from_` says where to begin in the user's stream without:
+    `"snapshot"`, `"start"` or `"live"`.
     `threads` restricts the user's stream.
 
     `connect_timeout` (seconds) bounds each try, and each call of the token function. `give_up_after` (seconds
@@ -92,12 +93,13 @@ async def connect(
         give_up_after=patience,
         dial=dial,
     )
-    progress = Progress(positions or {})
+    kept = _positions(positions or {})
+    progress = Progress(kept)
     contexts = Contexts()
     inbox = Inbox(progress, contexts, max_items=buffer_items, max_bytes=buffer_bytes)
     tokens = TokenSource(token, timeout=connect_timeout)
     board = StatusBoard(on_status)
-    receiver = Receiver(positions, snapshots=from_ == "snapshot")
+    receiver = Receiver(kept, snapshots=from_ == "snapshot")
     following = Following(check_threads(threads))
     outbox = Outbox(inbox.poke)
     shared = Shared(receiver, progress, inbox, outbox, tokens, board, rng, following, contexts)
@@ -127,6 +129,19 @@ def _check(accepted: str, **values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ConfigError(name, f"is {value}", accepted)
+
+
+def _positions(given: Mapping[str, Position | Sequence[Any]]) -> dict[str, Position]:
+    if not isinstance(given, Mapping):
+        raise ConfigError("positions", f"is a {type(given).__name__}", "positions by the streams' names")
+    kept = {}
+    for name, place in given.items():
+        match place:
+            case [str() as epoch, int() as seq] if is_id(epoch) and seq >= 0 and not isinstance(seq, bool):
+                kept[name] = Position(epoch, seq)
+            case _:
+                raise ConfigError(f"positions.{name}", f"is {place!r}", "a Position, or [epoch, seq]")
+    return kept
 
 
 def _client(client_id: str | None) -> str:

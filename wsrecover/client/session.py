@@ -47,9 +47,10 @@ class ClientSession:
         return self
 
     async def __anext__(self) -> Item:
-        """The next item; asking for it says that the former is handled. One task at a time.
+        """The next item; asking for it says that the former is handled, whichever task asks.
 
-        Raises what `connect` raises once the session has failed. Cancelling it loses nothing.
+        So one task iterates: `trio.BusyResourceError` while another waits. Raises what `connect` raises once
+        the session has failed. Cancelling it loses nothing.
         """
         try:
             return await self._shared.inbox.take()
@@ -88,13 +89,13 @@ class ClientSession:
     async def start_agent(
         self,
         agent: str,
-        input: Mapping[str, Any] | None = None,  # noqa: A002 - the word of the wire
+        input: object = None,  # noqa: A002 - the word of the wire
         *,
         thread: str | None = None,
         timeout: float | None = None,
     ) -> str:
-        """Start an agent; returns the run's id. Raises like `send`."""
-        data = {"agent": agent, "input": dict(input or {})}
+        """Start an agent with `input`, as the data of `send`; returns the run's id. Raises like `send`."""
+        data = {"agent": agent, "input": _object({} if input is None else input, "data.input")}
         result = await self.send("start_agent", data, thread=thread, timeout=timeout)
         run = result.get("run")
         if not isinstance(run, str):
@@ -234,14 +235,14 @@ class ClientSession:
         return self._shared.welcome
 
 
-def _object(data: object) -> Mapping[str, Any]:
+def _object(data: object, field: str = "data") -> Mapping[str, Any]:
     if attrs.has(type(data)):
         try:
-            data = plain(data, "data")
+            data = plain(data, field)
         except Misfit as error:
             raise CommandError("invalid", error.problem, field=error.field) from error
     if not isinstance(data, Mapping):
-        raise CommandError("invalid", f"must be an object, not {type(data).__name__}", field="data")
+        raise CommandError("invalid", f"must be an object, not {type(data).__name__}", field=field)
     return data
 
 

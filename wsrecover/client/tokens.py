@@ -20,8 +20,7 @@ class TokenSource:
     """The current token, asked for again only when it was refused or is about to expire."""
 
     def __init__(self, token: Token, *, timeout: float) -> None:
-        if isinstance(token, str) and not (token.isascii() and token.isprintable()):
-            raise ConfigError("token", "is not a token", "printable ASCII, without a line end")
+        _check(token)
         self._make = None if isinstance(token, str) else token
         self._token = token if isinstance(token, str) else None
         self._timeout = timeout
@@ -37,7 +36,11 @@ class TokenSource:
             self._token = None
 
     async def get(self) -> str:
-        """The current token. Raises `TokenError` where the app's callback fails or takes too long."""
+        """The current token.
+
+        Raises `TokenError` where the app's callback fails or takes too long, and `ConfigError` where it gives
+        what is no string: the next call would do the same.
+        """
         if self._token is None:
             self._token = await self.fresh()
         return self._token
@@ -54,7 +57,21 @@ class TokenSource:
             raise TokenError(f"the token callback gave none within {self._timeout:g} s") from None
         except Exception as error:
             raise TokenError(f"the token callback failed: {type(error).__name__}") from error
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+        if not isinstance(token, str):
+            raise ConfigError("token", f"the callback gave {_kind(token)}", "a string")
+        if not token.isascii() or not token.isprintable():
             raise TokenError("the token callback gave no printable ASCII string")
         self._token = token
         return token
+
+
+def _check(token: object) -> None:
+    if isinstance(token, str):
+        if not (token.isascii() and token.isprintable()):
+            raise ConfigError("token", "is not a token", "printable ASCII, without a line end")
+    elif not callable(token):
+        raise ConfigError("token", f"is {_kind(token)}", "a string, or a function that gives one")
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import enum
-
-import attrs
+from typing import NamedTuple
 
 __all__ = ["Position", "Step", "step"]
 
 
-@attrs.frozen
-class Position:
-    """A place in a stream: all up to `seq`, in the history that `epoch` names. On the wire `[epoch, seq]`."""
+class Position(NamedTuple):
+    """A place in a stream: all up to `seq`, in the history that `epoch` names. In JSON `[epoch, seq]`."""
 
     epoch: str
     seq: int

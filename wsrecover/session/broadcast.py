@@ -33,7 +33,7 @@ def audience(to: str, tenant: str | None) -> StreamKey:
             raise InvalidEvent("tenant", "must be absent: all is everybody's")
         return StreamKey("all")
     if tenant is None:
-        raise InvalidEvent("tenant", f"is missing: {scope} is of a tenant")
+        raise InvalidEvent("tenant", f"is missing: what is for {to!r} goes to the users of one tenant")
     if to == "tenant":
         _check("tenant", tenant)
         return StreamKey("tenant", tenant)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -38,6 +39,8 @@ RESULT_BYTES: Final = 64 * 1024
 
 EVENTS: Final = 100
 """Events that one command may emit."""
+
+_CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 
 RETRY: Final = (0.1, 0.5, 1.0, 2.0)
 """Seconds between the tries to keep the answer of a handler that ran; the last one is repeated."""
@@ -147,11 +150,14 @@ def _result(returned: object) -> bytes:
 
 
 def _error(call: Call, raised: BaseException) -> bytes:
-    """What the client is told: a `CommandError` speaks for itself, of any other it reads nothing."""
+    """What the client is told: a `CommandError` speaks for itself, of any other it reads nothing.
+
+    Nor of one whose code is none: there the message was given in its place.
+    """
     errors = [leaf for leaf in leaves(raised) if not isinstance(leaf, trio.Cancelled)]
-    if len(errors) == 1 and isinstance(refused := errors[0], CommandError):
+    if len(errors) == 1 and isinstance(refused := errors[0], CommandError) and _CODE.match(refused.code):
         said = {
-            "code": readable(refused.code),
+            "code": refused.code,
             "message": readable(refused.message),
             "field": None if refused.field is None else readable(refused.field),
             "retry_after": refused.retry_after,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Final
 
+import structlog
 import trio
 
 from wsrecover.access.limits import Bucket, Rate, moment
@@ -19,8 +20,13 @@ from .tenants import Tenant, Tenants
 
 __all__ = ["Quota", "Quotas"]
 
+log = structlog.get_logger(__name__)
+
 _REMEMBERED: Final = 100_000
 """Users whose tier is known although they are not here: some bytes each."""
+
+_UNKNOWN: Final = 100
+"""Names of tiers that nobody configured, each of which is logged once."""
 
 CHANGE: Final = 64
 """Of what may be replayed at once so large a part is small change."""
@@ -43,6 +49,7 @@ class Quotas:
         self.pages = Pages(config.limits.replay_pages)
         self.pressure = Pressure(config.limits.memory_bytes)
         self._tiers: dict[StreamKey, Tier] = {}
+        self._unknown_tiers: set[str] = set()
         self._retention_of = cache(config.retention_of)  # Made once per tier, since it is checked like any.
         ages, threads = zip(*map(config.contexts_of, (config.tier, *config.tiers.values())), strict=True)
         self._longest = max(ages), max(threads)
@@ -54,11 +61,18 @@ class Quotas:
     def tell_tier(self, user: StreamKey, name: str | None) -> Tier:
         """The tier that a token of the user names."""
         tier = self.config.tier_of(name)
+        if name is not None and name not in self.config.tiers:
+            self._note_unknown(name, user)
         self._tiers.pop(user, None)
         self._tiers[user] = tier
         if len(self._tiers) > _REMEMBERED:
             del self._tiers[next(iter(self._tiers))]
         return tier
+
+    def _note_unknown(self, name: str, user: StreamKey) -> None:
+        if name not in self._unknown_tiers and len(self._unknown_tiers) < _UNKNOWN:
+            self._unknown_tiers.add(name)
+            log.warning("unknown_tier", tier=name, tenant=user.tenant, user=user.name, held_to="tier")
 
     def retention(self, key: StreamKey) -> Retention:
         """How much of a stream is kept.
