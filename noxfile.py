@@ -20,6 +20,9 @@ def install(session: nox.Session, *groups: str, compiled: bool = False) -> None:
     """The package, interpreted or compiled, and what the groups name."""
     asked = {"WSRECOVER_COMPILE": "1" if compiled else "0"}
     session.install(".", *nox.project.dependency_groups(PROJECT, *groups), env=asked)
+    session.run(
+        "python", "-P", "-c", f"from wsrecover.compiled import COMPILED; assert COMPILED is {compiled}"
+    )
 
 
 @nox.session

@@ -10,6 +10,7 @@ All work is done on a copy: a library in the checkout would hide a source that i
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SWITCH = "WSRECOVER_COMPILE"
 PACKAGE = "wsrecover"
+ARGUMENTS = ["--follow-imports=silent", "--config-file="]
+"""For mypy: what others wrote, and the settings of who installs, must not decide whether this compiles."""
+
 TAIL = 2_000
 """Characters of a failed build's output that are told: its end says why."""
 
@@ -35,7 +39,7 @@ setup(name="compiled", packages=[], ext_modules=mypycify({arguments!r}, opt_leve
 
 def has_compiler() -> bool:
     """Whether the C compiler and the headers of this Python are there."""
-    command = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "").split()
+    command = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "")
     headers = Path(sysconfig.get_path("include"), "Python.h")
     return bool(command) and shutil.which(command[0]) is not None and headers.exists()
 
@@ -70,18 +74,19 @@ class CompileHook(BuildHookInterface[Any]):
         copy = Path(self.work.name)
         libraries = copy / "libraries"
         shutil.copytree(Path(self.root, PACKAGE), copy / PACKAGE)
-        setup = SETUP.format(arguments=["--strict", *self.config["modules"]])
+        setup = SETUP.format(arguments=[*ARGUMENTS, *self.config["modules"]])
         (copy / "setup.py").write_text(setup, encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "setup.py", "build_ext", "--build-lib", str(libraries)],
             cwd=copy,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
-        if done.returncode == 0:
-            found = [library for library in libraries.rglob("*") if library.is_file()]
+        found = [library for library in libraries.rglob("*") if library.is_file()]
+        if done.returncode == 0 and found:
             build_data["force_include"] |= {str(one): str(one.relative_to(libraries)) for one in found}
             build_data["infer_tag"] = True
             build_data["pure_python"] = False
