@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib
 import os
 import pkgutil
@@ -59,3 +60,16 @@ def test_an_import_of_the_package_does_not_load_the_command_line() -> None:
     asked = "import sys, wsrecover; print({'wsrecover.cli', 'wsrecover.demo', 'cyclopts'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True, env=HERE)
     assert done.stdout == "set()\n"
+
+
+def test_what_needs_trio_says_so_under_asyncio() -> None:
+    async def connected() -> None:
+        async with wsrecover.connect("ws://127.0.0.1:9", token="t"):
+            pass
+
+    async def served() -> None:
+        await wsrecover.serve(wsrecover.App(), wsrecover.Config(store="memory", secret=bytes(32)))
+
+    for name, coroutine in (("connect", connected()), ("serve", served())):
+        with pytest.raises(wsrecover.WsrecoverError, match=f"^{name} needs trio, not asyncio"):
+            asyncio.run(coroutine)

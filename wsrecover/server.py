@@ -70,7 +70,7 @@ async def serve(
     """Serve until cancelled. `await nursery.start(serve, app, config)` gives the `Server` once it is ready.
 
     Raises `ConfigError`, `KeysUnavailable`, `StoreError` or `TransportError` where a part cannot start, in no
-    group.
+    group; `WsrecoverError` under asyncio.
 
     Cancelling it tells all connections at once to come back later (`drain`, 4000), ends the runs with
     `server_stopped`, commits what was accepted, and closes the store. That takes a moment: peers that do not
@@ -81,6 +81,8 @@ async def serve(
     `authenticator` decides who is let in; None: tokens, as `Config.tokens` says. `wall_clock` gives unix
     seconds. Where the program has not configured structlog, this does it (`Config.log_*`).
     """
+    if not trio.lowlevel.in_trio_run():
+        raise WsrecoverError("serve needs trio, not asyncio: call it within trio.run")
     try:
         await _serve(app, config, authenticator, wall_clock, task_status)
     except BaseExceptionGroup as group:

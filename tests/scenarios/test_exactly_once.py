@@ -343,6 +343,7 @@ def one_event(**fields: Any) -> Frame:
         ("publish", one_event(type=None), "data.events[1].type"),
         ("publish", one_event(type="No Such Type!"), "data.events[1].type"),
         ("publish", one_event(data=[]), "data.events[1].data"),
+        ("publish", {"user": "ada", "events": [EVENT, {"type": "noted", "dat": {}}]}, "data.events[1].data"),
         ("publish", one_event(thread=LONG), "data.events[1].thread"),
         ("publish", one_event(thread=7), "data.events[1].thread"),
         ("publish", one_event(run=LONG), "data.events[1].run"),

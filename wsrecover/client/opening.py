@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import trio
 
-from wsrecover.errors import ConfigError
+from wsrecover.errors import ConfigError, WsrecoverError
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.fields import is_id
 from wsrecover.protocol.frames import From
@@ -69,17 +69,17 @@ async def connect(
     session outlive the token. `client_id` (random by default) is one per tab or device: a newer connection
     with the same one replaces this one. `positions` are `session.position` as the app kept it with its own
     state, also as it comes back from JSON; `from_` says where to begin in the user's stream without:
-    `"snapshot"`, `"start"` or `"live"`.
-    `threads` restricts the user's stream.
+    `"snapshot"`, `"start"` or `"live"`. `threads` restricts the user's stream.
 
     `connect_timeout` (seconds) bounds each try, and each call of the token function. `give_up_after` (seconds
     without a connection; None: never) ends the session with its last error. `on_status` is called with each
     change of `session.status`. `dial` opens the WebSocket, `rng` gives the jitter.
 
-    Raises `ConfigError` for a wrong argument. Where there is no point in another try, or `give_up_after` is
-    over: `TokenError`, `HandshakeRefused`, `ConnectionClosed` or another `TransportError`; later the same
-    errors come out of the iteration and of the calls that wait. Leaving the block says `bye`; cancelled, the
-    connection just ends.
+    Raises `ConfigError` for a wrong argument, and `WsrecoverError` under asyncio. Where there is no point in
+    another try, or `give_up_after` is over: `TokenError`, `HandshakeRefused`, `ConnectionClosed` or another
+    `TransportError`; later the same errors come out of the iteration and of the calls that wait.
+
+    Leaving the block says `bye`; cancelled, the connection just ends.
     """
     patience = math.inf if give_up_after is None else give_up_after
     _check("more than 0 s", connect_timeout=connect_timeout, give_up_after=patience)
@@ -109,6 +109,8 @@ async def connect(
 
 @asynccontextmanager
 async def _kept(keeper: Keeper, shared: Shared) -> AsyncIterator[ClientSession]:
+    if not trio.lowlevel.in_trio_run():
+        raise WsrecoverError("connect needs trio, not asyncio: use it within trio.run")
     session = ClientSession(keeper, shared)
     # An error of the block comes out as it is, not in a group with the nursery's.
     failure: Exception | None = None

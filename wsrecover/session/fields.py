@@ -64,6 +64,8 @@ def entry_of(
             raise CommandError(
                 "invalid", f"must be 1 to {MAX_ID} printable ASCII characters", field=f"{path}.{name}"
             )
+    if "data" not in event:
+        raise CommandError("invalid", "is missing", field=f"{path}.data")
     kind, data = text_field(event, "type", path=path), object_field(event, "data", path=path)
     try:
         data = fitted(kind, data, schemas)
