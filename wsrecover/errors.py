@@ -139,14 +139,14 @@ class Misfit(WsrecoverError):
 class CommandError(WsrecoverError):
     """A command was refused. `retry_after` is in seconds.
 
-    `code` is one of SPEC.md's error codes, or from a handler one of the app's own: `[a-z][a-z0-9_]{0,63}`.
-    The text of the error names code, field and message.
+    `code` is one of SPEC.md's error codes, or from a handler one of the app's own: a letter, then up to 63
+    letters, digits, `_`, `.` and `-`. The text of the error names code, field and message.
     """
 
     def __init__(
         self, code: str, message: str, *, field: str | None = None, retry_after: float | None = None
     ) -> None:
-        where = f"{field}: " if field and not message.startswith(field) else ""
+        where = f"{field}: " if field and not f"{message}".startswith(f"{field}:") else ""
         super().__init__(f"{code}: {where}{message}")
         self.code = code
         self.message = message

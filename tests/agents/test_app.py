@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import attrs
@@ -64,8 +65,17 @@ def test_a_function_that_a_run_alone_does_not_satisfy_is_refused() -> None:
     async def optional(run: Run, more: int = 0) -> None:
         return None
 
+    @functools.wraps(two)
+    async def wrapped(run: Run) -> None:
+        return await two(run, 7)
+
+    @functools.wraps(optional)
+    async def wrapped_badly(run: Run, more: int) -> None:
+        return None
+
     app = App()
-    for function in (none, two):
+    assert app.agent("wrapped")(wrapped) is wrapped
+    for function in (none, two, wrapped_badly):
         with pytest.raises(ConfigError, match="an async function of one Run"):
             app.agent("helper")(function)
     assert app.agent("helper")(optional) is optional

@@ -38,7 +38,7 @@ class TestEmit:
             with pytest.raises(InvalidEvent, match="role: must be a string, not int"):
                 run.message(wrong)
 
-        await world.finish(agent)
+        assert (await world.finish(agent))["status"] == "completed"
         assert await world.types() == ["agent_started", "agent_completed"]
 
     async def test_a_tool_is_not_called_outside_its_block(self, world: World) -> None:
@@ -48,7 +48,7 @@ class TestEmit:
                 with pytest.raises(ScopeEnded, match=r"async with run\.tool"):
                     await call()
 
-        await world.finish(agent)
+        assert (await world.finish(agent))["status"] == "completed"
         assert await world.types() == ["agent_started", "agent_completed"]
 
     async def test_a_bad_event_raises_at_its_author_and_logs_nothing(self, world: World) -> None:
@@ -449,7 +449,7 @@ class TestMessage:
             with pytest.raises(ScopeEnded, match=r"async with run\.message\(\)"):
                 await run.message().text("early")
 
-        await world.finish(agent)
+        assert (await world.finish(agent))["status"] == "completed"
         assert await world.types() == ["agent_started", "agent_completed"]
 
     async def test_after_its_end_it_takes_no_text(self, world: World) -> None:

@@ -99,18 +99,23 @@ def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: 
 
 
 def test_who_keeps_its_position_with_what_it_does_does_it_once_over_its_own_crash(folder: Cli) -> None:
-    serve = shlex.split(said("wsrecover serve --app"))[1:]
-    with folder.start(*serve, "--port", "0", "--store", "memory", "--log-format", "json") as process:
-        url = process.ready()["url"]
-        start = f"{said('wsrecover send --token-file token ')} --url {url}"
-        assert URL in KEEPER
-        (folder.home / "keeper.py").write_text(KEEPER.replace(URL, url))
-        for last in ("message_delta", "message_delta", "agent_completed"):
-            with folder.start("keeper.py", program=sys.executable) as keeper:
-                folder.shell(start)
-                keeper.wait_for(last, stream="stdout")
+    serve = [*shlex.split(said("wsrecover serve --app"))[1:], "--store", "memory", "--log-format", "json"]
+    port = "0"
+    for _ in range(2):  # In memory: the second server has another history.
+        with folder.start(*serve, "--port", port) as process:
+            url = process.ready()["url"]
+            port = url.rpartition(":")[2]
+            assert URL in KEEPER
+            (folder.home / "keeper.py").write_text(KEEPER.replace(URL, url))
+            start = f"{said('wsrecover send --token-file token ')} --url {url}"
+            to_all = f"{said('wsrecover send --token-file service-token')} --url {url}"
+            folder.shell(to_all)
+            for last in ("message_delta", "message_delta", "agent_completed"):
+                with folder.start("keeper.py", program=sys.executable) as keeper:
+                    folder.shell(start)
+                    keeper.wait_for(last, stream="stdout")
         with closing(sqlite3.connect(folder.home / "ada.db")) as db:
-            told = [*db.execute("SELECT first, seq FROM told ORDER BY seq")]
+            told = [*db.execute("SELECT first, seq FROM told WHERE stream = 'user' ORDER BY seq")]
         assert [first for first, _ in told] == [1, *(seq + 1 for _, seq in told[:-1])]
 
 

@@ -209,6 +209,12 @@ class TestFailures:
             done = cli.run("send", "--token", "x", "chat", data, code=2)
             assert done.stderr == f"wsrecover: {problem}\n"
 
+    def test_a_since_that_is_no_position_says_what_is(self, cli: Cli) -> None:
+        for since in ("7.", "x", "bad epoch\n.7"):
+            done = cli.run("tail", "--token", "x", "--since", since, code=2)
+            assert "--since is" in done.stderr
+            assert "accepted: EPOCH.SEQ" in done.stderr
+
     def test_a_refused_token_says_how_to_get_another(self, cli: Cli) -> None:
         with cli.serving() as (_, url):
             file = cli.home / "bad.token"

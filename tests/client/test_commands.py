@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import attrs
 import pytest
 import trio
@@ -34,7 +36,8 @@ class TestCommands:
             await peer.until_bye()
 
         async with opened(Server(script)) as session:
-            assert await session.start_agent("triage", {"q": 1}, thread="t1") == "r9"
+            given = MappingProxyType({"q": 1})
+            assert await session.start_agent("triage", given, thread="t1") == "r9"
             assert await session.cancel("r9") == {"run": "r9", "status": "cancelled"}
 
     async def test_what_is_said_and_answered_goes_out_as_its_command(self, autojump_clock: MockClock) -> None:
@@ -136,6 +139,8 @@ class TestCommands:
             assert caught.value.code == "too_large"
             with pytest.raises(CommandError, match=r"^invalid: data\.input: must be an object, not list$"):
                 await session.start_agent("triage", [1])
+            with pytest.raises(CommandError, match=r"^invalid: data\.input: must be an object, not int$"):
+                await session.start_agent("triage", 0)
 
     async def test_one_that_takes_too_long_is_given_up_and_not_repeated(
         self, autojump_clock: MockClock

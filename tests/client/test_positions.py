@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import attrs
 import trio
 from scripted import Peer, Server, event, live, welcome
 from talking import RESUMED, opened, seqs, take
@@ -60,7 +61,7 @@ class TestPositions:
         server = Server(first, second)
         async with opened(server) as session:
             await take(session, 2)
-            kept = json.dumps(session.position)
+            kept = json.dumps(session.position, default=attrs.astuple)
         async with opened(server, positions=json.loads(kept)) as session:
             assert seqs(await take(session, 1)) == [3]
 

@@ -99,7 +99,7 @@ class TestTokens:
         assert made == ["t0", "t1", "t2", "t3", "t4"]
 
     async def test_a_callback_that_fails_is_tried_again(self, autojump_clock: MockClock) -> None:
-        answers: list[Any] = [OSError("no network"), "with\nnewline", "t2"]
+        answers: list[Any] = [OSError("no network"), "t2"]
 
         def token() -> str:
             answer = answers.pop(0)
@@ -111,6 +111,27 @@ class TestTokens:
         async with opened(server, token=token) as session:
             assert isinstance(session.last_error, TokenError)
         assert server.peers[0].token == "t2"
+
+    async def test_a_callback_that_gave_one_before_may_fail_to_for_a_while(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def expire(peer: Peer) -> None:
+            peer.say(welcome(), live(0), {"op": "auth_required", "expires_in": 60.0})
+            await trio.sleep(20)
+            peer.close(4001)
+
+        answers: list[Any] = ["t0", None, "with\nnewline", None, "t4"]
+        server = Server(expire, stay)
+        async with opened(server, token=lambda: answers.pop(0)) as session:
+            await trio.sleep(16)
+            assert session.status == "live"
+            assert str(session.last_error) == (
+                "token: the callback gave None; accepted: a string, or a function that gives one"
+            )
+            await server.reached(2)
+            await session.wait_status("live")
+        assert [peer.token for peer in server.peers] == ["t0", "t4"]
+        assert answers == []
 
     async def test_a_callback_that_hangs_is_given_the_time_of_a_try(self, autojump_clock: MockClock) -> None:
         async def token() -> str:

@@ -71,6 +71,9 @@ class TestConnecting:
             ("positions.user", {"positions": {"user": ["e-1", True]}}),
             ("positions.user", {"positions": {"user": ["", 1]}}),
             ("positions.user", {"positions": {"user": ["e-1", 1, 1]}}),
+            ("positions.user", {"positions": {"user": ["e-1", 2**53]}}),
+            ("positions.user", {"positions": {"user": Position("e-1", -1)}}),
+            ("positions", {"positions": 0}),
         ],
     )
     async def test_a_wrong_argument_is_named(
@@ -80,11 +83,11 @@ class TestConnecting:
             async with opened(Server(), **changes):
                 pass
 
-    @pytest.mark.parametrize("made", [None, b"t0"])
-    async def test_a_callback_that_gives_no_string_is_not_asked_for_ever(
+    @pytest.mark.parametrize("made", [None, b"t0", "t0\n"])
+    async def test_a_callback_that_never_gave_a_token_is_not_asked_for_ever(
         self, made: Any, autojump_clock: MockClock
     ) -> None:
-        with pytest.raises(ConfigError, match=r"^token: the callback gave (None|a bytes); "):
+        with pytest.raises(ConfigError, match=r"^token: the callback gave (None|a bytes|no token); "):
             async with opened(Server(), token=lambda: made):
                 pass
 

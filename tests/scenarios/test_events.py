@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from memory_world import MemoryWorld, memory_world
@@ -110,7 +111,7 @@ class TestE02DeliveryUntilAcknowledged:
                 await client.take(share)
                 await client.session.wait_status("live")
                 handled += client.seqs
-                positions = {"user": client.session.received["user"]._replace(seq=client.events[-1].seq)}
+                positions = {"user": attrs.evolve(client.session.received["user"], seq=client.events[-1].seq)}
                 await client.drop()
         assert handled == list(range(1, 11))
         async with witness.client(positions=positions, client_id="tab") as client:

@@ -330,19 +330,32 @@ class TestS08AHandlerRunsOnce:
                 assert (await log_of(local))[1] == []
         assert ran == ["once"]
 
-    async def test_s08_a_code_that_is_none_is_the_servers_fault_and_logged(self) -> None:
+    @pytest.mark.parametrize("code", ["none left", "", "x" * 65, "1st", 404])
+    async def test_s08_a_code_that_is_none_is_the_servers_fault_and_logged(self, code: Any) -> None:
         app = App()
 
         @app.command("order")
         async def order(command: Command, data: Nothing) -> None:
-            raise CommandError("none left", "sold_out")
+            raise CommandError(code, "sold_out")
 
         with capture_logs() as logs:
             async with local_server(app) as local, local.peer() as peer:
-                error = (await peer.command("order", {}))["error"]
-        assert error == {"code": "internal", "message": "the command failed in the server"}
+                errors = [(await peer.command("order", {}, id="once"))["error"] for _ in range(2)]
+        assert errors == [{"code": "internal", "message": "the command failed in the server"}] * 2
         (raised,) = [entry for entry in logs if entry["event"] == "command_raised"]
-        assert str(raised["exc_info"]) == "none left: sold_out"
+        assert raised["bad_code"] == code
+        assert str(raised["exc_info"]) == f"{code}: sold_out"
+
+    @pytest.mark.parametrize("code", ["x" * 64, "SOLD-OUT", "shop.sold_out2"])
+    async def test_s08_a_code_may_be_the_apps_own(self, code: str) -> None:
+        app = App()
+
+        @app.command("order")
+        async def order(command: Command, data: Nothing) -> None:
+            raise CommandError(code, "none left")
+
+        async with local_server(app) as local, local.peer() as peer:
+            assert (await peer.command("order", {}))["error"] == {"code": code, "message": "none left"}
 
     async def test_s08_one_that_takes_too_long_is_cut_off_and_its_outcome_unknown(
         self, autojump_clock: MockClock

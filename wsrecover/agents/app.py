@@ -165,9 +165,11 @@ def _is_duration(seconds: object) -> bool:
 
 def _takes_one(function: Callable[..., object]) -> bool:
     try:
-        inspect.signature(function).bind(None)
+        inspect.signature(function, follow_wrapped=False).bind(None)
     except TypeError:
         return False
+    except ValueError:  # It tells nobody what it takes.
+        return True
     return True
 
 

@@ -42,9 +42,10 @@ class ToolScope:
         self._complete = False
 
     async def __aenter__(self) -> Self:
-        self._began = trio.current_time()
+        began = trio.current_time()
         started = {"tool_call_id": self.id, "tool": self.tool, "input": self._input}
         await self._log.write(self._log.encode("tool_executing", started))
+        self._began = began
         return self
 
     async def progress(self, **data: Any) -> None:
@@ -119,8 +120,9 @@ class MessageScope:
     async def __aenter__(self) -> Self:
         # The fields that vary in length are given the most that they may take.
         longest = self._log.encode("message_completed", self._completed("", interrupted=True))
-        self._room = self._log.place.event_bytes - len(longest.body) - 64
+        room = self._log.place.event_bytes - len(longest.body) - 64
         await self._log.write(self._log.encode("message_started", {"message_id": self.id, "role": self.role}))
+        self._room = room
         return self
 
     async def text(self, token: str) -> None:

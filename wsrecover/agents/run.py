@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, TypeVar, overload
 
 import trio
@@ -105,7 +106,10 @@ class Run:
         await self._log.write(self._log.encode("agent_thinking", {"text": text}))
 
     def tool(self, name: str, input: dict[str, Any]) -> ToolScope:  # noqa: A002  # The word of the wire.
-        """A tool call as an async context manager; see `ToolScope`. Raises `InvalidEvent` for no string."""
+        """A tool call as an async context manager; see `ToolScope`.
+
+        Raises `InvalidEvent` for a name that is no string.
+        """
         check_text("tool", name)
         return ToolScope(self._log, self._part_id("tool"), name, input)
 
@@ -133,8 +137,8 @@ class Run:
         the request is withdrawn.
         """
         check_text("prompt", prompt)
-        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
-            raise InvalidEvent("timeout", f"must be a number of seconds, not {timeout!r}")
+        if timeout is not None and not _is_duration(timeout):
+            raise InvalidEvent("timeout", f"must be a number of seconds >= 0, not {timeout!r}")
         described = None if schema is None else Schema(schema, name="schema")
         return await Request(self._part_id("request"), prompt, described, timeout, self._log).ask()
 
@@ -157,3 +161,8 @@ class Run:
     def _part_id(self, kind: str) -> str:
         self._parts += 1
         return f"{kind}.{self._parts}.{self.id}"
+
+
+def _is_duration(seconds: object) -> bool:
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    return number and 0 <= seconds < math.inf  # type: ignore[operator]  # a number here

@@ -16,6 +16,7 @@ from cyclopts import Parameter
 
 from wsrecover.client import Changed, Ephemeral, Event, Gap, Item, Position, connect
 from wsrecover.logs import printable
+from wsrecover.protocol.fields import is_id
 
 from . import interrupts
 from .exits import OK, USAGE, Failure, reader_left
@@ -86,7 +87,7 @@ def _again(at: str, url: str, token_file: Path | None, threads: tuple[str, ...],
 def _since(text: str | None) -> tuple[Position | None, int]:
     """The position to resume from, and the seq up to which nothing is shown."""
     epoch, _, seq = (text or "0").rpartition(".")
-    if not (seq.isascii() and seq.isdigit()):
+    if not (seq.isascii() and seq.isdigit()) or not (epoch == "" or is_id(epoch)):
         raise Failure(
             f"--since is {text!r}; accepted: EPOCH.SEQ as `tail --json` shows it as id, or a SEQ", USAGE
         )

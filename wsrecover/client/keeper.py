@@ -211,7 +211,11 @@ class Keeper:
         elif action == "new_client_id" and not self._replaced:
             self._replaced = True
             self.route = attrs.evolve(self.route, client=new_client_id())
-        elif action in ("new_client_id", "stop") or (_is_protocol_error(error) and not suspects):
+        elif (
+            action in ("new_client_id", "stop")
+            or (_is_protocol_error(error) and not suspects)
+            or (isinstance(error, ConfigError) and shared.welcome is None)
+        ):
             return error
         return None
 
@@ -234,8 +238,6 @@ def _action(error: WsrecoverError) -> Action:
         if error.status == 401:
             return "refresh"
         return "stop" if error.status in _FOR_GOOD else "reconnect"
-    if isinstance(error, ConfigError):
-        return "stop"
     return after(error.code) if isinstance(error, ConnectionClosed) else "reconnect"
 
 

@@ -13,7 +13,7 @@ import trio
 
 from wsrecover.errors import ConfigError, WsrecoverError
 from wsrecover.protocol.cursor import Position
-from wsrecover.protocol.fields import is_id
+from wsrecover.protocol.fields import MAX_INT, is_id
 from wsrecover.protocol.frames import From
 from wsrecover.protocol.receiver import Receiver
 from wsrecover.transport import open_socket
@@ -68,14 +68,15 @@ async def connect(
     `token` is a JWT, or a function (sync or async) that gives a fresh one; only with a function does the
     session outlive the token. `client_id` (random by default) is one per tab or device: a newer connection
     with the same one replaces this one. `positions` are `session.position` as the app kept it with its own
-    state, also as it comes back from JSON; `from_` says where to begin in the user's stream without:
+    state, each also as its epoch and seq in a list; `from_` says where to begin in the user's stream without:
     `"snapshot"`, `"start"` or `"live"`. `threads` restricts the user's stream.
 
     `connect_timeout` (seconds) bounds each try, and each call of the token function. `give_up_after` (seconds
     without a connection; None: never) ends the session with its last error. `on_status` is called with each
     change of `session.status`. `dial` opens the WebSocket, `rng` gives the jitter.
 
-    Raises `ConfigError` for a wrong argument, and `WsrecoverError` under asyncio. Where there is no point in
+    Raises `ConfigError` for a wrong argument, or a function that gives no token the first time, and
+    `WsrecoverError` under asyncio. Where there is no point in
     another try, or `give_up_after` is over: `TokenError`, `HandshakeRefused`, `ConnectionClosed` or another
     `TransportError`; later the same errors come out of the iteration and of the calls that wait.
 
@@ -93,7 +94,7 @@ async def connect(
         give_up_after=patience,
         dial=dial,
     )
-    kept = _positions(positions or {})
+    kept = _positions({} if positions is None else positions)
     progress = Progress(kept)
     contexts = Contexts()
     inbox = Inbox(progress, contexts, max_items=buffer_items, max_bytes=buffer_bytes)
@@ -139,11 +140,15 @@ def _positions(given: Mapping[str, Position | Sequence[Any]]) -> dict[str, Posit
     kept = {}
     for name, place in given.items():
         match place:
-            case [str() as epoch, int() as seq] if is_id(epoch) and seq >= 0 and not isinstance(seq, bool):
+            case Position(epoch, seq) | [epoch, seq] if is_id(epoch) and _is_seq(seq):
                 kept[name] = Position(epoch, seq)
             case _:
-                raise ConfigError(f"positions.{name}", f"is {place!r}", "a Position, or [epoch, seq]")
+                raise ConfigError(f"positions.{name}", f"is {place!r}", "a Position, or its epoch and seq")
     return kept
+
+
+def _is_seq(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_INT
 
 
 def _client(client_id: str | None) -> str:

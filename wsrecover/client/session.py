@@ -95,7 +95,8 @@ class ClientSession:
         timeout: float | None = None,
     ) -> str:
         """Start an agent with `input`, as the data of `send`; returns the run's id. Raises like `send`."""
-        data = {"agent": agent, "input": _object({} if input is None else input, "data.input")}
+        given = _object({} if input is None else input, "data.input")
+        data = {"agent": agent, "input": dict(given)}
         result = await self.send("start_agent", data, thread=thread, timeout=timeout)
         run = result.get("run")
         if not isinstance(run, str):

@@ -20,7 +20,8 @@ class TokenSource:
     """The current token, asked for again only when it was refused or is about to expire."""
 
     def __init__(self, token: Token, *, timeout: float) -> None:
-        _check(token)
+        if not callable(token):
+            _check_token(token, "is")
         self._make = None if isinstance(token, str) else token
         self._token = token if isinstance(token, str) else None
         self._timeout = timeout
@@ -39,7 +40,7 @@ class TokenSource:
         """The current token.
 
         Raises `TokenError` where the app's callback fails or takes too long, and `ConfigError` where it gives
-        what is no string: the next call would do the same.
+        what is no token.
         """
         if self._token is None:
             self._token = await self.fresh()
@@ -57,21 +58,14 @@ class TokenSource:
             raise TokenError(f"the token callback gave none within {self._timeout:g} s") from None
         except Exception as error:
             raise TokenError(f"the token callback failed: {type(error).__name__}") from error
-        if not isinstance(token, str):
-            raise ConfigError("token", f"the callback gave {_kind(token)}", "a string")
-        if not token.isascii() or not token.isprintable():
-            raise TokenError("the token callback gave no printable ASCII string")
+        _check_token(token, "the callback gave")
         self._token = token
         return token
 
 
-def _check(token: object) -> None:
-    if isinstance(token, str):
-        if not (token.isascii() and token.isprintable()):
-            raise ConfigError("token", "is not a token", "printable ASCII, without a line end")
-    elif not callable(token):
-        raise ConfigError("token", f"is {_kind(token)}", "a string, or a function that gives one")
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+def _check_token(token: object, how: str) -> None:
+    if not isinstance(token, str):
+        kind = "None" if token is None else f"a {type(token).__name__}"
+        raise ConfigError("token", f"{how} {kind}", "a string, or a function that gives one")
+    if not (token.isascii() and token.isprintable()):
+        raise ConfigError("token", f"{how} no token", "printable ASCII, without a line end")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+
+import attrs
 
 __all__ = ["Position", "Step", "step"]
 
 
-class Position(NamedTuple):
-    """A place in a stream: all up to `seq`, in the history that `epoch` names. In JSON `[epoch, seq]`."""
+@attrs.frozen
+class Position:
+    """A place in a stream: all up to `seq`, in the history that `epoch` names. On the wire `[epoch, seq]`."""
 
     epoch: str
     seq: int

@@ -40,7 +40,7 @@ RESULT_BYTES: Final = 64 * 1024
 EVENTS: Final = 100
 """Events that one command may emit."""
 
-_CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
+_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")
 
 RETRY: Final = (0.1, 0.5, 1.0, 2.0)
 """Seconds between the tries to keep the answer of a handler that ran; the last one is repeated."""
@@ -155,7 +155,8 @@ def _error(call: Call, raised: BaseException) -> bytes:
     Nor of one whose code is none: there the message was given in its place.
     """
     errors = [leaf for leaf in leaves(raised) if not isinstance(leaf, trio.Cancelled)]
-    if len(errors) == 1 and isinstance(refused := errors[0], CommandError) and _CODE.match(refused.code):
+    refused = errors[0] if len(errors) == 1 else None
+    if isinstance(refused, CommandError) and _is_code(refused.code):
         said = {
             "code": refused.code,
             "message": readable(refused.message),
@@ -164,9 +165,14 @@ def _error(call: Call, raised: BaseException) -> bytes:
         }
     else:
         if errors:
-            log.error("command_raised", **_names(call), exc_info=errors[0] if len(errors) == 1 else raised)
+            misread = {"bad_code": refused.code} if isinstance(refused, CommandError) else {}
+            log.error("command_raised", **_names(call), **misread, exc_info=refused or raised)
         said = {"code": "internal", "message": "the command failed in the server"}
     return orjson.dumps(said)
+
+
+def _is_code(code: object) -> bool:
+    return isinstance(code, str) and _CODE.match(code) is not None
 
 
 def _names(call: Call) -> dict[str, str]:

@@ -61,7 +61,7 @@ class Quotas:
     def tell_tier(self, user: StreamKey, name: str | None) -> Tier:
         """The tier that a token of the user names."""
         tier = self.config.tier_of(name)
-        if name is not None and name not in self.config.tiers:
+        if name is not None and self.config.tiers and name not in self.config.tiers:
             self._note_unknown(name, user)
         self._tiers.pop(user, None)
         self._tiers[user] = tier
@@ -72,7 +72,7 @@ class Quotas:
     def _note_unknown(self, name: str, user: StreamKey) -> None:
         if name not in self._unknown_tiers and len(self._unknown_tiers) < _UNKNOWN:
             self._unknown_tiers.add(name)
-            log.warning("unknown_tier", tier=name, tenant=user.tenant, user=user.name, held_to="tier")
+            log.warning("unknown_tier", tier=name, tenant=user.tenant, user=user.name, held_to="[tier]")
 
     def retention(self, key: StreamKey) -> Retention:
         """How much of a stream is kept.
