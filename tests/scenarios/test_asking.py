@@ -186,7 +186,7 @@ async def test_s06_a_prompt_that_cannot_be_logged_asks_nobody() -> None:
             with pytest.raises(InvalidEvent) as caught:
                 await run.ask(prompt)  # type: ignore[arg-type]  # That is the test.
             refused.append(caught.value.field)
-        for timeout in (-1, float("nan"), "5"):
+        for timeout in (-1, float("nan"), 10**400, "5"):
             with pytest.raises(InvalidEvent) as caught:
                 await run.ask("?", timeout=timeout)  # type: ignore[arg-type]  # That is the test.
             refused.append(caught.value.field)
@@ -195,7 +195,7 @@ async def test_s06_a_prompt_that_cannot_be_logged_asks_nobody() -> None:
         await peer.command("start_agent", {"agent": "asker"})
         events = await peer.until("event", type="agent_completed")
         assert types(events[-2:]) == ["agent_started", "agent_completed"]
-        assert refused == ["data.prompt", "prompt", "timeout", "timeout", "timeout"]
+        assert refused == ["data.prompt", "prompt", *["timeout"] * 4]
 
 
 async def test_r01_a_question_waits_over_drops_and_restarts_of_the_client() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from wsrecover.protocol.events import AS_SENT, EVENT_TYPE, TYPES
 from wsrecover.protocol.frames import COMMANDS
 from wsrecover.protocol.schema import Schema
 
+from .arguments import is_duration
 from .command import Handler, HandlerFunction, data_schema
 from .run import Run
 
@@ -145,7 +145,7 @@ class App:
 def _check(kind: str, name: object, timeout: object) -> None:
     if not (isinstance(name, str) and _NAME.match(name)):
         raise ConfigError(f"{kind}.name", f"is {name!r}", "a letter, then up to 63 of A-Z a-z 0-9 _ . : -")
-    if timeout is not None and not _is_duration(timeout):
+    if timeout is not None and not (is_duration(timeout) and timeout > 0):
         raise ConfigError(f"{kind}.timeout", f"is {timeout!r}", "a number of seconds > 0, or None")
 
 
@@ -156,11 +156,6 @@ def _needed(kind: str, roles: Iterable[str]) -> frozenset[str]:
     except TokenError as error:
         accepted = "a list of roles, each 1 to 64 printable ASCII characters without spaces"
         raise ConfigError(f"{kind}.roles", f"is {roles!r}", accepted) from error
-
-
-def _is_duration(seconds: object) -> bool:
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    return number and math.isfinite(seconds) and seconds > 0  # type: ignore[arg-type,operator]  # a number here
 
 
 def _takes_one(function: Callable[..., object]) -> bool:

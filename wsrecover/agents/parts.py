@@ -7,20 +7,15 @@ from typing import Any, Self
 
 import trio
 
-from wsrecover.errors import InvalidEvent, ScopeEnded
+from wsrecover.errors import ScopeEnded
 from wsrecover.protocol.codec import encode_json
 
+from .arguments import check_text
 from .ending import describe, must_pass_at_once
 from .gathering import Text
 from .runlog import RunLog
 
-__all__ = ["MessageScope", "ToolScope", "check_text"]
-
-
-def check_text(field: str, value: object) -> None:
-    """Raise `InvalidEvent` for what is no string."""
-    if not isinstance(value, str):
-        raise InvalidEvent(field, f"must be a string, not {type(value).__name__}")
+__all__ = ["MessageScope", "ToolScope"]
 
 
 class ToolScope:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final, TypeVar, overload
 
 import trio
@@ -11,10 +10,11 @@ from wsrecover.errors import InvalidEvent
 from wsrecover.protocol.events import CRITICAL
 from wsrecover.protocol.schema import Schema, fitted
 
+from .arguments import check_text, is_duration
 from .asking import Request
 from .documents import Document, history
 from .ending import Status
-from .parts import MessageScope, ToolScope, check_text
+from .parts import MessageScope, ToolScope
 from .runlog import RunLog
 
 __all__ = ["Run"]
@@ -137,7 +137,7 @@ class Run:
         the request is withdrawn.
         """
         check_text("prompt", prompt)
-        if timeout is not None and not _is_duration(timeout):
+        if timeout is not None and not is_duration(timeout):
             raise InvalidEvent("timeout", f"must be a number of seconds >= 0, not {timeout!r}")
         described = None if schema is None else Schema(schema, name="schema")
         return await Request(self._part_id("request"), prompt, described, timeout, self._log).ask()
@@ -161,8 +161,3 @@ class Run:
     def _part_id(self, kind: str) -> str:
         self._parts += 1
         return f"{kind}.{self._parts}.{self.id}"
-
-
-def _is_duration(seconds: object) -> bool:
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    return number and 0 <= seconds < math.inf  # type: ignore[operator]  # a number here
