@@ -36,6 +36,7 @@ import attrs
 import structlog
 import trio
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from wsrecover import App, Config, Limits, Run, Server, Tier, Timeouts, serve
@@ -43,6 +44,7 @@ from wsrecover.access.tokens import sign
 from wsrecover.compiled import COMPILED
 
 __all__ = [
+    "ENVELOPE_BYTES",
     "SECRET",
     "TENANT",
     "Figure",
@@ -51,12 +53,9 @@ __all__ = [
     "cpu",
     "emit_rounds",
     "event_data",
-    "floor_accept",
-    "floor_in_order",
-    "floor_open",
-    "floor_rounds",
     "open_gate",
     "options",
+    "progress",
     "rss",
     "running_server",
     "show",
@@ -69,11 +68,11 @@ SECRET: Final = b"a secret of the benches, 32 bytes"
 TENANT: Final = "bench"
 LOAD_CORE: Final = 0
 SERVER_CORE: Final = 1
-PAUSE: Final = 0.003
-"""Seconds between two rounds of the floor, in which readers fall asleep as they do during a commit."""
-
 WIDTH: Final = 110
 """Columns of what is printed, on any terminal and in a log."""
+
+ENVELOPE_BYTES: Final = 42
+"""About how many bytes more a logged event takes on the wire."""
 
 Action = Callable[..., Any]
 """A function of a `Host` and what else it needs, async or not."""
@@ -132,9 +131,8 @@ async def start_runs(host: Host, agent: str, users: Sequence[str], given: dict[s
 
 
 def shuffle(host: Host, seed: int) -> None:
-    """Put the runs and the plain sockets, both in the order of connecting until now, into a random one."""
+    """Put the runs, in the order of connecting until now, into a random one."""
     random.Random(seed).shuffle(host.runs)
-    random.Random(seed).shuffle(host.sockets)
 
 
 async def emit_rounds(host: Host, rounds: int, data: dict[str, Any], per_run: int = 1) -> None:
@@ -172,43 +170,6 @@ def connections(host: Host) -> int:
     """How many connections the server has."""
     assert host.server is not None
     return host.server.statistics().sessions.connections
-
-
-def floor_open(host: Host, count: int) -> tuple[str, int]:
-    """Accept `count` plain connections, soon, in place of those before; where."""
-    for sock in host.sockets:
-        sock.close()
-    host.sockets.clear()
-    listener = socket.create_server(("127.0.0.1", 0), backlog=count)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    host.sockets.append(listener)
-    address: tuple[str, int] = listener.getsockname()
-    return address
-
-
-def floor_accept(host: Host, count: int) -> None:
-    """Accept them."""
-    listener = host.sockets.pop()
-    for _ in range(count):
-        sock, _ = listener.accept()
-        sock.setblocking(False)  # noqa: FBT003  the stdlib's signature
-        host.sockets.append(sock)
-    listener.close()
-
-
-def floor_in_order(host: Host) -> None:
-    """The plain sockets in the order of connecting again, as `start_runs` has the runs."""
-    host.sockets.sort(key=lambda sock: sock.fileno())  # Each was accepted with the lowest that was free.
-
-
-def floor_rounds(host: Host, rounds: int, frame: bytes) -> int:
-    """Send `frame` on every plain connection, `rounds` times, in a bare loop; nanoseconds of CPU."""
-    begin = time.process_time_ns()
-    for _ in range(rounds):
-        for sock in host.sockets:
-            sock.send(frame)
-        time.sleep(PAUSE)
-    return time.process_time_ns() - begin
 
 
 @attrs.define(eq=False)
@@ -321,6 +282,21 @@ def running_server(given: argparse.Namespace, tier: Tier | None = None) -> Itera
 def token(user: str, token_id: str | None = None) -> str:
     """A token for an hour."""
     return sign(SECRET, tenant=TENANT, user=user, token_id=token_id, lifetime=3600, clock=time.time)
+
+
+@contextmanager
+def progress(what: str, steps: int) -> Iterator[Callable[[], None]]:
+    """A bar where a terminal shows it, without a thread of its own: call what this yields after each step."""
+    bar = Progress(console=Console(stderr=True), transient=True, auto_refresh=False)
+    with bar:
+        task = bar.add_task(what, total=steps)
+
+        def advance() -> None:
+            bar.advance(task)
+            bar.refresh()
+
+        bar.refresh()
+        yield advance
 
 
 @attrs.define

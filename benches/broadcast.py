@@ -19,15 +19,13 @@ from typing import Final
 import attrs
 import orjson
 import trio
+from _floor import Floor
 from _harness import (
     Figure,
     Host,
     Remote,
     cpu,
     event_data,
-    floor_accept,
-    floor_open,
-    floor_rounds,
     options,
     running_server,
     show,
@@ -89,19 +87,18 @@ async def last_counts(_: Host, timeout: float) -> Counts:
 
 
 class Bench:
-    """A server, its connections, and the plain sockets of the floor."""
+    """A server and its connections."""
 
     def __init__(self, remote: Remote, connections: int) -> None:
         self.remote = remote
         self.tokens = [token(f"user{number // 2}") for number in range(connections)]
         self.clients = Fleet()
-        self.plain = Fleet()
         self.frame = b""
         self.epoch = ""
         self.said = 0
 
     def connect(self) -> None:
-        """All connections, and as many plain sockets."""
+        """All connections."""
         self.clients.connect(
             self.remote.address,
             (upgrade(bearer, f"client-{number}") for number, bearer in enumerate(self.tokens)),
@@ -110,10 +107,6 @@ class Bench:
         match = _POSITION.search(next(iter(self.clients.received.values())))
         assert match is not None
         self.epoch = match[1].decode()
-        count = min(len(self.tokens), PLAIN)
-        address = self.remote.call(floor_open, count)
-        self.plain.connect(address, [None] * count)
-        self.remote.call(floor_accept, count)
 
     def measure(self) -> float:
         """Microseconds of CPU per delivery of `ROUNDS` broadcasts, each received once by all."""
@@ -148,13 +141,6 @@ class Bench:
         self.said += 1
         return float(self.remote.finish())
 
-    def floor(self) -> float:
-        """Microseconds of CPU per bare `send()` of the last frame."""
-        self.remote.start(floor_rounds, ROUNDS, self.frame)
-        sends = len(self.plain.sockets) * ROUNDS
-        self.plain.read_each(lambda _, data: len(data), sends * len(self.frame))
-        return float(self.remote.finish()) / sends / 1000
-
     def acknowledge(self, fleet: Fleet) -> None:
         """All of these say that they have processed everything."""
         payload = orjson.dumps({"op": "ack", "pos": {"all": self.said}})
@@ -187,10 +173,11 @@ def main() -> None:
     with running_server(given) as remote:
         bench = Bench(remote, given.connections)
         bench.connect()
+        plain = Floor(remote, min(given.connections, PLAIN))
         bench.measure()
         for _ in range(given.repeat):
             delivery.values.append(bench.measure())
-            floor.values.append(bench.floor())
+            floor.values.append(plain.measure(bench.frame))
             stalls.values.append(bench.hold_up())
         notes.append(f"receipt before any ack: {remote.call(last_counts, 0.0)}")
         bench.acknowledge(bench.clients)

@@ -1,7 +1,9 @@
 """Latency: from `run.emit` to the client's callback, at 5,000 events a second over 100 users, fsynced.
 
 Both processes read the same monotonic clock. A raw client handles an event when its bytes are there; the
-Python client, all 100 of them in one process, hands it to an `async for`.
+Python client, all 100 of them in one process, hands it to an `async for`. The floor beside them is a bare
+`send()` of as many bytes, as often, from the same kind of task to plain sockets: no journal, no disk, no
+WebSocket.
 """
 
 from __future__ import annotations
@@ -9,13 +11,26 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Final
 
 import attrs
 import trio
-from _harness import Figure, Host, Remote, event_data, options, running_server, show, start_runs, token
+from _floor import Floor
+from _harness import (
+    ENVELOPE_BYTES,
+    Figure,
+    Host,
+    Remote,
+    event_data,
+    options,
+    running_server,
+    show,
+    start_runs,
+    token,
+)
 from _load import EVENT, LIVE, Fleet, upgrade
 
 from wsrecover import Event, connect
@@ -32,12 +47,24 @@ _EMITTED: Final = re.compile(rb'"at":(\d+),')
 async def emit_steadily(host: Host, total: int, rate: int) -> None:
     """`total` events, `rate` a second, each of the next user, with the time of its emit in it."""
     data = event_data(EVENT_BYTES - 24)
+    async for number in _steadily(total, rate):
+        await host.runs[number % len(host.runs)].emit("note", {"at": time.monotonic_ns(), **data})
+
+
+async def send_steadily(host: Host, total: int, rate: int) -> None:
+    """The same with bare `send()`s on the plain sockets of the floor."""
+    async for number in _steadily(total, rate):
+        frame = b'{"at":%d,' % time.monotonic_ns()
+        host.sockets[number % len(host.sockets)].send(frame.ljust(EVENT_BYTES + ENVELOPE_BYTES))
+
+
+async def _steadily(total: int, rate: int) -> AsyncIterator[int]:
     begin = time.monotonic()
     sent = 0
     while sent < total:
         due = min(total, int((time.monotonic() - begin) * rate))
         for number in range(sent, due):
-            await host.runs[number % len(host.runs)].emit("note", {"at": time.monotonic_ns(), **data})
+            yield number
         sent = max(sent, due)
         await trio.sleep(TICK)
 
@@ -77,7 +104,30 @@ def raw(remote: Remote, users: Sequence[str], rate: int, repeat: int, waits: Wai
     remote.start(start_runs, "passive", users, {})
     clients.read(EVENT, len(users))
     remote.finish()
-    rest = dict.fromkeys(clients.sockets, b"")
+    look = _waiting(waits)
+    for _ in range(repeat):
+        remote.start(emit_steadily, rate, rate)
+        clients.read_each(look, rate)
+        remote.finish()
+        waits.end_round()
+    clients.close()
+
+
+def floor(remote: Remote, count: int, rate: int, repeat: int, waits: Waits) -> None:
+    """Rounds of a second with plain sockets."""
+    plain = Floor(remote, count)
+    look = _waiting(waits)
+    for _ in range(repeat):
+        remote.start(send_steadily, rate, rate)
+        plain.read(look, rate)
+        remote.finish()
+        waits.end_round()
+    plain.close()
+
+
+def _waiting(waits: Waits) -> Callable[[int, bytes], int]:
+    """What looks for the events in the bytes that come from each socket, and tells `waits` of them."""
+    rest: dict[int, bytes] = defaultdict(bytes)
 
     def look(fd: int, data: bytes) -> int:
         data, end, count = rest[fd] + data, 0, 0
@@ -87,12 +137,7 @@ def raw(remote: Remote, users: Sequence[str], rate: int, repeat: int, waits: Wai
         rest[fd] = data[end:]
         return count
 
-    for _ in range(repeat):
-        remote.start(emit_steadily, rate, rate)
-        clients.read_each(look, rate)
-        remote.finish()
-        waits.end_round()
-    clients.close()
+    return look
 
 
 async def python(remote: Remote, users: Sequence[str], rate: int, repeat: int, waits: Waits) -> None:
@@ -126,10 +171,11 @@ async def python(remote: Remote, users: Sequence[str], rate: int, repeat: int, w
 def main() -> None:
     given = options(__doc__ or "", rate=5000, users=100, repeat=6)
     users = [f"user{number}" for number in range(given.users)]
-    each = [Waits("raw client"), Waits("Python client")]
+    each = [Waits("floor: bare send()"), Waits("raw client"), Waits("Python client")]
     with running_server(given) as remote:
-        raw(remote, users, given.rate, given.repeat, each[0])
-        trio.run(partial(python, remote, users, given.rate, given.repeat, each[1]))
+        floor(remote, given.users, given.rate, given.repeat, each[0])
+        raw(remote, users, given.rate, given.repeat, each[1])
+        trio.run(partial(python, remote, users, given.rate, given.repeat, each[2]))
     show(
         f"latency, {given.rate} events/s over {given.users} users, {given.store}",
         "ms",

@@ -3,6 +3,8 @@
 What is told is the server's CPU per client, from the TCP accept until all that it missed and `live` was read.
 Their users' streams are in memory, as after an outage of seconds; "a user's first" opens session and stream.
 A token that was verified before is remembered; "a new token" each is what a refresh storm costs.
+
+Beside it stands the floor, a bare `send()` of one event's frame: it tells how fast the machine is meanwhile.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from _floor import Floor
 from _harness import (
+    ENVELOPE_BYTES,
     Figure,
     Remote,
     cpu,
     emit_rounds,
     event_data,
     options,
+    progress,
     running_server,
     show,
     start_runs,
@@ -94,24 +99,28 @@ class Bench:
 
 def main() -> None:
     given = options(__doc__ or "", clients=1000, repeat=5)
+    floor = Figure("floor: bare send() of one event")
     first, plain = Figure("connect, a user's first"), Figure("connect")
     resumed, renewed = Figure(f"resume, {MISSED} missed"), Figure(f"resume, {MISSED} missed, a new token")
-    with running_server(given) as remote:
+    with running_server(given) as remote, progress("resume", given.repeat) as advance:
         bench = Bench(remote, given.clients)
+        bare = Floor(remote, given.clients)
         known = {user: token(user) for user in bench.users}
         bench.plain(known.__getitem__)
         remote.call(start_runs, "passive", bench.users, {})
         for number in range(given.repeat):
+            floor.values.append(bare.measure(bytes(EVENT_BYTES + ENVELOPE_BYTES)))
             used, at = bench.plain(known.__getitem__)
             plain.values.append(used)
             resumed.values.append(bench.resume(at, known.__getitem__))
             _, at = bench.plain(known.__getitem__)
             renewed.values.append(bench.resume(at, partial(token, token_id=f"id{number}")))
             first.values.append(bench.strangers(number))
+            advance()
     show(
         f"resume, {given.clients} clients at once, events of {EVENT_BYTES} bytes, {given.store}",
         "µs CPU per client",
-        [plain, resumed, renewed, first],
+        [floor, plain, resumed, renewed, first],
         [f"target: resume ≤ {TARGET:.0f} µs in a quiet run"],
     )
 
