@@ -19,6 +19,8 @@ from typing import Final, Never
 import structlog
 import trio
 
+from wsrecover.logger import get_logger
+
 from . import logs
 from .access.authenticator import Authenticator
 from .access.opening import open_verifier
@@ -45,7 +47,7 @@ from .transport.listener import open_listeners, serve_sockets
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 SWITCH_INTERVAL: Final = 0.001
 """Seconds: with the default of 5 ms the store's thread waits that long for a busy loop at every commit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -76,3 +77,14 @@ def test_p12_ids_names_and_what_an_exception_quotes_are_escaped(cli: Cli, log_fo
     assert not [line for line in log.splitlines() if line.startswith("forged")]
     for told in (r"token_id", r"[31mred", r"202eada", "forged"):
         assert told in log, "the log has it"
+
+
+def test_a_server_whose_log_nobody_reads_any_more_serves_on(cli: Cli) -> None:
+    with cli.serving() as (process, url):
+        assert process.popen.stderr is not None
+        process.popen.stderr.close()
+        common = ("--url", url, "--token-file", cli.token())
+        for number in range(3):
+            cli.run("send", *common, "chat", json.dumps({"text": f"{number}"}))
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait() == 0

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
-import structlog
 
 from wsrecover.config import Tokens
 from wsrecover.errors import ConfigError, TokenError
+from wsrecover.logger import get_logger
 
 from .principal import Principal
 
 __all__ = ["MAX_TOKEN_ID", "OPERATOR", "SERVICE", "Grant", "granted"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_TOKEN_ID: Final = 256
 """Characters of a `jti`."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-import structlog
 import trio
 
 from wsrecover.errors import ConfigError, KeysUnavailable
+from wsrecover.logger import get_logger
 
 from .keys import Key, parse_jwks
 
 __all__ = ["KeySource"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_BYTES: Final = 256 * 1024
 """Of a key set: a hundred RSA keys with their certificates."""

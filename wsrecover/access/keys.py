@@ -12,16 +12,16 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 import orjson
-import structlog
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from wsrecover.errors import ConfigError, TokenError, UnknownKey
+from wsrecover.logger import get_logger
 
 __all__ = ["MIN_SECRET_BYTES", "Key", "Keys", "opened", "parse_jwks", "sealed", "secret_key"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MIN_SECRET_BYTES: Final = 32
 """RFC 7518, section 3.2: a key at least as long as the hash."""

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final, Never, TypeAlias
 
-import structlog
 import trio
+
+from wsrecover.logger import get_logger
 
 __all__ = ["Alarms"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Ring: TypeAlias = Callable[[float], None]
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import attrs
-import structlog
 import trio
 
 from wsrecover.errors import (
@@ -32,6 +31,7 @@ from wsrecover.errors import (
     StoreFailed,
     StoreUnavailable,
 )
+from wsrecover.logger import get_logger
 from wsrecover.protocol.codec import encode_event, encode_json
 from wsrecover.protocol.events import TERMINAL
 from wsrecover.streams.journal import Journal
@@ -66,7 +66,7 @@ from .runlog import RunLog
 
 __all__ = ["Execution", "close_lost_runs"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 START_SECONDS: Final = 60.0
 """What `start` waits for the store at most; the store's own time-out is shorter."""

@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Final
 
-import structlog
 import trio
 from cyclopts import Parameter
 
@@ -19,6 +18,7 @@ import wsrecover.server
 from wsrecover.agents.app import App
 from wsrecover.config import Config
 from wsrecover.errors import ConfigError, TransportError
+from wsrecover.logger import get_logger
 from wsrecover.logs import configure
 from wsrecover.server import Server
 from wsrecover.transport.doorway import raise_descriptor_limit
@@ -42,7 +42,7 @@ from .options import (
 
 __all__ = ["run_server", "serve"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _IMPORTERS: Final = ("wsrecover", "importlib")
 """The packages whose frames stand above those of a module that `--app` names."""

@@ -16,10 +16,10 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
-import structlog
 import trio
 
 from wsrecover.errors import ConfigError, ConnectionClosed, FrameError, TokenError, TransportError
+from wsrecover.logger import get_logger
 from wsrecover.protocol.codec import decode_server, encode
 from wsrecover.protocol.frames import (
     Auth,
@@ -60,7 +60,7 @@ MIN_HEARTBEAT: Final = 1.0
 MAX_UNSENT: Final = 1024
 """Messages that wait for the writer; more, and the server takes too little to be of use."""
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Socket(Protocol):

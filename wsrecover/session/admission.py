@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import attrs
-import structlog
 import trio
 
 from wsrecover.access.authenticator import Credentials
@@ -28,6 +27,7 @@ from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.access.origins import is_allowed
 from wsrecover.access.tokens import TokenVerifier
 from wsrecover.errors import CommandError, FrameError, StoreFailed, StoreUnavailable, TokenError
+from wsrecover.logger import get_logger
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, decode_hello, encode
 from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, Drain, ErrorFrame, Hello
@@ -44,7 +44,7 @@ from .services import Services
 
 __all__ = ["PATH", "Admission"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 PATH: Final = "/v1/connect"
 

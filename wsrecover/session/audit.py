@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
-
 from wsrecover.access.claims import Grant
+from wsrecover.logger import get_logger
 from wsrecover.streams.store import Revocation
 
 __all__ = ["accepted", "erased", "refreshed", "rejected", "replaced", "revoked"]
 
-_audit = structlog.get_logger("wsrecover.audit", log="audit")
+_audit = get_logger("wsrecover.audit", log="audit")
 
 
 def _who(grant: Grant) -> dict[str, Any]:

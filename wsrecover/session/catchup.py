@@ -19,11 +19,11 @@ import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-import structlog
 import trio
 
 from wsrecover.config import Limits
 from wsrecover.errors import StoreCorrupt, StoreError
+from wsrecover.logger import get_logger
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.outbox import Outbox
@@ -33,7 +33,7 @@ from .owner import Owner
 
 __all__ = ["CatchUp", "page_share"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 STORE_RETRY = 1.0
 """Seconds between two tries to read a page from a store that is unavailable."""

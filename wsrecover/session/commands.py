@@ -12,13 +12,13 @@ from functools import partial
 from typing import Final, TypeAlias
 
 import attrs
-import structlog
 import trio
 
 from wsrecover.access.policy import chosen_tenant, may, require_service
 from wsrecover.access.principal import Principal
 from wsrecover.agents.command import Handler
 from wsrecover.errors import CommandError, InvalidEvent, StoreError, StoreFailed
+from wsrecover.logger import get_logger
 from wsrecover.protocol import codec
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import Reply, Send
@@ -42,7 +42,7 @@ from .services import Services
 
 __all__ = ["Commands"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 REPEAT_WINDOW: Final = 600.0
 """The age in seconds up to which a repeat is sure to find the first one's answer."""

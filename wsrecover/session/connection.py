@@ -17,13 +17,13 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Literal, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
-import structlog
 import trio
 
 from wsrecover.access.claims import Grant
 from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.config import Limits, Timeouts
 from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError
+from wsrecover.logger import get_logger
 from wsrecover.protocol.closecodes import RULES, CloseCode
 from wsrecover.protocol.codec import decode_client, encode, welcome_frame
 from wsrecover.protocol.frames import (
@@ -60,7 +60,7 @@ from .welcome import welcome
 
 __all__ = ["Connection", "ConnectionState"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Args = TypeVarTuple("Args")
 R = TypeVar("R", Send, Auth, Follow)

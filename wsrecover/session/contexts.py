@@ -16,10 +16,10 @@ from typing import Final
 
 import attrs
 import orjson
-import structlog
 import trio
 
 from wsrecover.errors import WsrecoverError
+from wsrecover.logger import get_logger
 from wsrecover.protocol.codec import decode_body
 from wsrecover.protocol.context import EMPTY, Context, concerning, parse, reduce
 from wsrecover.streams.page import Page
@@ -30,7 +30,7 @@ from .services import Services
 
 __all__ = ["NO_THREAD", "Snapshot", "UserContexts", "keep_up", "store"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 NO_THREAD: Final = ""
 """The name of the context of events without a thread; no thread can have it."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-import structlog
 import trio
+
+from wsrecover.logger import get_logger
 
 from .registry import Registry
 from .services import Services
 
 __all__ = ["drain"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 PACE: Final = 1000.0
 """Connections closed in a second: whoever takes them over spends 250 µs on each (benches/resume.py)."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import attrs
-import structlog
 
 from wsrecover.access.principal import Principal
+from wsrecover.logger import get_logger
 from wsrecover.protocol.frames import Ack, ErrorFrame, From, Hello, StreamInfo, Streams
 from wsrecover.protocol.resume import held_part
 from wsrecover.streams.stream import Stream
@@ -19,7 +19,7 @@ from .services import Services
 
 __all__ = ["Following", "Start"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @attrs.frozen

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVarTuple, Unpack
 
-import structlog
 import trio
 
 from wsrecover.errors import StoreFailed
+from wsrecover.logger import get_logger
 
 __all__ = ["Members"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Args = TypeVarTuple("Args")
 

@@ -16,12 +16,12 @@ from typing import Any, Final
 
 import attrs
 import orjson
-import structlog
 import trio
 
 from wsrecover.agents.command import Command, Handler
 from wsrecover.agents.ending import leaves, must_pass_at_once, readable
 from wsrecover.errors import CommandError, InvalidEvent, Misfit, ScopeEnded, StoreError
+from wsrecover.logger import get_logger
 from wsrecover.protocol import codec
 from wsrecover.protocol.schema import fitted, plain
 from wsrecover.streams.store import Answer, AnswerStatus, Applied, Entry, StreamKey, Unit
@@ -32,7 +32,7 @@ from .services import Services
 
 __all__ = ["RESULT_BYTES", "answer_own"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RESULT_BYTES: Final = 64 * 1024
 """The most that a handler may return, encoded."""

@@ -23,8 +23,9 @@ from enum import IntEnum
 from typing import Final
 
 import attrs
-import structlog
 import trio
+
+from wsrecover.logger import get_logger
 
 __all__ = [
     "CALM",
@@ -40,7 +41,7 @@ __all__ = [
     "Weights",
 ]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 INTERVAL: Final = 1.0
 """Seconds between two looks at what is held."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Final
 
-import structlog
 import trio
 
 from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.access.principal import Principal
 from wsrecover.config import Config, Retention, Tier
 from wsrecover.errors import CommandError
+from wsrecover.logger import get_logger
 from wsrecover.streams.store import StreamKey
 
 from .paging import Pages
@@ -20,7 +20,7 @@ from .tenants import Tenant, Tenants
 
 __all__ = ["Quota", "Quotas"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _REMEMBERED: Final = 100_000
 """Users whose tier is known although they are not here: some bytes each."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 from operator import attrgetter
 
-import structlog
-
 from wsrecover.access.claims import MAX_TOKEN_ID
 from wsrecover.access.principal import Principal
 from wsrecover.access.revocations import Revocations
 from wsrecover.config import Config
 from wsrecover.errors import StoreError, TokenError
+from wsrecover.logger import get_logger
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.streams.store import Revocation, Store, Unit
 
@@ -21,7 +20,7 @@ from .services import Services
 
 __all__ = ["known_revocations", "revoke"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 async def known_revocations(store: Store, config: Config, now: float) -> Revocations:

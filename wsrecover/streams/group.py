@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import structlog
 import trio
 
 from wsrecover.errors import StoreError, StoreFailed
+from wsrecover.logger import get_logger
 
 from .erasing import Erasure
 from .store import Applied, Entry, Outcome, Unit
 
 __all__ = ["Author", "Group", "Waiter", "appended"]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Author(Protocol):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
-import structlog
 import trio
 
 from wsrecover.errors import StoreError
+from wsrecover.logger import get_logger
 
 from .growth import COUNTED_BYTES, MAX_TRACKED
 from .registry import Streams
@@ -16,7 +16,7 @@ from .store import Retention, Store, StreamKey
 
 __all__ = ["Retainer", "Snapshots"]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 Snapshots: TypeAlias = Callable[[Sequence[StreamKey], bool], Awaitable[None]]
 """Stores a snapshot of each of these users' streams; or, with False, reduces what their tails hold by now, so

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-import structlog
+from wsrecover.logger import get_logger
 
 __all__ = ["AT_ONCE", "Sender", "Served"]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 AT_ONCE: Final = 64
 """Followers that take before they send, and those of one stream beyond: few enough for their frames to be in

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final
 
 import apsw
-import structlog
 
 from wsrecover.errors import StoreCorrupt, StoreError, StoreFailed, StoreUnavailable, caused_by
+from wsrecover.logger import get_logger
 from wsrecover.protocol.cursor import Position
 
 from .sqlite_contexts import keep_snapshot
@@ -44,7 +44,7 @@ from .worker import Job
 
 __all__ = ["SQLiteLog"]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 HEADS_EVERY: Final = 16_384
 _MAX_HEADS: Final = 65_536

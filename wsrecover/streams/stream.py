@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Final, Protocol
 
 import attrs
-import structlog
 
+from wsrecover.logger import get_logger
 from wsrecover.protocol.codec import event_prefix
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import From, StreamInfo
@@ -23,7 +23,7 @@ from .store import Entry, Store, StreamKey, StreamState
 
 __all__ = ["CROWD", "Follower", "Stream"]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 CROWD: Final = 256
 """Followers that one step may serve: 2 ms of sends. More are served in slices of half as many."""

@@ -19,8 +19,9 @@ from contextlib import suppress
 from typing import Final
 
 import attrs
-import structlog
 import trio
+
+from wsrecover.logger import get_logger
 
 from .handshake import Refusal
 
@@ -34,7 +35,7 @@ __all__ = [
     "raise_descriptor_limit",
 ]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RESERVE: Final = 64
 """Descriptors that connections do not take; a quarter where the system gives so few that it would be more."""

@@ -20,8 +20,9 @@ from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 import attrs
-import structlog
 import trio
+
+from wsrecover.logger import get_logger
 
 from .handshake import Refusal, check_upgrade, encode_refusal, encode_switch
 from .head import HeadError, Request, parse_request
@@ -31,7 +32,7 @@ from .websocket import ServerSocket
 
 __all__ = ["Acceptance", "Answer", "AnswerNow", "Gate", "Handshakes", "read_head", "turn_away"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _LINGER: Final = 1.0
 _SERVER_BUG: Final = Refusal(500, "The server could not answer this request.")
