@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import structlog
@@ -21,7 +21,9 @@ class Disk:
         self.full = False
         self.lines: list[dict[str, Any]] = []
 
-    def __call__(self, _: object, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    def __call__(
+        self, _: object, method: str, line: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
         self.lines.append({"method": method, **line})

@@ -132,6 +132,37 @@ class TestOpening:
         await store.aclose()
         await (await open_sqlite(path)).aclose()
 
+    async def test_the_lock_holds_by_whatever_link_the_file_is_reached(self, tmp_path: Path) -> None:
+        path, link = tmp_path / "store.db", tmp_path / "link.db"
+        store = await open_sqlite(path)
+        link.symlink_to(path)
+        with pytest.raises(StoreLocked, match=r"store\.db"):
+            await open_sqlite(link)
+        await store.aclose()
+        store = await open_sqlite(link)
+        with pytest.raises(StoreLocked):
+            await open_sqlite(path)
+        await store.aclose()
+
+    async def test_links_in_a_circle_are_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "store.db"
+        path.symlink_to(path)
+        with pytest.raises(StoreUnavailable, match=r"store\.db"):
+            await open_sqlite(path)
+
+    async def test_who_lost_the_lock_writes_no_more(self, tmp_path: Path) -> None:
+        path, lock = tmp_path / "store.db", tmp_path / "store.db-lock"
+        store = await open_sqlite(path)
+        await store.commit([unit(ANN, "a")])
+        lock.unlink()
+        other = await open_sqlite(path)  # The second process that was let in.
+        with pytest.raises(StoreUnavailable, match="another file"):
+            await store.commit([unit(ANN, "lost")])
+        await store.aclose()
+        await other.commit([unit(ANN, "b")])
+        assert await logged(other, ANN) == ["a", "b"]
+        await other.aclose()
+
     async def test_the_lock_holds_across_processes_and_ends_with_kill_9(self, tmp_path: Path) -> None:
         path = tmp_path / "store.db"
         script = """
@@ -300,6 +331,21 @@ class TestTroubleThatHeals:
         await store.aclose()
         store = await open_sqlite(path)
         assert await logged(store, ANN) == ["a", "b"]
+        await store.aclose()
+
+    async def test_a_removed_write_ahead_log_takes_nothing_more_and_is_saved_by_closing(
+        self, tmp_path: Path
+    ) -> None:
+        path, wal = tmp_path / "store.db", tmp_path / "store.db-wal"
+        store = await open_sqlite(path)
+        await store.commit([unit(ANN, "a")])
+        wal.unlink()
+        with pytest.raises(StoreUnavailable, match=r"store\.db-wal: No such file"):
+            await store.commit([unit(ANN, "lost")])
+        assert not store.statistics().healthy
+        await store.aclose()
+        store = await open_sqlite(path)
+        assert await logged(store, ANN) == ["a"]
         await store.aclose()
 
     async def test_a_write_that_never_ends_fails_the_store(self, tmp_path: Path) -> None:

@@ -37,11 +37,16 @@ def found(folder: Path, query: str) -> list[tuple[Any, ...]]:
         reader.close()
 
 
-async def test_the_settings_of_the_connection_are_in_force(tmp_path: Path) -> None:
-    store = await open_sqlite(tmp_path / "log.db", synchronous="NORMAL")
+@pytest.mark.parametrize(
+    ("options", "synchronous"), [({}, 2), ({"synchronous": "NORMAL"}, 1)], ids=["FULL by default", "NORMAL"]
+)
+async def test_the_settings_of_the_connection_are_in_force(
+    tmp_path: Path, options: dict[str, Any], synchronous: int
+) -> None:
+    store = await open_sqlite(tmp_path / "log.db", **options)
     db = store._log._db
     names = ("journal_mode", "synchronous", "wal_autocheckpoint", "page_size", "cell_size_check")
-    assert [db.pragma(name) for name in names] == ["wal", 1, 2048, 8192, 1]
+    assert [db.pragma(name) for name in names] == ["wal", synchronous, 2048, 8192, 1]
     await store.aclose()
 
 

@@ -16,11 +16,12 @@ from wsrecover.errors import StoreError, StoreFailed
 from wsrecover.protocol.cursor import Position
 
 from .sqlite_contexts import find_oldest, find_snapshot
+from .sqlite_files import Files
 from .sqlite_heads import Head
 from .sqlite_known import find_answer, find_revocations, find_runs
 from .sqlite_log import SQLiteLog
 from .sqlite_read import read_keys, read_page
-from .sqlite_schema import Synchronous, connect, lock, translate, unlock
+from .sqlite_schema import Synchronous, connect, translate
 from .store import (
     Answer,
     AnswerKey,
@@ -68,25 +69,24 @@ async def open_sqlite(
 
 def _open(
     path: Path, synchronous: Synchronous, clock: Callable[[], float]
-) -> tuple[Path, int, SQLiteLog, apsw.Connection]:
-    path = path.absolute()
-    descriptor = lock(path)
+) -> tuple[Files, SQLiteLog, apsw.Connection]:
+    files = Files(path)
     try:
-        writer, reader = connect(path, synchronous=synchronous)
+        writer, reader = connect(files.path, synchronous=synchronous)
         try:
-            log = SQLiteLog(writer, path, clock)
+            log = SQLiteLog(writer, files, clock)
             log.open()
         except BaseException:
             reader.close()
             writer.close()
             raise
     except (apsw.Error, OSError) as error:
-        unlock(descriptor)
-        raise translate(error, path) from error
+        files.release()
+        raise translate(error, files.path) from error
     except BaseException:
-        unlock(descriptor)
+        files.release()
         raise
-    return path, descriptor, log, reader
+    return files, log, reader
 
 
 class SQLiteStore(Store):
@@ -102,8 +102,7 @@ class SQLiteStore(Store):
 
     def __init__(
         self,
-        path: Path,
-        lock_descriptor: int,
+        files: Files,
         log: SQLiteLog,
         reader: apsw.Connection,
         *,
@@ -112,15 +111,15 @@ class SQLiteStore(Store):
     ) -> None:
         self.generation = log.generation
         self.lineage = log.lineage
-        self._path = path
-        self._lock = lock_descriptor
+        self._files = files
+        self._path = files.path
         self._log = log
         self._reader = reader
         self._clock = clock
         self._timeout = timeout
         self._closed = False
-        self._writes = Worker(f"{path.name}-writer", log.run, log.sweep)
-        self._reads = Worker(f"{path.name}-reader", self._run_reads)
+        self._writes = Worker(f"{files.path.name}-writer", log.run, log.sweep)
+        self._reads = Worker(f"{files.path.name}-reader", self._run_reads)
 
     async def load(self, key: StreamKey) -> StreamState:
         """See `Store.load`."""
@@ -261,4 +260,4 @@ class SQLiteStore(Store):
             self._reader.close()
             self._log.close()
         finally:
-            unlock(self._lock)
+            self._files.release()

@@ -12,17 +12,17 @@ from __future__ import annotations
 import secrets
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import apsw
 
-from wsrecover.errors import StoreCorrupt, StoreError, StoreFailed, StoreUnavailable, caused_by
+from wsrecover.errors import StoreCorrupt, StoreError, StoreFailed, StoreUnavailable
 from wsrecover.logger import get_logger
 from wsrecover.protocol.cursor import Position
 
 from .sqlite_contexts import keep_snapshot
 from .sqlite_erase import Purge, erase_stream, erase_user, forget_purged
+from .sqlite_files import Files
 from .sqlite_heads import Head, create_head, find_head, replay, write_heads
 from .sqlite_insert import Value, insert_events
 from .sqlite_known import Known
@@ -58,7 +58,7 @@ class SQLiteLog:
     """What is in the file, and what of it is held in memory. `failed` is set once nobody knows what is on
     disk."""
 
-    def __init__(self, writer: apsw.Connection, path: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, writer: apsw.Connection, files: Files, clock: Callable[[], float]) -> None:
         self.generation = secrets.token_hex(8)
         self.lineage: tuple[str, ...] = ()
         self.heads: dict[StreamKey, Head] = {}
@@ -69,9 +69,9 @@ class SQLiteLog:
         self.healthy = True
         self.purge = Purge()
         self._db = writer
-        self._path = path
+        self._files = files
+        self._path = files.path
         self._clock = clock
-        self._inode = _identity(path)
         self.known = Known(writer)
         self._dirty: list[Head] = []  # Each once: its `dirty` is set.
         self._row = 0  # The newest row, with those that are staged.
@@ -104,6 +104,7 @@ class SQLiteLog:
             self._row, self._physical, self._alive = replay(self._db)
             self.purge.left = self.purge.due = forget_purged(self._db)
         self._as_of = self._committed_row = self._row
+        self._files.watch()
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Do `jobs` in one transaction, all or nothing."""
@@ -202,16 +203,7 @@ class SQLiteLog:
     def _check_usable(self) -> None:
         if self.failed is not None:
             raise self.failed
-        self._check_file()
-
-    def _check_file(self) -> None:
-        """SQLite goes on writing to a file that was moved away or removed; what it writes there is lost."""
-        try:
-            same = _identity(self._path) == self._inode
-        except OSError as error:
-            raise caused_by(StoreUnavailable(f"{self._path}: {error.strerror}"), error) from error
-        if not same:
-            raise StoreUnavailable(f"{self._path}: is another file than the one that was opened")
+        self._files.check()
 
     def head(self, key: StreamKey) -> Head:
         """The stream's head; a stream that nobody wrote yet gets its incarnation."""
@@ -367,7 +359,7 @@ class SQLiteLog:
         if self.failed is not None or not worth_it:
             return False
         try:
-            self._check_file()
+            self._files.check()
             with unsynced(self._db), self._db:
                 upto, deleted = sweep_step(self._db, self._swept, self._as_of)
                 self._db.execute("UPDATE meta SET value = value - ? WHERE name = 'rows'", (deleted,))
@@ -385,7 +377,7 @@ class SQLiteLog:
         """Write the heads, so that the next opening has nothing to read, and close the file."""
         try:
             if self.failed is None and self._row > self._as_of:
-                self._check_file()
+                self._files.check()
                 with self._db:
                     self._checkpoint_heads()
         except (apsw.Error, StoreError):
@@ -393,8 +385,3 @@ class SQLiteLog:
         finally:
             self.purge.fail(StoreFailed(f"{self._path}: the store is closed"))
             self._db.close()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino

@@ -1,8 +1,7 @@
-"""The SQLite file: its tables, how it is opened, and who else may have it open (nobody)."""
+"""The SQLite file: its tables, and how it is opened."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -13,12 +12,11 @@ from wsrecover.errors import (
     StoreCorrupt,
     StoreError,
     StoreFailed,
-    StoreLocked,
     StoreMismatch,
     StoreUnavailable,
 )
 
-__all__ = ["Synchronous", "connect", "lock", "translate", "unlock"]
+__all__ = ["Synchronous", "connect", "translate"]
 
 Synchronous: TypeAlias = Literal["FULL", "NORMAL", "OFF"]
 
@@ -108,35 +106,6 @@ def translate(error: apsw.Error | OSError, path: Path) -> StoreError:
     if isinstance(error, _UNKNOWN):
         return StoreFailed(message)
     return StoreUnavailable(message)
-
-
-def lock(path: Path) -> int:
-    """Take the store at `path` for this process; the descriptor to give to `unlock`.
-
-    The lock lies beside the file (SQLite's own locks come and go with its transactions) and ends with the
-    process, however that ends. Raises `StoreLocked`, `StoreUnavailable`.
-    """
-    name = path.with_name(path.name + "-lock")
-    if not path.parent.is_dir():
-        raise StoreUnavailable(f"{path}: the folder {path.parent} does not exist")
-    try:
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise translate(error, path) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StoreLocked(f"{path}: another server has it open (it holds {name})") from None
-    except OSError as error:
-        os.close(descriptor)
-        raise translate(error, path) from error
-    return descriptor
-
-
-def unlock(descriptor: int) -> None:
-    """Give back what `lock` took."""
-    os.close(descriptor)
 
 
 def connect(path: Path, *, synchronous: Synchronous) -> tuple[apsw.Connection, apsw.Connection]:
