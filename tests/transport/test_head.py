@@ -47,6 +47,10 @@ def test_list_valued_headers_are_joined_and_names_have_no_case() -> None:
     assert headers.lower == {"upgrade": "a, b ,, c"}
 
 
+def test_a_field_without_a_value_is_an_empty_one() -> None:
+    assert parse_query("flag&a=1&b=") == {"flag": "", "a": "1", "b": ""}
+
+
 @pytest.mark.parametrize("name", ["Host", "Origin", "Authorization", "Sec-WebSocket-Key"])
 def test_a_single_valued_header_given_twice_is_refused(name: str) -> None:
     with pytest.raises(HeadError, match="given twice"):

@@ -45,8 +45,20 @@ async def still_serves(wire: Any, server: Any) -> None:
 
 
 class TestRefusalsBeforeTheUpgrade:
-    async def test_plain_http_is_told_how_to_connect(self, wire, server) -> None:
-        answer = await answer_to(wire, server, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    @pytest.mark.parametrize(
+        "head",
+        [
+            b"GET / HTTP/1.1\r\nHost: x",
+            b"GET / HTTP/1.0",
+            b"GET /favicon.ico?v HTTP/1.1\r\nHost: x",
+            b"GET http://x/ HTTP/1.1\r\nHost: x",
+            b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: keep-alive",
+            b"POST /?=%zz HTTP/1.1\r\nHost: x\r\nContent-Length: 2",
+            b"GET / HTTP/1.1\r\nHost: x\r\nCookie: t\xc3\xa9=1",
+        ],
+    )
+    async def test_plain_http_is_told_how_to_connect(self, wire, server, head) -> None:
+        answer = await answer_to(wire, server, head + b"\r\n\r\n")
         assert status_of(answer) == 426
         assert b"Upgrade: websocket" in answer
         assert b"WebSocket client" in answer
@@ -60,7 +72,7 @@ class TestRefusalsBeforeTheUpgrade:
             (b" HTTP/1.1", b"  HTTP/1.1", 400),
             (b"/echo", b"http://test/echo", 400),
             (b"/echo", b"/echo?a=1&a=2", 400),
-            (b"/echo", b"/echo?a", 400),
+            (b"/echo", b"/echo?=a", 400),
             (b"/echo", b"/echo?a=%zz", 400),
             (b"/echo", b"/echo?a=%ff", 400),
             (b"Host: test\r\n", b"", 400),

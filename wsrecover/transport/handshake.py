@@ -12,7 +12,7 @@ import attrs
 
 from .head import Headers, Request
 
-__all__ = ["Refusal", "accept_key", "check_upgrade", "encode_refusal", "encode_switch"]
+__all__ = ["Refusal", "accept_key", "check_upgrade", "encode_refusal", "encode_switch", "refuse_head"]
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
@@ -34,17 +34,31 @@ class Refusal:
     headers: tuple[tuple[str, str], ...] = attrs.field(default=(), validator=_clean_headers)
 
 
-PLAIN_HTTP: Final = (
+_PLAIN_HTTP: Final = Refusal(
+    426,
     "This is a WebSocket endpoint. Connect with a WebSocket client (ws:// or wss://, RFC 6455, version 13), "
-    "for example: websocat --protocol wsrecover.v1 -H 'Authorization: Bearer TOKEN' ws://HOST:PORT/v1/connect"
+    "for example: websocat --protocol wsrecover.v1 -H 'Authorization: Bearer TOKEN' ws://HOST:PORT/v1/connect",
+    (("Upgrade", "websocket"),),
 )
+_WITHOUT_UPGRADE: Final = re.compile(
+    rb"[A-Z]+ [^\r\n ]+ HTTP/1\.[01](?:\r\n(?!upgrade:)[^\r\n]*)*", re.IGNORECASE
+)
+
+
+def refuse_head(head: bytes, status: int, problem: str) -> Refusal:
+    """The answer to a head that is not a proper one.
+
+    Where it asks for no upgrade at all, as those of health checks and old proxies, its sender is to hear what
+    this port is for, and not what is wrong with an upgrade.
+    """
+    return _PLAIN_HTTP if _WITHOUT_UPGRADE.fullmatch(head) else Refusal(status, problem)
 
 
 def check_upgrade(request: Request) -> Refusal | None:
     """What is wrong with `request` as a WebSocket upgrade, or None where nothing is."""
     headers = request.headers
     if not headers.names("upgrade", "websocket"):
-        return Refusal(426, PLAIN_HTTP, (("Upgrade", "websocket"),))
+        return _PLAIN_HTTP
     problem = _flaw(request.method, headers)
     if problem is not None:
         return Refusal(400, problem)

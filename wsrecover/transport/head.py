@@ -167,7 +167,7 @@ def _field_name(name: str) -> str:
 def parse_query(query: str) -> dict[str, str]:
     """The fields of a query string, percent-decoded as UTF-8, `+` as a space. Raises HeadError (400).
 
-    Every field must be `name=value`, escapes must be whole, and no name may come twice.
+    A field without `=` is an empty one. Escapes must be whole, and no name may be empty or come twice.
     """
     if not query:
         return {}
@@ -176,11 +176,11 @@ def parse_query(query: str) -> dict[str, str]:
         raise HeadError(400, f"query: more than {MAX_QUERY_FIELDS} fields")
     values: dict[str, str] = {}
     for field in fields:
-        name, equals, value = field.partition("=")
+        name, _, value = field.partition("=")
         if "%" in field or "+" in field:
             name, value = _unquote(name), _unquote(value)
-        if not equals or not name:
-            raise HeadError(400, "query: a field is not `name=value`")
+        if not name:
+            raise HeadError(400, "query: a field has no name")
         if name in values:
             raise HeadError(400, f"query: {name[:40]!a} is given twice")
         values[name] = value

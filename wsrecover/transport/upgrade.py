@@ -24,7 +24,7 @@ import trio
 
 from wsrecover.logger import get_logger
 
-from .handshake import Refusal, check_upgrade, encode_refusal, encode_switch
+from .handshake import Refusal, check_upgrade, encode_refusal, encode_switch, refuse_head
 from .head import HeadError, Request, parse_request
 from .outbox import RECEIVE_BYTES, Outbox
 from .pipe import Pipe, SocketPipe
@@ -227,12 +227,16 @@ class Handshakes:
             await outbox.start_tls(self.ssl_context)
         try:
             head, early = await read_head(outbox, self.head_bytes, received)
-            if refusal is not None:
-                await _refuse(outbox, refusal)
-                return False
-            request = parse_request(head, peer)
         except HeadError as error:
             await _refuse(outbox, Refusal(error.status, error.problem))
+            return False
+        if refusal is not None:
+            await _refuse(outbox, refusal)
+            return False
+        try:
+            request = parse_request(head, peer)
+        except HeadError as error:
+            await _refuse(outbox, refuse_head(head, error.status, error.problem))
             return False
         gate = self.gate
         if gate is None or not forwarded:
