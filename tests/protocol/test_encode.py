@@ -188,7 +188,8 @@ class TestDigest:
             ("chat", None, {"a": None}),
             ("chat", None, {"a": True}),
         ]
-        assert len({digest(*body) for body in bodies}) == len(bodies)
+        of_runs = [digest("chat", None, {}, run=run) for run in ("r1", "r2")]
+        assert len({*(digest(*body) for body in bodies), *of_runs}) == len(bodies) + len(of_runs)
 
     def test_a_send_is_hidden_where_it_holds_a_token(self) -> None:
         assert "secret" not in repr(Hello("c", token="secret"))

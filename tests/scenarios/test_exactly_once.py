@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from stage import Stage
 
 from wsrecover.agents import App, Run
 from wsrecover.config import Limits, Tier
-from wsrecover.errors import InvalidEvent
+from wsrecover.errors import CommandError, InvalidEvent
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.store import Outcome, Unit
 from wsrecover.testing import LocalServer, LossyLink, Peer, local_server
@@ -424,6 +425,45 @@ async def test_s08_all_that_was_outstanding_may_be_repeated_at_once(
             held.set()
             replies = [(await peer.until("reply"))[-1] for _ in chats]
     assert {reply["status"] for reply in replies} == {"duplicate"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("data", {"n": 2}), ("thread", "t2"), ("run", "r2"), ("type", "said")]
+)
+async def test_s08_an_event_that_differs_under_the_same_id_is_refused(
+    local: LocalServer, field: str, value: object
+) -> None:
+    event = {"type": "noted", "id": "e1", "data": {"n": 1}, "thread": "t1", "run": "r1"}
+    async with local.peer(roles=SERVICE) as peer:
+        first = await peer.command("publish", {"user": "ada", "events": [event]})
+        again = await peer.command("publish", {"user": "ada", "events": [event]})
+        other = await peer.command("publish", {"user": "ada", "events": [event | {field: value}]})
+    assert again["result"] == first["result"]
+    assert other["error"]["code"] == "id_conflict"
+    _, events = await log_of(local)
+    assert len(events) == 1
+
+
+async def test_s08_what_the_program_publishes_under_an_id_is_logged_once_over_restarts(
+    tmp_path: Path,
+) -> None:
+    store = f"sqlite:{tmp_path / 'log.db'}"
+    async with local_server(store=store) as local:
+        publish = partial(local.server.publish, "acme", "ada", "noted", id="once")
+        first = await publish({"n": 1})
+        assert await publish({"n": 1}) == first
+    async with local_server(store=store) as local:
+        publish = partial(local.server.publish, "acme", "ada", "noted", id="once")
+        assert await publish({"n": 1}) == first
+        with pytest.raises(CommandError, match="once") as refused:
+            await publish({"n": 2})
+        assert (refused.value.code, refused.value.field) == ("id_conflict", "id")
+        with pytest.raises(CommandError):
+            await publish({"n": 1}, thread="another")
+        second = await local.server.publish("acme", "ada", "noted", {"n": 1}, id="twice")
+        assert second.seq == first.seq + 1
+        _, events = await log_of(local)
+        assert [event["data"] for event in events] == [{"n": 1}, {"n": 1}]
 
 
 @pytest.mark.parametrize("field", ["id", "thread", "run"])

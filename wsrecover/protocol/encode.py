@@ -390,11 +390,8 @@ def parts(
         yield b'%b%d,"total":%d,"bytes":"%b"}' % (prefix, start, total, piece)
 
 
-def digest(
-    type: str,  # noqa: A002  # The word of the wire.
-    thread: str | None,
-    data: Mapping[str, Any],
-) -> bytes:
-    """16 bytes that stand for a command's body, whatever the order of its keys."""
-    canonical = orjson.dumps([type, thread, _as_dict(data)], default=_plain, option=orjson.OPT_SORT_KEYS)
+def digest(kind: str, thread: str | None, data: Mapping[str, Any], *, run: str | None = None) -> bytes:
+    """16 bytes that stand for the body of a command, or of an event of a run, whatever the order of keys."""
+    body = [kind, thread, _as_dict(data)] if run is None else [kind, thread, _as_dict(data), run]
+    canonical = orjson.dumps(body, default=_plain, option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(canonical, digest_size=16).digest()

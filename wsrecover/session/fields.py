@@ -74,5 +74,5 @@ def entry_of(
         )
     except InvalidEvent as error:
         raise CommandError("invalid", error.problem, field=f"{path}.{error.field}") from error
-    digest = codec.digest(kind, optional["thread"], data)
+    digest = codec.digest(kind, optional["thread"], data, run=optional["run"])
     return Entry(key, body, now, optional["thread"], optional["id"], digest)
