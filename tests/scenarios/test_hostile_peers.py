@@ -17,7 +17,7 @@ import trio
 from figures import Figure
 from serving import frames_until_closed
 
-from wsrecover import connect
+from wsrecover import Credentials, Grant, Principal, connect
 from wsrecover.client import ClientSession, Event
 from wsrecover.config import Limits
 from wsrecover.errors import HandshakeRefused
@@ -241,3 +241,38 @@ async def test_fault_p1_a_handler_that_raises_ends_its_own_connection_at_most(fa
             await fails(clock, local)
             assert not clock.armed, "somebody ran into it"
             await neighbour.works()
+
+
+class Ends(float):
+    """When a token of an embedder's own kind expires: a number that cannot be reckoned with, later."""
+
+    odd = False
+
+    def __sub__(self, other: float) -> float:
+        if self.odd:
+            raise ArithmeticError("a bug of the embedder's")
+        return float(self) - other
+
+
+class Embedding:
+    """An embedder's: eve's tokens are of that kind."""
+
+    def __init__(self) -> None:
+        self.ends = Ends(time.time() + 3600)
+
+    async def authenticate(self, credentials: Credentials) -> Grant | None:
+        await trio.lowlevel.checkpoint()
+        assert credentials.token is not None
+        eve = credentials.token == "eve's"
+        return Grant(Principal("acme", "eve" if eve else "ada"), self.ends if eve else time.time() + 3600)
+
+
+async def test_fault_p1_a_bug_that_shows_once_a_second_ends_its_own_connection_at_most() -> None:
+    embedding = Embedding()
+    async with local_server(authenticator=embedding) as local, bystander(local) as neighbour:
+        async with local.peer("eve", token="eve's") as eve:
+            await eve.until("live")
+            embedding.ends.odd = True
+            _, code = await frames_until_closed(eve)
+            assert code == 1011
+        await neighbour.works()
