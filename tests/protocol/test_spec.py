@@ -28,7 +28,9 @@ from wsrecover.protocol.frames import (
     RunInfo,
     StreamInfo,
 )
+from wsrecover.protocol.persistent import Text
 from wsrecover.protocol.receiver import Receiver
+from wsrecover.protocol.thread import Context, Message, Request, RunState, ToolCall
 
 SPEC = (Path(fields.__file__).parent / "SPEC.md").read_text()
 OBJECTS = {"state": StreamInfo, "principal": PrincipalInfo, "run": RunInfo, "error": ErrorBody}
@@ -146,7 +148,11 @@ def test_the_types_are_those_of_the_code() -> None:
         for _, kind in coded(cls).values()
     }
     simple = {kind for kind in used if kind.isalpha()} - set(OBJECTS) - {"boolean", "integer"}
-    assert simple <= named
+    assert simple | {"position"} == named
+    wire = {row[0]: row[1] for row in table("Types")}
+    assert f"1 to {fields.MAX_ID} " in wire["id"]
+    assert f"1 to {fields.MAX_STREAM_NAME} " in wire["stream"]
+    assert f"0 to 2^{(fields.MAX_INT + 1).bit_length() - 1}-1" in wire["seq"]
 
 
 def test_the_error_codes_are_those_of_the_code() -> None:
@@ -251,3 +257,33 @@ def test_the_example_of_the_url_is_encoded_as_said() -> None:
 
 def test_the_commands_are_those_of_the_code() -> None:
     assert {word(row[0]) for row in table("Commands")} - {"any other"} == COMMANDS
+
+
+def test_the_contexts_are_those_of_the_code() -> None:
+    """A field that is not always there has a question mark, and none is left out."""
+    least = {
+        "messages": Message(id="m", role="user", text=Text("t"), complete=True, seq=1),
+        "tools": ToolCall(id="c", tool="search", input={}, status="executing", seq=1),
+        "runs": RunState(id="r", agent="a", status="running", started=1.0, seq=1),
+        "requests": Request(id="q", prompt="?", seq=1),
+    }
+    most = {
+        "messages": attrs.evolve(least["messages"], run="r", data={"n": 1}),
+        "tools": attrs.evolve(
+            least["tools"], status="completed", output=1, error={"code": "c"}, duration=1.0, run="r"
+        ),
+        "runs": attrs.evolve(least["runs"], ended=2.0, result=1, error={"code": "c"}),
+        "requests": attrs.evolve(least["requests"], schema={}, expires_at=2.0, run="r"),
+    }
+    rows = {tuple(map(word, first.split(", "))): said for first, said in table("Contexts")}
+    listed = {name: re.findall(r"`(\w+\??)`", said) for (name, *_), said in rows.items() if name in least}
+    statuses = {"executing", "completed", "failed", "running", "agent_completed"}
+    for name, item in most.items():
+        always = set(least[name].json())
+        keyed = {"request_id"} if name == "requests" else set()
+        expected = {field if field in always else f"{field}?" for field in item.json()} | keyed
+        assert set(listed[name]) - statuses == expected, name
+    everything = Context(truncated=True).json()
+    assert {each.rstrip("?") for names in rows for each in names} == set(everything)
+    assert ("truncated?",) in rows
+    assert set(everything) - set(Context().json()) == {"truncated"}
