@@ -157,6 +157,28 @@ class TestTail:
         shown = [line.split()[1] for line in tail.said if not line.startswith("following")]
         assert shown == (["user", "1", "2", "3"] if since == "3" else ["3"])
 
+    def test_a_seq_that_the_log_no_longer_reaches_back_to_is_told_as_a_gap(self, cli: Cli) -> None:
+        (cli.home / "short.toml").write_text("[retention]\nevents = 2\n")
+        with cli.serving("--config", "short.toml") as (_, url):
+            ada = ("--url", url, "--token-file", cli.token())
+            for number in range(1, 7):
+                cli.run("send", *ada, "chat", f'{{"text": "n{number}"}}')
+            shown = {}
+            for since in ("0", "2", "4"):
+                with cli.start("tail", *ada, "--since", since) as tail:
+                    tail.wait_for("n6", stream="stdout")
+                shown[since] = [line for line in tail.said if line.startswith("--")]
+            with cli.start("tail", *ada) as tail:
+                tail.wait_for("following")
+                cli.run("send", *ada, "chat", '{"text": "n7"}')
+                tail.wait_for("n7", stream="stdout")
+        assert shown == {
+            "0": ["-- events 1 to 4 of user are gone: trimmed\n"],
+            "2": ["-- events 3 to 4 of user are gone: trimmed\n"],
+            "4": [],
+        }
+        assert len(tail.said) == 2
+
     @pytest.mark.parametrize("since", ["x", "1.x", "-1", "²"])
     def test_a_position_that_is_none_is_refused(self, cli: Cli, since: str) -> None:
         assert "EPOCH.SEQ" in cli.run("tail", f"--since={since}", code=2).stderr

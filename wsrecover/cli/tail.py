@@ -17,6 +17,7 @@ from cyclopts import Parameter
 from wsrecover.client import Changed, Ephemeral, Event, Gap, Item, Position, connect
 from wsrecover.logs import printable
 from wsrecover.protocol.fields import is_id
+from wsrecover.protocol.frames import StreamInfo
 
 from . import interrupts
 from .exits import OK, USAGE, Failure, reader_left
@@ -51,8 +52,8 @@ def tail(
     token_file: TokenFile = None,
 ) -> int:
     """Follow a user's events over every drop, until Ctrl-C."""
-    position, skip = _since(since)
-    follower = _Follower(as_json=json, skip=skip, url=url)
+    position, after = _since(since)
+    follower = _Follower(as_json=json, after=after, url=url)
     source = token_source(token, token_file)
     options: dict[str, Any] = {
         "token": source,
@@ -84,22 +85,25 @@ def _again(at: str, url: str, token_file: Path | None, threads: tuple[str, ...],
     return command_line(*words, "--since", at)
 
 
-def _since(text: str | None) -> tuple[Position | None, int]:
-    """The position to resume from, and the seq up to which nothing is shown."""
-    epoch, _, seq = (text or "0").rpartition(".")
+def _since(text: str | None) -> tuple[Position | None, int | None]:
+    """The position to resume from, or the seq up to which nothing is shown."""
+    if text is None:
+        return None, None
+    epoch, _, seq = text.rpartition(".")
     if not (seq.isascii() and seq.isdigit()) or not (epoch == "" or is_id(epoch)):
         raise Failure(
             f"--since is {text!r}; accepted: EPOCH.SEQ as `tail --json` shows it as id, or a SEQ", USAGE
         )
-    return (Position(epoch, int(seq)), 0) if epoch else (None, int(seq))
+    return (Position(epoch, int(seq)), None) if epoch else (None, int(seq))
 
 
 class _Follower:
     """Shows what comes, and remembers where it is."""
 
-    def __init__(self, *, as_json: bool, skip: int, url: str) -> None:
+    def __init__(self, *, as_json: bool, after: int | None, url: str) -> None:
         self._as_json = as_json
-        self._skip = skip
+        self._after = after
+        self._skip = 0
         self._url = url
         self._status = "connecting"
         self.at: str | None = None
@@ -118,11 +122,8 @@ class _Follower:
             if not self._as_json:
                 who = session.principal
                 sys.stderr.write(f"following {who.user} of {who.tenant} at {self._url}\n")
-            state = session.streams["user"]
-            if self._skip > state.head:  # Nobody else compares it: without an epoch it is no position.
-                held, position = Position(state.epoch, self._skip), Position(state.epoch, state.from_ - 1)
-                self._skip = 0
-                self._show(Changed("user", "ahead", held, position), None)
+            if self._after is not None:
+                self._begin_after(self._after, session.streams["user"])
             async for item in session:
                 if isinstance(item, Event) and item.stream == "user":
                     if item.seq > self._skip:
@@ -133,6 +134,17 @@ class _Follower:
                 if isinstance(item, Changed) and item.stream == "user" and item.reason != "trimmed":
                     self._skip = 0  # The seq was one of another history.
                 self._show(item, None)
+
+    def _begin_after(self, seq: int, state: StreamInfo) -> None:
+        """Compare the seq with the log, as the server does with a position: without an epoch it is none."""
+        first = state.from_
+        if seq > state.head:
+            held, position = Position(state.epoch, seq), Position(state.epoch, first - 1)
+            self._show(Changed("user", "ahead", held, position), None)
+        else:
+            self._skip = seq
+            if seq < first - 1:
+                self._show(Gap("user", "trimmed", from_=seq + 1, to=first - 1), None)
 
     def _show(self, item: Item, at: str | None) -> None:
         line = _json_line(item, at) if self._as_json else _text_line(item)
