@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import stat
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ def commands(process: Process) -> list[str]:
 def test_what_it_prints_works_when_pasted(cli: Cli) -> None:
     with cli.start("dev", "--port", "0") as process:
         tail, *others = commands(process)
+        (token,) = re.findall(r"^\s*\S*?(ey[\w-]+\.[\w-]+\.[\w-]+)$", "".join(process.said), re.MULTILINE)
+        assert token == (cli.home / "state" / "wsrecover" / "dev.token").read_text().strip()
         assert [shlex.split(line)[1] for line in [tail, *others]] == ["tail", "send", "send", "publish"]
         with cli.start(*shlex.split(tail)[1:], "--json", "--since", "0") as follower:
             results = [orjson.loads(cli.shell(command).stdout) for command in others]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsrecover.demo.agents import count, outline, readme, search, sections, tokens
+from wsrecover.demo.agents import AGENT, count, demo_app, outline, readme, search, sections, tokens
+from wsrecover.protocol.events import TERMINAL
+from wsrecover.testing import local_server
 
 TEXT = "# One\n\ntwo words\n```\n# not a heading\n```\n## Three #3\nTwo\n"
 
@@ -41,3 +47,30 @@ def test_the_sections_of_a_long_text_make_the_text() -> None:
 
 def test_the_readme_is_there() -> None:
     assert readme().read_text(encoding="utf-8").startswith("# wsrecover")
+
+
+async def test_the_agent_uses_its_tools_on_the_file_and_recites_it(tmp_path: Path) -> None:
+    file = tmp_path / "text.md"
+    file.write_text(TEXT)
+    account: Counter[str] = Counter()
+
+    async def at_once() -> None:
+        await trio.lowlevel.checkpoint()
+
+    app = demo_app(file, pace=at_once, account=lambda kind: account.update([kind]))
+    async with local_server(app) as local, local.peer() as peer:
+        await peer.command("start_agent", {"agent": AGENT, "input": {"term": "two"}})
+        events = [frame for frame in await peer.until("event", type=TERMINAL) if frame["op"] == "event"]
+    used = {
+        event["data"]["tool"]: event["data"]["output"]
+        for event in events
+        if event["type"] == "tool_completed"
+    }
+    assert used == {
+        "read_file": {"characters": len(TEXT)},
+        "count": count(TEXT),
+        "outline": outline(TEXT),
+        "search": search(TEXT, "two"),
+    }
+    assert [event["data"]["text"] for event in events if event["type"] == "message_completed"] == [TEXT]
+    assert account == Counter(event["type"] for event in events if event["type"] != "message_delta")

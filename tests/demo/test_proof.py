@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,14 +10,17 @@ import attrs
 import pytest
 import trio
 
+from wsrecover.agents.runlog import RunLog
 from wsrecover.client.contexts import Contexts
 from wsrecover.demo.away import Absence, stay_away
 from wsrecover.demo.judging import Verdict
-from wsrecover.demo.proof import Plan, Report, Sight, prove
+from wsrecover.demo.proof import LAST, Plan, Report, Sight, prove
 from wsrecover.errors import ConfigError
 from wsrecover.protocol.cursor import Step
-from wsrecover.protocol.events import Event
+from wsrecover.protocol.events import TERMINAL, Event
 from wsrecover.protocol.receiver import Item, Receiver
+from wsrecover.streams.store import Entry
+from wsrecover.testing import Cut, LossyLink
 
 
 @pytest.fixture
@@ -107,6 +110,58 @@ async def test_a_client_that_is_not_exact_fails_the_proof(
     assert report.faults[0] == fault
 
 
+@pytest.mark.parametrize("lost", [TERMINAL, LAST])
+async def test_a_client_that_loses_what_is_waited_for_fails_the_proof(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    receive = Receiver._event
+
+    def lose(self: Receiver, event: Event) -> list[Item]:
+        items = receive(self, event)
+        return [] if event.type == lost and event.thread is None else items
+
+    monkeypatch.setattr(Receiver, "_event", lose)
+    report = await prove(Plan(file=text_file, cuts=0, patience=0.5))
+    assert report.stalled
+    assert "nothing came any more" in report.faults
+
+
+@pytest.mark.interpreted
+async def test_a_server_that_drops_what_its_agent_made_fails_the_proof(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = RunLog.write
+
+    async def drop(self: RunLog, event: Entry) -> None:
+        if b'"tool_completed"' not in event.body:
+            await write(self, event)
+
+    monkeypatch.setattr(RunLog, "write", drop)
+    report = await prove(Plan(file=text_file, cuts=0))
+    assert report.faults == ["4 made by the agent and not logged"]
+
+
+async def test_a_seed_makes_the_same_cuts_again(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[Cut | None]] = []
+
+    class Noting(LossyLink):
+        def __init__(self, host: str, port: int, *, plan: Iterator[Cut | None]) -> None:
+            made.append([])
+            super().__init__(host, port, plan=self._noted(plan, made[-1]))
+
+        def _noted(self, plan: Iterator[Cut | None], noted: list[Cut | None]) -> Iterator[Cut | None]:
+            for cut in plan:
+                noted.append(cut)
+                yield cut
+
+    monkeypatch.setattr("wsrecover.demo.proof.LossyLink", Noting)
+    for seed in (1, 1, 2):
+        assert (await prove(Plan(file=text_file, cuts=6, seed=seed))).proven
+    same = min(map(len, made))  # A connection that ends before its cut makes one more.
+    assert same >= 5
+    assert made[0][:same] == made[1][:same] != made[2][:same]
+
+
 async def test_a_client_without_dedupe_fails_the_proof(
     text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +195,8 @@ def test_every_fault_is_named(tmp_path: Path) -> None:
         file=tmp_path,
         seed=1,
         verdict=Verdict(published=3, delivered=3, duplicates=0, missing=0, reordered=0, altered=0),
+        unlogged=0,
+        stalled=False,
         wanted=2,
         cuts=2,
         resumes=1,
@@ -153,6 +210,8 @@ def test_every_fault_is_named(tmp_path: Path) -> None:
         report = attrs.evolve(clean, verdict=attrs.evolve(clean.verdict, **{fault: 1}))
         assert f"1 {fault}" in report.faults
     assert not attrs.evolve(clean, cuts=1).proven
+    assert not attrs.evolve(clean, unlogged=1).proven
+    assert not attrs.evolve(clean, stalled=True).proven
     assert not attrs.evolve(clean, text_arrived=False).proven
     assert not attrs.evolve(clean, absence=Absence(0, equal=True)).proven
     assert not attrs.evolve(clean, absence=Absence(9, equal=False)).proven

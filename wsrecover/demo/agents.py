@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import trio
 
 from wsrecover.agents.app import App
+from wsrecover.agents.parts import ToolScope
 from wsrecover.agents.run import Run
 
 __all__ = ["AGENT", "count", "demo_app", "outline", "readme", "search", "sections", "tokens"]
@@ -26,6 +28,10 @@ LISTED: Final = 20
 
 READING_PACE: Final = 0.02
 """Seconds from token to token where nobody asks for another pace: about as a model would."""
+
+
+Account: TypeAlias = Callable[[str], object]
+"""Is told the type of an event that was made."""
 
 
 def readme() -> Path:
@@ -43,44 +49,60 @@ def demo_app(
     *,
     pace: Callable[[], Awaitable[object]] = _at_a_readers_pace,
     again: Callable[[], bool] = lambda: False,
+    account: Account = lambda _: None,
 ) -> App:
     """An app with the one agent, `reader`, that works on the UTF-8 text file at `path`; None: the README.
 
     `pace` is awaited after each token. At the end of the file `again` says whether to read it once more.
-    A run's input may have a `term` to search for.
+    `account` is told the type of each event that the agent makes, but for the pieces of its messages: how
+    many of those there are is the run's affair. A run's input may have a `term` to search for.
     """
     app = App()
     file = path or readme()
 
     @app.agent(AGENT)
     async def reader(run: Run) -> dict[str, Any]:
+        account("agent_started")
         term = str(run.input.get("term", "the"))
-        await run.think(f"I am asked to read {file.name} and to look for {term!r}")
-        async with run.tool("read_file", {"file": file.name}) as tool:
+        await _think(run, f"I am asked to read {file.name} and to look for {term!r}", account)
+        async with _tool(run, "read_file", {"file": file.name}, account) as tool:
             text = (await trio.Path(file).read_bytes()).decode("utf-8")
             await tool.complete({"characters": len(text)})
         for work, given in ((count, {}), (outline, {}), (search, {"term": term})):
-            async with run.tool(work.__name__, given) as tool:
+            async with _tool(run, work.__name__, given, account) as tool:
                 await tool.complete(await trio.to_thread.run_sync(partial(work, text, **given)))
-        times = await _recite(run, text, pace, again)
+        times = 0
+        while times == 0 or again():
+            times += 1
+            await _think(run, f"Reciting it, time {times}", account)
+            await _recite(run, text, pace, account)
+        account("agent_completed")
         return {**count(text), "times": times}
 
     return app
 
 
-async def _recite(
-    run: Run, text: str, pace: Callable[[], Awaitable[object]], again: Callable[[], bool]
-) -> int:
-    times = 0
-    while times == 0 or again():
-        await run.think(f"Reciting it, time {times + 1}")
-        for section in sections(text):
-            async with run.message() as message:
-                for token in tokens(section):
-                    await message.text(token)
-                    await pace()
-        times += 1
-    return times
+async def _think(run: Run, text: str, account: Account) -> None:
+    await run.think(text)
+    account("agent_thinking")
+
+
+@asynccontextmanager
+async def _tool(run: Run, name: str, given: dict[str, Any], account: Account) -> AsyncIterator[ToolScope]:
+    async with run.tool(name, given) as tool:
+        account("tool_executing")
+        yield tool
+    account("tool_completed")
+
+
+async def _recite(run: Run, text: str, pace: Callable[[], Awaitable[object]], account: Account) -> None:
+    for section in sections(text):
+        async with run.message() as message:
+            account("message_started")
+            for token in tokens(section):
+                await message.text(token)
+                await pace()
+        account("message_completed")
 
 
 def count(text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import orjson
 from wsrecover.protocol.events import COMPLETED, FRAGMENTS, Event
 from wsrecover.streams.store import Entry
 
-__all__ = ["Verdict", "judge", "recited"]
+__all__ = ["Verdict", "judge", "recited", "unlogged"]
 
 
 @attrs.frozen
@@ -74,6 +74,13 @@ def _says_the_same(event: Event, logged: Sequence[Mapping[str, Any] | None]) -> 
         # Whole, also where the client had the message's beginning.
         return bool(last["data"] == event.data) and bool(event.data["text"].endswith(text))
     return bool({**others[0]["data"], "text": text + last["data"]["text"]} == event.data)
+
+
+def unlogged(made: Mapping[str, int], log: Sequence[Entry], run: str) -> int:
+    """How many events that an agent says it made, by type, are not in its run's log."""
+    bodies = [orjson.loads(entry.body) for entry in log]
+    logged = Counter(body["type"] for body in bodies if body.get("run") == run)
+    return (Counter(made) - logged).total()
 
 
 def recited(got: Sequence[Event], run: str) -> str:

@@ -13,6 +13,7 @@ import random
 import secrets
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ from wsrecover.testing.link import Cut, LossyLink
 
 from .agents import AGENT, demo_app, readme
 from .away import Absence, stay_away
-from .judging import Verdict, judge, recited
+from .judging import Verdict, judge, recited, unlogged
 from .overlap import dial_overlapping
 
 __all__ = ["Plan", "Report", "Sight", "prove"]
@@ -64,12 +65,15 @@ READ_BYTES: Final = 4 * 1024 * 1024
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """What to do. `file` None: the README. `store` None: SQLite in a folder that is gone afterwards."""
+    """What to do. `file` None: the README. `store` None: SQLite in a folder that is gone afterwards.
+    `patience`: seconds in which nothing arrives and nothing is cut, after which the rest counts as lost.
+    """
 
     file: Path | None = None
     cuts: int = attrs.field(default=25)
     seed: int = 0
     store: str | None = None
+    patience: float = 30.0
 
     @cuts.validator
     def _check_cuts(self, _: object, value: int) -> None:
@@ -88,11 +92,17 @@ class Sight:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """How it ended. `longest_outage` and `seconds` are in seconds."""
+    """How it ended. `longest_outage` and `seconds` are in seconds.
+
+    `unlogged` are events that the agent says it made, and that the log lacks. Where it `stalled`, what was
+    still to come was not waited for.
+    """
 
     file: Path
     seed: int
     verdict: Verdict
+    unlogged: int
+    stalled: bool
     wanted: int
     cuts: int
     resumes: int
@@ -112,6 +122,8 @@ class Report:
                 (f"{verdict.missing} missing", verdict.missing),
                 (f"{verdict.reordered} reordered", verdict.reordered),
                 (f"{verdict.altered} altered", verdict.altered),
+                (f"{self.unlogged} made by the agent and not logged", self.unlogged),
+                ("nothing came any more", self.stalled),
                 (f"{self.cuts} cuts instead of {self.wanted}", self.cuts != self.wanted),
                 ("the text did not arrive as it is in the file", not self.text_arrived),
                 ("one who was away for long found no gap, or another state", not self.absence.recovered),
@@ -199,18 +211,26 @@ class _Demo:
         self._user = secrets.token_hex(8)
         self._outages = _Outages()
         self._got: list[Event] = []
+        self._made: Counter[str] = Counter()
         self._run = ""
 
     async def run(self, absence: Absence) -> Report:
         began = time.perf_counter()
-        app = demo_app(self._file, pace=self._pace, again=self._cuts_to_come)
+        app = demo_app(
+            self._file,
+            pace=self._pace,
+            again=self._cuts_to_come,
+            account=lambda kind: self._made.update([kind]),
+        )
         async with trio.open_nursery() as nursery:
             server = await nursery.start(serve, app, self._config)
             host, port = server.addresses[0]
             self._link = LossyLink(host, port, plan=self._cuts())
             await nursery.start(self._link.run)
             nursery.start_soon(self._keep_looking)
-            await self._work(server)
+            with trio.CancelScope() as scope:
+                nursery.start_soon(self._end_stalled, scope)
+                await self._work(server)
             took, cuts = time.perf_counter() - began, self._link.cuts
             self._look()
             nursery.cancel_scope.cancel()
@@ -219,6 +239,8 @@ class _Demo:
             file=self._file,
             seed=self._plan.seed,
             verdict=judge(log, self._got),
+            unlogged=unlogged(self._made, log, self._run),
+            stalled=scope.cancelled_caught,
             wanted=self._plan.cuts,
             cuts=cuts,
             resumes=self._outages.connects - 1,
@@ -241,6 +263,9 @@ class _Demo:
 
     def _cuts_to_come(self) -> bool:
         return self._link.cuts < self._plan.cuts - 1
+
+    def _note(self, kind: str) -> None:
+        self._made[kind] += 1
 
     async def _pace(self) -> None:
         await trio.sleep(TOKEN_PACE if self._cuts_to_come() else 0)
@@ -285,6 +310,17 @@ class _Demo:
 
     def _token(self) -> str:
         return sign(self._secret, tenant=TENANT, user=self._user, lifetime=3600.0, clock=time.time)
+
+    async def _end_stalled(self, scope: trio.CancelScope) -> None:
+        """Cancel the scope once nothing arrived and nothing was cut for so long."""
+        seen = None
+        while True:
+            now = len(self._got), self._link.cuts
+            if now == seen:
+                scope.cancel()
+                return
+            seen = now
+            await trio.sleep(self._plan.patience)
 
     async def _keep_looking(self) -> None:
         while True:
