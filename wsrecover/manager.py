@@ -30,6 +30,7 @@ from .session.views import ConnectionView, Filters, Query, SessionView
 from .streams.journal import JournalStatistics
 from .streams.store import Applied, Entry, StoreStatistics, StreamKey, Unit
 from .transport.doorway import AcceptStatistics, Doorway
+from .transport.listener import authority
 
 __all__ = ["Server", "ServerStatistics"]
 
@@ -67,8 +68,7 @@ class Server:
     def url(self) -> str:
         """Where clients connect: the first address."""
         scheme = "ws" if self._services.config.tls_certificate is None else "wss"
-        host, port = self.addresses[0]
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"{scheme}://{authority(self.addresses[0])}"
 
     async def publish(
         self,

@@ -43,7 +43,7 @@ from .streams.registry import Streams
 from .streams.sqlite import open_sqlite
 from .streams.store import Store
 from .transport.doorway import Doorway
-from .transport.listener import open_listeners, serve_sockets
+from .transport.listener import authority, open_listeners, serve_sockets
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 
@@ -124,7 +124,7 @@ async def _serve(
         server = await _start(nursery, services, context)
         log.info(
             "ready",
-            addresses=[f"{host}:{port}" for host, port in server.addresses],
+            addresses=[authority(address) for address in server.addresses],
             url=server.url,
             store=config.store,
         )

@@ -38,6 +38,17 @@ def test_it_says_where_it_listens_and_stops_cleanly_on_a_signal(cli: Cli, number
     assert events[-1] == "stopped"
 
 
+def test_its_ready_line_names_the_addresses_that_are_bound(cli: Cli) -> None:
+    common = ("--port", "0", "--store", "memory", "--log-format", "json")
+    with cli.start("serve", *common, "--secret-file", str(cli.secret_file)) as process:
+        ready = process.ready()
+        (address,) = ready["addresses"]
+        assert ready["url"] == f"ws://{address}"
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port))).close()
+        assert '"ready"' not in process.stop()[2], "it says so once"
+
+
 def test_its_log_on_a_console_names_the_address_too(cli: Cli) -> None:
     with cli.start(
         "serve", "--port", "0", "--store", "memory", "--secret-file", str(cli.secret_file)

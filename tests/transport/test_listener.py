@@ -17,7 +17,7 @@ from wsrecover.transport import Acceptance, Refusal, Request, SocketPipe, open_l
 from wsrecover.transport import doorway as doorway_module
 from wsrecover.transport import listener as listener_module
 from wsrecover.transport.doorway import Doorway
-from wsrecover.transport.listener import Handshakes
+from wsrecover.transport.listener import Handshakes, authority
 
 RESET = struct.pack("ii", 1, 0)
 
@@ -42,6 +42,14 @@ async def still_serves(wire: Any, server: Any) -> None:
     client = await wire.upgraded(server)
     await client.send(wire.frame(1, b"alive"))
     assert await client.frame() == (1, b"alive")
+
+
+@pytest.mark.parametrize(
+    ("address", "written"),
+    [(("127.0.0.1", 8765), "127.0.0.1:8765"), (("::1", 8765, 0, 0), "[::1]:8765")],
+)
+def test_an_address_is_written_as_in_a_url(address, written) -> None:
+    assert authority(address) == written
 
 
 class TestRefusalsBeforeTheUpgrade:

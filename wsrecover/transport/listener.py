@@ -24,7 +24,16 @@ from .head import Request
 from .pipe import SocketPipe
 from .upgrade import Acceptance, Answer, AnswerNow, Gate, Handshakes, turn_away
 
-__all__ = ["Acceptance", "Gate", "Handshakes", "Refusal", "Request", "open_listeners", "serve_sockets"]
+__all__ = [
+    "Acceptance",
+    "Gate",
+    "Handshakes",
+    "Refusal",
+    "Request",
+    "authority",
+    "open_listeners",
+    "serve_sockets",
+]
 
 _ACCEPTS_PER_TURN: Final = 32
 """Handshakes after which other tasks get their turn: about 5 ms."""
@@ -92,7 +101,7 @@ async def _accept(
                 if refusal is not None and doorway.is_nearly_out(descriptor):
                     turn_away(pipe, handshakes.ssl_context, refusal)
                 else:
-                    handshakes.begin(pipe, _peer_name(address), nursery, refusal)
+                    handshakes.begin(pipe, authority(address), nursery, refusal)
         except BlockingIOError:
             continue
         except ConnectionError:
@@ -103,7 +112,8 @@ async def _accept(
             await trio.sleep(doorway.failed(error))
 
 
-def _peer_name(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
+def authority(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
+    """A socket's address as URLs have it (RFC 3986, 3.2): `host:port`, an IPv6 host in brackets."""
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -122,7 +132,7 @@ async def open_listeners(host: str, port: int, *, backlog: int = 1024) -> list[s
         )
     except OSError as error:
         raise TransportError(
-            f"cannot listen at {_peer_name((host, port))}: {error.strerror or error}"
+            f"cannot listen at {authority((host, port))}: {error.strerror or error}"
         ) from error
     listeners: list[socket.socket] = []
     try:
@@ -133,7 +143,7 @@ async def open_listeners(host: str, port: int, *, backlog: int = 1024) -> list[s
         for listener in listeners:
             listener.close()
         raise TransportError(
-            f"cannot listen at {_peer_name((host, port))}: {error.strerror or error}"
+            f"cannot listen at {authority((host, port))}: {error.strerror or error}"
         ) from error
     return listeners
 
