@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -306,3 +307,21 @@ async def test_s07_a_run_whose_process_is_killed_ends_as_lost(tmp_path: Path, wa
     assert isinstance(last, Event)
     assert (last.type, last.run) == ("agent_completed", run)
     assert (last.data["status"], last.data["error"]["code"]) == ("failed", "producer_lost")
+
+
+async def test_s07_a_run_whose_thread_is_given_up_ends_in_time() -> None:
+    """As the README has it: no thread can be cancelled, so the agent that waits for one lets go of it."""
+    app, returned = App(), threading.Event()
+
+    @app.agent("blocking", timeout=0.05)
+    async def blocking(_: Run) -> None:
+        await trio.to_thread.run_sync(returned.wait, abandon_on_cancel=True)
+
+    try:
+        async with local_server(app) as local, local.peer() as peer:
+            await peer.command("start_agent", {"agent": "blocking"})
+            end = (await peer.until("event", type="agent_completed"))[-1]["data"]
+            assert (end["status"], end["error"]["code"]) == ("failed", "timeout")
+            assert not returned.is_set()
+    finally:
+        returned.set()
