@@ -18,7 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from witness import PATIENCE, Witness
 
 from wsrecover.agents import App, Run
-from wsrecover.client import Changed, Event, Gap, Item, connect
+from wsrecover.client import Changed, ClientSession, Event, Gap, Item, Snapshot, connect
 from wsrecover.config import Config, Retention
 from wsrecover.protocol.codec import encode_event
 from wsrecover.protocol.events import AGENT_EVENTS
@@ -135,15 +135,21 @@ KEY = StreamKey("user", "acme", "ada")
 BULK, BATCH = 100_000, 1_000
 
 
+def numbered(seq: int, now: float) -> Entry:
+    """The event with this seq: every hundredth is a message in one of three threads."""
+    if seq % 100:
+        return Entry(KEY, encode_event(ts=now, type="noted", data={"n": seq}, max_bytes=1000), now)
+    data, thread = {"n": seq, "text": f"number {seq}"}, f"t{seq // 100 % 3}"
+    body = encode_event(ts=now, type="user_message", data=data, thread=thread, max_bytes=1000)
+    return Entry(KEY, body, now, thread)
+
+
 async def publish_in_bulk(local: LocalServer, *, after: int = 0, upto: int = BULK) -> None:
     """Log events as agents do, a thousand in a commit; the number in each is its seq."""
     journal = local.server._services.journal
     now = local.wall_clock()
     for start in range(after, upto, BATCH):
-        fresh = tuple(
-            Entry(KEY, encode_event(ts=now, type="noted", data={"n": seq}, max_bytes=1000), now)
-            for seq in range(start + 1, start + BATCH + 1)
-        )
+        fresh = tuple(numbered(seq, now) for seq in range(start + 1, min(start + BATCH, upto) + 1))
         assert isinstance(await journal.commit(Unit(fresh)), Applied)
 
 
@@ -151,7 +157,7 @@ def numbers(items: list[Item]) -> list[int]:
     found = []
     for item in items:
         if isinstance(item, Event):
-            assert item.data == {"n": item.seq}
+            assert item.data["n"] == item.seq
             found.append(item.seq)
     return found
 
@@ -173,14 +179,20 @@ def told_of(items: list[Item], first: int, last: int) -> list[Gap]:
 
 
 async def until_head(session: Any, head: int) -> list[Item]:
-    """Everything that reaches the app up to this seq."""
+    """Everything that reaches the app up to the event, or the end of the snapshot, with this seq."""
     items: list[Item] = []
     with trio.fail_after(2 * PATIENCE):
         async for batch in session.batches():
             items += batch
-            if isinstance(batch[-1], Event) and batch[-1].seq >= head:
+            last = batch[-1]
+            if isinstance(last, Event | Snapshot) and last.seq >= head and not getattr(last, "more", False):
                 break
     return items
+
+
+def messages(session: ClientSession) -> int:
+    """How many messages its contexts hold, all threads together."""
+    return sum(len(context.messages) for context in session.contexts.values())
 
 
 class TestE03Bulk:
@@ -228,6 +240,43 @@ class TestE03Bulk:
         assert gaps[0].to == changed.position.seq
         # The log may be trimmed once more while it is read.
         assert BULK - kept * 1.2 < changed.position.seq + 1 <= (gaps[-1].to or 0) + 1 <= BULK - kept + 1
+
+    async def test_e03_one_who_is_away_for_a_hundred_thousand_events_has_the_context_of_one_who_saw_them_all(
+        self, local: LocalServer, nursery: trio.Nursery
+    ) -> None:
+        kept, token = Config().retention.events, local.token()
+        link = LossyLink(*local.server.addresses[0])
+        await nursery.start(link.run)
+        async with (
+            connect(f"ws://127.0.0.1:{link.port}", token=token, rng=lambda: 0.01) as away,
+            connect(local.url, token=token) as following,
+        ):
+            await publish_in_bulk(local, upto=BATCH)
+            assert numbers(await until_head(away, BATCH)) == list(range(1, BATCH + 1))
+            link.refuse()
+            link.cut()
+            seen = await until_head(following, BATCH)
+            for head in range(BATCH, BULK, BATCH):
+                await publish_in_bulk(local, after=head, upto=head + BATCH)
+                seen += await until_head(following, head + BATCH)
+            link.accept()
+            changed, gap, *snapshots = await until_head(away, BULK)
+            assert numbers(seen) == list(range(1, BULK + 1))
+            assert len(seen) == BULK, "nothing but events"
+            assert isinstance(changed, Changed)
+            assert (changed.reason, changed.held.seq) == ("trimmed", BATCH)
+            assert isinstance(gap, Gap)
+            assert (gap.reason, gap.from_) == ("trimmed", BATCH + 1)
+            assert BULK - kept * 1.2 < (gap.to or 0) + 1 <= BULK - kept + 1
+            assert snapshots
+            assert all(isinstance(item, Snapshot) and item.seq == BULK for item in snapshots)
+            assert away.contexts == following.contexts
+            assert messages(away) == BULK // 100
+            await publish_in_bulk(local, after=BULK, upto=BULK + 100)
+            for session in (away, following):
+                assert numbers(await until_head(session, BULK + 100)) == list(range(BULK + 1, BULK + 101))
+            assert away.contexts == following.contexts
+            assert messages(away) == BULK // 100 + 1
 
     @pytest.mark.parametrize("kept", [Config().retention.events, 100])
     async def test_e03_one_who_reads_too_slowly_for_the_log_is_told_the_gap_and_goes_on(

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import trio
+from memory_world import MemoryWorld, memory_world
 from stage import Stage
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 from witness import PATIENCE, Client, Witness
 
 from wsrecover.config import Limits
-from wsrecover.testing import Cut, LocalServer, LossyLink, local_server
+from wsrecover.session.connection import Connection
+from wsrecover.session.session import Session
+from wsrecover.testing import Cut, LocalServer, LossyLink, Peer, local_server
+from wsrecover.transport.framing import masked_frame
 
 
 @asynccontextmanager
@@ -204,6 +210,35 @@ async def contextmanagers(managers: list[Any]) -> AsyncIterator[list[Any]]:
         yield [first, *rest]
 
 
+SAID = orjson.dumps(
+    [
+        {"op": "ack", "pos": {"user": 1}},
+        {"op": "send", "id": "late", "type": "chat", "data": {"text": "late"}},
+        {"op": "follow", "id": "f1", "threads": ["t1"]},
+    ]
+).decode()
+
+
+class Handover(trio.abc.Instrument):
+    """Lets a client speak on its connection at a step of the scheduler, by its number.
+
+    `said` and `taken` are whether it had, and whether the server had read it, when a newer connection took
+    the place of this one.
+    """
+
+    def __init__(self, session: Session, old: Connection, peer: Peer, step: int) -> None:
+        self.said = self.taken = self.replaced = self.spoke = False
+        self._session, self._old, self._peer = session, old, peer
+        self._left = step
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if not self.replaced and self._session.connections["tab"] is not self._old:
+            self.replaced, self.said, self.taken = True, self.spoke, bool(self._old.processed)
+        self._left -= 1
+        if self._left < 0 and not self.spoke:
+            self.spoke = self._peer.socket.outbox.put(masked_frame(SAID))
+
+
 class TestR09ResumesThatRace:
     async def test_r09_a_resume_beside_a_connection_that_is_not_known_to_be_dead_replaces_it(
         self, local: LocalServer
@@ -267,3 +302,43 @@ class TestR09ResumesThatRace:
             assert client.seqs == list(range(1, 151))
             client.settled()
         await witness.check(resumes=50, drained=150)
+
+    async def test_r09_what_reaches_a_connection_in_the_tick_of_its_replacement_or_later_has_no_effect(
+        self, mock_clock: MockClock, same_order_each_time: None
+    ) -> None:
+        """The client speaks at each step of its newer connection's way in."""
+        told: Counter[str] = Counter()
+        async with memory_world() as world:
+            for turn in range(5):  # The tasks of a tick run in another order each time.
+                for step in itertools.count():
+                    handover = await self.replaced(world, f"user{turn}.{step}", step)
+                    if not handover.spoke:
+                        break
+                    when = "in time" if handover.taken else "in its tick" if handover.said else "too late"
+                    told[when] += 1
+        assert set(told) == {"in time", "in its tick", "too late"}, told
+
+    async def replaced(self, world: MemoryWorld, user: str, step: int) -> Handover:
+        """A user's connection is replaced while its client speaks on it: what was read by then counts."""
+        local, dial = world.local, world.network.dial
+        async with local.peer(user, client="tab", dial=dial) as older:
+            await older.until("live")
+            await local.server.publish("acme", user, "noted", {})
+            await older.events(1)
+            await wait_all_tasks_blocked()
+            session = world.registry.sessions["acme", user]
+            old = session.connections["tab"]
+            handover = Handover(session, old, older, step)
+            trio.lowlevel.add_instrument(handover)
+            try:
+                async with local.peer(user, client="tab", dial=dial) as newer:
+                    await newer.until("live")
+                    await wait_all_tasks_blocked()
+            finally:
+                trio.lowlevel.remove_instrument(handover)
+        assert handover.replaced
+        assert old.processed == ({"user": 1} if handover.taken else {}), f"step {step}"
+        assert old.delivery.wanted is None or handover.taken, f"step {step}"
+        position = await local.server.publish("acme", user, "noted", {})
+        assert position.seq == (3 if handover.taken else 2), f"step {step}"
+        return handover

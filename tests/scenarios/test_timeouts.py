@@ -8,23 +8,27 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import orjson
 import pytest
 import trio
 from memory_world import MemoryWorld, memory_world
+from process import server_process
 from serving import frames_until_closed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover.agents import App, Run
-from wsrecover.client import Event, connect
+from wsrecover.client import ClientSession, Event, connect
 from wsrecover.config import Timeouts
 from wsrecover.errors import ConnectionClosed
 from wsrecover.session.heartbeat import INTERVAL
 from wsrecover.streams.store import StreamKey, StreamState
 from wsrecover.testing import LocalServer, Peer, local_server
 from wsrecover.transport import open_socket
+
+HEARTBEAT: Final = Timeouts().heartbeat
 
 
 @pytest.fixture
@@ -121,8 +125,10 @@ async def test_e06_a_client_that_is_stopped_is_cut_and_resumes_when_it_goes_on()
                 assert await logged_and_told(local, process) == [1]
                 before = counts["closed.4003"]
                 process.send_signal(signal.SIGSTOP)
+                stopped = trio.current_time()
                 while counts["closed.4003"] == before:  # noqa: ASYNC110  # Only the count is seen.
                     await trio.sleep(0.01)
+                assert trio.current_time() - stopped <= times.heartbeat + 10
                 assert local.server.connections() == ()
                 for _ in range(3):
                     await local.server.publish("acme", "ada", "noted", {})
@@ -131,6 +137,47 @@ async def test_e06_a_client_that_is_stopped_is_cut_and_resumes_when_it_goes_on()
         finally:
             process.kill()
             await process.wait()
+
+
+async def test_e06_a_server_that_is_stopped_is_left_in_time_and_found_again_when_it_goes_on(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    """Its kernel takes the client's ping, and its next connection, and says nothing. Time is the client's."""
+    statuses: list[tuple[str, float]] = []
+
+    def note(status: str) -> None:
+        statuses.append((status, trio.current_time()))
+
+    async with server_process(tmp_path) as server:
+        await server.start()
+        async with connect(server.url, token=server.token(), rng=lambda: 0.0, on_status=note) as session:
+            await session.wait_status("live")
+            await said(session, 1)
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                await trio.to_thread.run_sync(os.waitid, os.P_PID, server.pid, os.WSTOPPED)
+                stopped = trio.current_time()
+                for seconds in (HEARTBEAT, 9.9):
+                    mock_clock.jump(seconds)
+                    await wait_all_tasks_blocked()
+                    assert session.status == "live"
+                mock_clock.jump(0.1)
+                await wait_all_tasks_blocked()
+                assert session.status != "live"
+                (found,) = (at - stopped for status, at in statuses if status == "waiting")
+                assert found <= HEARTBEAT + 10
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            await session.wait_status("live")
+            await said(session, 2)
+
+
+async def said(session: ClientSession, seq: int) -> None:
+    """Say something, which is logged as this event."""
+    assert await session.send("chat", {"text": "hello"}) == {"seq": seq}
+    event = await anext(session)
+    assert isinstance(event, Event)
+    assert event.seq == seq
 
 
 async def logged_and_told(local: LocalServer, process: trio.Process) -> list[int]:
@@ -242,6 +289,36 @@ async def test_e08_a_run_that_takes_too_long_fails_with_timeout(mock_clock: Mock
         (done,) = await peer.events(1)
         assert done["data"]["status"] == "failed"
         assert done["data"]["error"]["code"] == "timeout"
+
+
+async def test_e08_a_run_that_takes_longer_than_the_server_lets_any_run_fails_with_timeout(
+    mock_clock: MockClock,
+) -> None:
+    app = App()
+
+    @app.agent("slow")
+    async def slow(run: Run) -> None:
+        await trio.sleep_forever()
+
+    @app.agent("patient", timeout=24)
+    async def patient(run: Run) -> None:
+        await trio.sleep_forever()
+
+    times = Timeouts(run=20)
+    async with local_server(app, wall_clock=trio.current_time, timeouts=times) as local, local.peer() as peer:
+        await peer.until("live")
+        for agent in ("slow", "patient"):
+            await peer.command("start_agent", {"agent": agent, "input": {}})
+        started = {event["data"]["agent"]: event["run"] for event in await peer.events(2)}
+        await stay_awake(peer, mock_clock, 19.9)
+        assert local.server.statistics().sessions.runs == 2
+        for seconds, agent, left in ((0.1, "slow", 1), (4.0, "patient", 0)):
+            mock_clock.jump(seconds)
+            await wait_all_tasks_blocked()
+            assert local.server.statistics().sessions.runs == left
+            (done,) = await peer.events(1)
+            assert (done["type"], done["run"]) == ("agent_completed", started[agent])
+            assert (done["data"]["status"], done["data"]["error"]["code"]) == ("failed", "timeout")
 
 
 async def _until_waited_for(local: LocalServer) -> None:

@@ -19,6 +19,7 @@ from wsrecover.protocol.context import EMPTY
 from wsrecover.protocol.frames import ErrorFrame, Pong
 from wsrecover.session.contexts import Snapshot
 from wsrecover.session.delivery import Delivery, Lag
+from wsrecover.session.lag import FRAME_BYTES
 from wsrecover.session.pressure import Weights
 from wsrecover.session.quota import Quota, Quotas
 from wsrecover.session.snapshots import Switch
@@ -138,16 +139,16 @@ async def read_now(pipe: MemoryPipe) -> bytes:
     return await pipe.receive_some(65536) if pipe._inward.buffer else b""
 
 
-@pytest.fixture
-async def bench(nursery: trio.Nursery) -> AsyncIterator[Bench]:
+async def open_bench(nursery: trio.Nursery, *, tail: int = 8, kept: int = 50) -> Bench:
+    """A bench whose log has at most so many events, the newest of them in memory."""
     store = await open_memory(clock=trio.current_time)
-    streams = Streams(store, tail_events=8, tail_bytes=4096)
+    streams = Streams(store, tail_events=tail, tail_bytes=512 * tail)
     journal = Journal(
         store,
         streams,
         max_units=100,
         max_bytes=1 << 20,
-        retention=lambda key: Retention(events=50),
+        retention=lambda key: Retention(events=kept),
         clock=trio.current_time,
     )
 
@@ -157,7 +158,12 @@ async def bench(nursery: trio.Nursery) -> AsyncIterator[Bench]:
     journal.make_snapshots_with(cover)
     await nursery.start(journal.run)
     stream = await streams.open(KEY)
-    yield Bench(nursery, store, stream, journal, Limits(page_events=5, page_bytes=4096, part_bytes=1024))
+    return Bench(nursery, store, stream, journal, Limits(page_events=5, page_bytes=4096, part_bytes=1024))
+
+
+@pytest.fixture
+async def bench(nursery: trio.Nursery) -> AsyncIterator[Bench]:
+    yield await open_bench(nursery)
     nursery.cancel_scope.cancel()
 
 
@@ -223,6 +229,46 @@ async def test_a_reader_that_stalls_lags_and_holds_no_more_than_one_write(bench:
     assert numbers(await bench.frames()) == list(range(1, 46))
     assert bench.connection.quota._replay is None  # It asked for nothing that it had before.
     assert bench.delivery in bench.stream.live
+
+
+class Held(trio.abc.Instrument):
+    """The most that a delivery holds after any step of any task: bytes, and frames of what it has read."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.bytes = self.frames = 0
+        self._delivery = delivery
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.bytes = max(self.bytes, self._delivery.backlog)
+        for lag in self._delivery._lags.values():
+            self.frames = max(self.frames, len(lag.frames))
+
+
+@pytest.mark.parametrize("size", [10, 400, 800, 3000])
+@pytest.mark.parametrize("tail", [8, 10_000], ids=["from the store", "from memory"])
+async def test_what_a_stalled_reader_is_owed_takes_one_page_and_one_write_however_long_its_log_is(
+    nursery: trio.Nursery, tail: int, size: int
+) -> None:
+    bench = await open_bench(nursery, tail=tail, kept=2000)
+    limits = bench.connection.limits
+    await bench.publish(300, size=size)
+    held = Held(bench.delivery)
+    trio.lowlevel.add_instrument(held)
+    try:
+        bench.begin()
+        await bench.publish(300, size=size)
+        await wait_all_tasks_blocked()
+        assert bench.delivery.lagging
+        assert bench.delivery.position("user") < 100, "the rest is in the log alone"
+        frames = await bench.frames()
+    finally:
+        trio.lowlevel.remove_instrument(held)
+    told = [frame["seq"] for frame in frames if frame["op"] == "event" or frame.get("offset") == 0]
+    assert told == list(range(1, 601))
+    page, write = limits.page_bytes + limits.page_events * FRAME_BYTES, 2 * limits.part_bytes
+    assert limits.page_events * min(size, 400) < held.bytes <= page + write
+    assert held.frames <= limits.page_events
+    nursery.cancel_scope.cancel()
 
 
 async def test_a_reader_that_was_trimmed_past_is_told_the_gap(bench: Bench) -> None:
