@@ -122,9 +122,11 @@ class Bench:
 def compare(given: argparse.Namespace, kinds: Sequence[tuple[Beside, int]], advance: Advance) -> None:
     """A round of servers, one for each figure and history, measured by turns."""
     with ExitStack() as running:
+        # All before the first of them is connected to: a process that is forked later inherits its sockets.
+        servers = [running.enter_context(running_server(given)) for _ in kinds]
         benches = [
-            (figure, Bench(running.enter_context(running_server(given)), given.sessions, history))
-            for figure, history in kinds
+            (figure, Bench(server, given.sessions, history))
+            for server, (figure, history) in zip(servers, kinds, strict=True)
         ]
         for _, bench in benches:
             bench.warm_up()

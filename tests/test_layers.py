@@ -64,19 +64,29 @@ DOORS = {
 """The only places, by the beginning of their path, that may import a library."""
 
 PURE = frozenset(
-    {"attrs", "cattrs", "jsonpatch", "orjson"}
-    | {
+    (
         "__future__",
+        "attrs",
         "base64",
         "binascii",
         "bisect",
         "builtins",
+        "cattrs",
         "collections",
         "datetime",
         "enum",
         "functools",
-    }
-    | {"functools", "hashlib", "json", "math", "re", "traceback", "types", "typing", "uuid"}
+        "hashlib",
+        "json",
+        "jsonpatch",
+        "math",
+        "orjson",
+        "re",
+        "traceback",
+        "types",
+        "typing",
+        "uuid",
+    )
 )
 """What the protocol may use beside its own: nothing that reads or waits, no clock, no randomness, so that it
 can be tested whole, byte by byte. (`datetime` and `uuid` are types in a schema.)"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,25 +32,29 @@ class Disk:
 
 
 @pytest.fixture
-def disk() -> Iterator[Disk]:
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     before = structlog.get_config()
     disk = Disk()
-    structlog.configure(processors=[disk])
+    structlog.configure(processors=[disk], wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    monkeypatch.setattr("wsrecover.logger._lost", 0)
     yield disk
     structlog.configure(**before)
 
 
-def test_lines_that_are_lost_are_counted_in_the_next_that_is_not(disk: Disk) -> None:
-    log = get_logger("test", always="this")
+def test_lines_that_are_lost_are_counted_in_all_later_ones(disk: Disk) -> None:
+    log, another = get_logger("test", always="this"), get_logger("another")
+    log.info("before")
     disk.full = True
     log.info("first")
-    log.warning("second")
+    another.warning("second")
     disk.full = False
+    another.debug("filtered out")
     log.error("third", number=3)
-    log.debug("fourth")
+    another.info("fourth")
     assert disk.lines == [
+        {"method": "info", "event": "before", "always": "this"},
         {"method": "error", "event": "third", "always": "this", "number": 3, "lines_lost": 2},
-        {"method": "debug", "event": "fourth", "always": "this"},
+        {"method": "info", "event": "fourth", "lines_lost": 2},
     ]
 
 

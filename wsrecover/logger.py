@@ -8,18 +8,19 @@ import structlog
 
 __all__ = ["Logger", "get_logger"]
 
+_lost = 0
+
 
 class Logger:
     """Passes each line on to structlog, as the program configured it.
 
     A line that cannot be written (the disk is full, whoever read stderr is gone, a processor of the program's
-    raises) is lost: what it would have told of goes on. The next line that gets out says how many were lost
-    of this logger, in `lines_lost`.
+    raises) is lost: what it would have told of goes on. From then on each line says in `lines_lost` how many
+    were, in all: of one that structlog filters out nobody can tell whether it was written.
     """
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self._lost = 0
 
     def debug(self, event: str, **fields: object) -> None:
         """For whoever looks for a fault."""
@@ -42,14 +43,13 @@ class Logger:
         self._write("exception", event, fields)
 
     def _write(self, method: str, event: str, fields: dict[str, object]) -> None:
-        if self._lost:
-            fields["lines_lost"] = self._lost
+        global _lost  # noqa: PLW0603  One count for the process, as there is one log.
+        if _lost:
+            fields["lines_lost"] = _lost
         try:
             getattr(self._inner, method)(event, **fields)
-        except Exception:  # noqa: BLE001  There is nobody left to tell, until a line gets out again.
-            self._lost += 1
-        else:
-            self._lost = 0
+        except Exception:  # noqa: BLE001  Whom to tell? The next line does.
+            _lost += 1
 
 
 def get_logger(name: str, **always: object) -> Logger:

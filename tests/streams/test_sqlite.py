@@ -163,6 +163,50 @@ class TestOpening:
         assert await logged(other, ANN) == ["a", "b"]
         await other.aclose()
 
+    async def test_who_lost_all_but_the_file_does_not_overwrite_another(self, tmp_path: Path) -> None:
+        """Its write-ahead log and its lock taken for leftovers, and removed: closing would write over b."""
+        path = tmp_path / "store.db"
+        store = await open_sqlite(path)
+        await store.commit([unit(ANN, "a")])
+        for suffix in ("-wal", "-shm", "-lock"):
+            path.with_name(f"store.db{suffix}").unlink()
+        script = """
+            import sys, trio
+            from wsrecover.streams.sqlite import open_sqlite
+            from wsrecover.streams.store import Entry, StreamKey, Unit
+
+            async def main():
+                store = await open_sqlite(sys.argv[1])
+                await store.commit([Unit((Entry(StreamKey("user", "tenant", "ann"), b"b", 1000.0),))])
+                await store.aclose()
+
+            trio.run(main)
+        """
+        with child(script, path) as other:
+            assert other.wait() == 0
+        with pytest.raises(StoreUnavailable):
+            await store.commit([unit(ANN, "lost")])
+        await store.aclose()
+        again = await open_sqlite(path)
+        assert await logged(again, ANN) == ["b"]
+        await again.aclose()
+
+    async def test_threads_that_the_program_never_gets_back_hold_up_neither_opening_nor_closing(
+        self, tmp_path: Path
+    ) -> None:
+        limiter = trio.to_thread.current_default_thread_limiter()
+        stuck = [object() for _ in range(int(limiter.available_tokens))]
+        for one in stuck:
+            limiter.acquire_on_behalf_of_nowait(one)
+        try:
+            with trio.fail_after(20):
+                store = await open_sqlite(tmp_path / "store.db")
+                await store.commit([unit(ANN, "a")])
+                await store.aclose()
+        finally:
+            for one in stuck:
+                limiter.release_on_behalf_of(one)
+
     async def test_the_lock_holds_across_processes_and_ends_with_kill_9(self, tmp_path: Path) -> None:
         path = tmp_path / "store.db"
         script = """

@@ -81,6 +81,8 @@ class TestRefusalsBeforeTheUpgrade:
             (b"/echo", b"http://test/echo", 400),
             (b"/echo", b"/echo?a=1&a=2", 400),
             (b"/echo", b"/echo?=a", 400),
+            (b"Upgrade: websocket", b"Upgrade : websocket", 400),
+            (b"Upgrade: websocket", b" Upgrade: websocket", 400),
             (b"/echo", b"/echo?a=%zz", 400),
             (b"/echo", b"/echo?a=%ff", 400),
             (b"Host: test\r\n", b"", 400),

@@ -220,7 +220,7 @@ class _Demo:
             self._file,
             pace=self._pace,
             again=self._cuts_to_come,
-            account=lambda kind: self._made.update([kind]),
+            account=self._note,
         )
         async with trio.open_nursery() as nursery:
             server = await nursery.start(serve, app, self._config)
@@ -239,7 +239,7 @@ class _Demo:
             file=self._file,
             seed=self._plan.seed,
             verdict=judge(log, self._got),
-            unlogged=unlogged(self._made, log, self._run),
+            unlogged=0 if scope.cancelled_caught else unlogged(self._made, log, self._run),
             stalled=scope.cancelled_caught,
             wanted=self._plan.cuts,
             cuts=cuts,

@@ -216,7 +216,7 @@ class Connection:
 
         `now` is trio's time, `unix` the wall clock's. Before its welcome it is asked nothing.
         """
-        if not self._delivery.streams:
+        if not self._delivery.streams or self._ending is not None:
             return
         silent_since = self.socket.received_at
         if now - silent_since >= self.timeouts.heartbeat and self._asked_at <= silent_since:

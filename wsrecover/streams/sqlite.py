@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, TypeVarTuple, Unpack
 
 import apsw
 import trio
@@ -21,7 +21,7 @@ from .sqlite_heads import Head
 from .sqlite_known import find_answer, find_revocations, find_runs
 from .sqlite_log import SQLiteLog
 from .sqlite_read import read_keys, read_page
-from .sqlite_schema import Synchronous, connect, translate
+from .sqlite_schema import Synchronous, connect, keep_off, translate
 from .store import (
     Answer,
     AnswerKey,
@@ -43,6 +43,7 @@ from .worker import Job, Worker
 __all__ = ["SQLiteStore", "open_sqlite"]
 
 T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 _TIMEOUT: Final = 30.0
 
@@ -63,8 +64,13 @@ async def open_sqlite(
     `StoreUnavailable` where it cannot be made or read; each names the file. Cancelled before it begins:
     nothing happens; later: it opens nevertheless.
     """
-    opened = await trio.to_thread.run_sync(_open, Path(path), synchronous, clock)
+    opened = await _in_thread(_open, Path(path), synchronous, clock)
     return SQLiteStore(*opened, clock=clock, timeout=timeout)
+
+
+async def _in_thread(work: Callable[[Unpack[Args]], T], *args: *Args) -> T:
+    """Work in a thread that does not wait for those of the program, which may never return."""
+    return await trio.to_thread.run_sync(work, *args, limiter=trio.CapacityLimiter(1))
 
 
 def _open(
@@ -251,12 +257,15 @@ class SQLiteStore(Store):
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout):
             await self._writes.stop()
             await self._reads.stop()
-            await trio.to_thread.run_sync(self._close)
+            await _in_thread(self._close)
             return
         raise StoreFailed(f"{self._path}: closing took longer than {self._timeout} s")
 
     def _close(self) -> None:
         try:
+            if not self._files.are_ours():
+                self._log.keep_off()
+                keep_off(self._reader)
             self._reader.close()
             self._log.close()
         finally:

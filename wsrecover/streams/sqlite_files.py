@@ -17,14 +17,14 @@ class Files:
     """The database, its write-ahead log and its lock, as this process has them.
 
     The lock lies beside the database (SQLite's own locks come and go with its transactions) and ends with the
-    process, however that ends. `path` is that of the database itself, whatever links lead to it: all who open
-    it meet at one lock. Raises `StoreLocked`, `StoreUnavailable`.
+    process, however that ends. `path` is that of the database itself, whatever symlinks lead to it: all
+    who open it meet at one lock. Raises `StoreLocked`, `StoreUnavailable`.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             self.path = path.resolve()
-        except (OSError, RuntimeError) as error:  # Links in a circle.
+        except (OSError, RuntimeError) as error:  # Links in a circle, until Python 3.12.
             raise StoreUnavailable(f"{path}: {error}") from error
         self._watched: dict[Path, tuple[int, int]] = {}
         self._lock = _take(self.path)
@@ -39,7 +39,7 @@ class Files:
         """Raise `StoreUnavailable` where one of them was moved away, removed or replaced.
 
         SQLite goes on writing to such a file, and what it writes there is lost; and who removes the lock lets
-        a second process in. Closing the store still saves what is in a log that was removed.
+        a second process in.
         """
         for file, identity in self._watched.items():
             try:
@@ -48,6 +48,17 @@ class Files:
                 raise StoreUnavailable(f"{file}: {error.strerror}") from error
             if not same:
                 raise StoreUnavailable(f"{file}: is another file than the one that was opened")
+
+    def are_ours(self) -> bool:
+        """Whether nobody else can have opened the store since: the database and the lock are still there.
+
+        Then closing it saves what is in a write-ahead log that was removed; else it would overwrite theirs.
+        """
+        kept = (self.path, _lock_of(self.path))
+        try:
+            return all(_identity(file) == self._watched[file] for file in kept)
+        except OSError:
+            return False
 
     def release(self) -> None:
         """Give the lock back. To be called once."""

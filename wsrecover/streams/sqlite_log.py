@@ -26,7 +26,7 @@ from .sqlite_files import Files
 from .sqlite_heads import Head, create_head, find_head, replay, write_heads
 from .sqlite_insert import Value, insert_events
 from .sqlite_known import Known
-from .sqlite_schema import translate
+from .sqlite_schema import keep_off, translate
 from .sqlite_trim import Trim, hold_back, plan, sweep_step, unsynced
 from .store import (
     APPLIED,
@@ -372,6 +372,10 @@ class SQLiteLog:
             self.purge.fail(self._undo(problem))
             return False
         return True
+
+    def keep_off(self) -> None:
+        """See to it that `close` writes nothing: the file may be another process's."""
+        keep_off(self._db)
 
     def close(self) -> None:
         """Write the heads, so that the next opening has nothing to read, and close the file."""

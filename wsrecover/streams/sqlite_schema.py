@@ -16,7 +16,7 @@ from wsrecover.errors import (
     StoreUnavailable,
 )
 
-__all__ = ["Synchronous", "connect", "translate"]
+__all__ = ["Synchronous", "connect", "keep_off", "translate"]
 
 Synchronous: TypeAlias = Literal["FULL", "NORMAL", "OFF"]
 
@@ -127,6 +127,11 @@ def connect(path: Path, *, synchronous: Synchronous) -> tuple[apsw.Connection, a
     reader.execute("PRAGMA cache_size = -16384; PRAGMA cell_size_check = ON; PRAGMA query_only = ON")
     reader.set_busy_timeout(1000)
     return writer, reader
+
+
+def keep_off(db: apsw.Connection) -> None:
+    """Have the closing of this connection leave the file as it is, which somebody else may be writing."""
+    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
 
 def _prepare(writer: apsw.Connection, path: Path, synchronous: Synchronous) -> None:

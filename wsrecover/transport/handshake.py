@@ -41,7 +41,7 @@ _PLAIN_HTTP: Final = Refusal(
     (("Upgrade", "websocket"),),
 )
 _WITHOUT_UPGRADE: Final = re.compile(
-    rb"[A-Z]+ [^\r\n ]+ HTTP/1\.[01](?:\r\n(?!upgrade:)[^\r\n]*)*", re.IGNORECASE
+    rb"[A-Z]+ [^\r\n ]+ HTTP/1\.[01](?:\r\n(?![ \t]*upgrade[ \t]*:)[^\r\n]*)*", re.IGNORECASE
 )
 
 
