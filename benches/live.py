@@ -4,8 +4,8 @@ What is told is the server's CPU per event, from `run.emit` to the socket, besid
 `send()` of the same frame on as many loopback sockets, in the same process and the same second.
 
 What a long log costs is told by three servers, measured by turns: one has it, and two have none, so that it
-can be seen how much two processes differ that should not. They do, by where in memory things came to lie; so
-this is done with several sets of processes, each connecting the three in another order.
+can be seen how much two processes differ that should not. They do, by some percent; so this is done with
+several sets of processes, each connecting the three in another order.
 
 All go through the users in the order of connecting. What lies side by side in memory is cheaper to go
 through, so the same is told "in random order", of the server and of its floor.
