@@ -47,6 +47,7 @@ __all__ = [
     "ENVELOPE_BYTES",
     "SECRET",
     "TENANT",
+    "Action",
     "Figure",
     "Host",
     "Remote",

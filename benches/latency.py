@@ -14,13 +14,14 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 import attrs
 import trio
 from _floor import Floor
 from _harness import (
     ENVELOPE_BYTES,
+    Action,
     Figure,
     Host,
     Remote,
@@ -40,6 +41,8 @@ TICK: Final = 0.001
 """Seconds between two looks at what is due."""
 
 PATIENCE: Final = 60.0
+
+Reader: TypeAlias = Callable[[Callable[[int, bytes], int], int], None]
 
 _EMITTED: Final = re.compile(rb'"at":(\d+),')
 
@@ -104,29 +107,21 @@ def raw(remote: Remote, users: Sequence[str], rate: int, repeat: int, waits: Wai
     remote.start(start_runs, "passive", users, {})
     clients.read(EVENT, len(users))
     remote.finish()
-    look = _waiting(waits)
     for _ in range(repeat):
-        remote.start(emit_steadily, rate, rate)
-        clients.read_each(look, rate)
-        remote.finish()
-        waits.end_round()
+        a_round(remote, emit_steadily, clients.read_each, rate, waits)
     clients.close()
 
 
 def floor(remote: Remote, count: int, rate: int, repeat: int, waits: Waits) -> None:
     """Rounds of a second with plain sockets."""
     plain = Floor(remote, count)
-    look = _waiting(waits)
     for _ in range(repeat):
-        remote.start(send_steadily, rate, rate)
-        plain.read(look, rate)
-        remote.finish()
-        waits.end_round()
+        a_round(remote, send_steadily, plain.read, rate, waits)
     plain.close()
 
 
-def _waiting(waits: Waits) -> Callable[[int, bytes], int]:
-    """What looks for the events in the bytes that come from each socket, and tells `waits` of them."""
+def a_round(remote: Remote, action: Action, read: Reader, rate: int, waits: Waits) -> None:
+    """One second of `action`; `waits` hears of each event in the bytes that come."""
     rest: dict[int, bytes] = defaultdict(bytes)
 
     def look(fd: int, data: bytes) -> int:
@@ -137,7 +132,10 @@ def _waiting(waits: Waits) -> Callable[[int, bytes], int]:
         rest[fd] = data[end:]
         return count
 
-    return look
+    remote.start(action, rate, rate)
+    read(look, rate)
+    remote.finish()
+    waits.end_round()
 
 
 async def python(remote: Remote, users: Sequence[str], rate: int, repeat: int, waits: Waits) -> None:
