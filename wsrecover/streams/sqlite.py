@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar, TypeVarTuple, Unpack
+from typing import Final, TypeVar, TypeVarTuple
 
 import apsw
 import trio
@@ -68,7 +68,7 @@ async def open_sqlite(
     return SQLiteStore(*opened, clock=clock, timeout=timeout)
 
 
-async def _in_thread(work: Callable[[Unpack[Args]], T], *args: *Args) -> T:
+async def _in_thread(work: Callable[[*Args], T], *args: *Args) -> T:
     """Work in a thread that does not wait for those of the program, which may never return."""
     return await trio.to_thread.run_sync(work, *args, limiter=trio.CapacityLimiter(1))
 
