@@ -27,16 +27,19 @@ def install(session: nox.Session, *groups: str, compiled: bool = False) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite, against the installed package: `nox -s tests -- -k resume` for a part of it."""
+    """The whole suite, against the installed package: `nox -s tests -- -k resume` for a part of it.
+
+    A process per core; `-n0` for one process, as `--pdb` needs it.
+    """
     install(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session
 def compiled(session: nox.Session) -> None:
     """The suite against the compiled package: a minute to build, and it needs a C compiler."""
     install(session, "test", compiled=True)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 import structlog
-from figures import FIGURES, Figure, Progress, table
+from figures import FIGURE, Figure, Progress, figures, table
 from hypothesis import HealthCheck, settings
 
 from wsrecover.compiled import COMPILED
@@ -79,15 +79,20 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Figure:
     """Reports a figure in the table that follows the tests."""
-    rows = request.config.stash.setdefault(FIGURES, [])
-    return lambda ids, what, value: rows.append((ids, what, str(value)))
+    properties = request.node.user_properties  # They reach the table from another process too.
+    return lambda ids, what, value: properties.append((FIGURE, (ids, what, str(value))))
 
 
 @pytest.fixture
 def progress(request: pytest.FixtureRequest) -> Progress:
-    """Tells whoever waits how far a long step is, each `PROGRESS_SECONDS`."""
+    """Tells whoever waits how far a long step is, each `PROGRESS_SECONDS`.
+
+    Not where tests run in several processes: the terminal is another one's, and there others go on meanwhile.
+    """
     plugins = request.config.pluginmanager
     reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
+    if reporter is None:
+        return lambda _: None
     said = time.monotonic()
 
     def say(how_far: str) -> None:
@@ -133,7 +138,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if CI and _skipped(config):
         terminalreporter.write_line("WSRECOVER_CI=1 asks for every test, and some were skipped.", red=True)
-    if rows := config.stash.get(FIGURES, []):
+    if rows := figures(report for reports in terminalreporter.stats.values() for report in reports):
         terminalreporter.section("figures")
         for line in table(rows):
             terminalreporter.write_line(line)

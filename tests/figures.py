@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 import pytest
 
-__all__ = ["FIGURES", "Figure", "Progress", "table"]
+__all__ = ["FIGURE", "Figure", "Progress", "Row", "figures", "table"]
 
 Figure: TypeAlias = Callable[[str, str, object], None]
 """Takes the ids of the rows, what was measured, and the figure."""
@@ -15,10 +15,25 @@ Figure: TypeAlias = Callable[[str, str, object], None]
 Progress: TypeAlias = Callable[[str], None]
 """Says on the terminal how far a step has come that takes more than some seconds; most of it goes unsaid."""
 
-FIGURES: Final = pytest.StashKey[list[tuple[str, str, str]]]()
+Row: TypeAlias = tuple[str, str, str]
+"""The ids of the rows, what was measured, and the figure."""
+
+FIGURE: Final = "figure"
+"""The name of a test's property that is a `Row`."""
 
 
-def table(rows: list[tuple[str, str, str]]) -> list[str]:
+def figures(reports: Iterable[object]) -> list[Row]:
+    """The rows of each test that has ended, whatever came of it."""
+    return [
+        tuple(value)
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "teardown"
+        for name, value in report.user_properties
+        if name == FIGURE
+    ]
+
+
+def table(rows: list[Row]) -> list[str]:
     """The lines of a Markdown table."""
     head = ("row", "what", "figure")
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(3)]

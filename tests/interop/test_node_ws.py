@@ -29,7 +29,11 @@ def ws_folder(pytestconfig: pytest.Config) -> Path:
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=cache) as fresh:
             _install(Path(fresh, "ws"))
-            Path(fresh, "ws").rename(folder)
+            try:
+                Path(fresh, "ws").rename(folder)
+            except OSError:
+                if not folder.exists():  # Another process of the same run was faster.
+                    raise
     return folder
 
 
