@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import types
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import trio
 import trio.testing
 from agents_world import NOW, Gated, World, make_journal, make_place
 
+from wsrecover.agents.ending import call
 from wsrecover.agents.lifecycle import _terminal_id, close_lost_runs
 from wsrecover.agents.run import Run
 from wsrecover.errors import AgentError, InvalidEvent, RunEnded, StoreFailed, StoreUnavailable
@@ -22,6 +24,17 @@ from wsrecover.streams.store import Answer, AnswerKey, Applied, Conflict, Duplic
 
 def make_answer(name: str = "c1", digest: bytes = b"d") -> Answer:
     return Answer(AnswerKey("acme", "ann", name), digest, NOW, b"{}")
+
+
+class NoText:
+    def __str__(self) -> str:
+        raise ValueError("it has no text")
+
+
+NOT_TEXT: Any = NoText()
+NO_TEXT = AgentError(NOT_TEXT)
+NOT_CODE: Any = object()
+NO_CODE = AgentError("m", code=NOT_CODE, retryable=NOT_CODE)
 
 
 async def sleeper(run: Run) -> None:
@@ -156,16 +169,26 @@ class TestFailed:
             ),
             (trio.TooSlowError(), {"code": "exception", "message": "TooSlowError", "retryable": False}),
             (AgentError("\ud800"), {"code": "exception", "message": "?", "retryable": False}),
+            (AgentError("m", code="\ud800"), {"code": "?", "message": "m", "retryable": False}),
+            (NO_CODE, {"code": "exception", "message": "m", "retryable": False}),
+            (NO_TEXT, {"code": "exception", "message": "AgentError", "retryable": False}),
         ],
     )
+    @pytest.mark.parametrize("within", ["agent", "tool"])
     async def test_an_exception_is_told_without_internals(
-        self, world: World, raised: Exception, error: dict[str, Any]
+        self, world: World, raised: Exception, error: dict[str, Any], within: str
     ) -> None:
         async def agent(run: Run) -> None:
-            raise raised
+            if within == "agent":
+                raise raised
+            async with run.tool("x", {}):
+                raise raised
 
         end = await world.finish(agent)
         assert (end["status"], end["error"]) == ("failed", error)
+        if within == "tool":
+            (failed,) = await world.told("tool_failed")
+            assert failed["error"] == {"code": error["code"], "message": error["message"]}
 
     async def test_a_message_of_any_length_is_cut(self, world: World) -> None:
         async def agent(run: Run) -> None:
@@ -201,13 +224,45 @@ class TestFailed:
         error = (await world.finish(agent))["error"]
         assert (error["code"], error["message"]) == ("exception", "Cancelled")
 
-    async def test_an_agent_that_exits_ends_its_run_and_not_the_process(self, world: World) -> None:
-        async def agent(run: Run) -> None:
+    @pytest.mark.parametrize(
+        ("raised", "told"), [(SystemExit, "SystemExit"), (GeneratorExit, "RuntimeError")]
+    )
+    @pytest.mark.parametrize("in_a_task", [False, True])
+    async def test_an_agent_that_exits_ends_its_run_and_not_the_process(
+        self, world: World, raised: type[BaseException], told: str, in_a_task: bool
+    ) -> None:
+        async def leave(run: Run) -> None:
             async with run.tool("x", {}):
-                raise SystemExit(3)
+                raise raised
+
+        async def agent(run: Run) -> None:
+            if in_a_task:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(leave, run)
+            else:
+                await leave(run)
 
         error = (await world.finish(agent))["error"]
-        assert (error["code"], error["message"]) == ("exception", "SystemExit")
+        assert (error["code"], error["message"]) == ("exception", told)
+
+    async def test_what_is_being_closed_passes(self) -> None:
+        """As Python does with all that a crashed program leaves: nothing may be awaited then."""
+
+        @types.coroutine
+        def suspended() -> Iterator[None]:
+            yield
+
+        async def agent() -> None:
+            await suspended()
+
+        coroutine = call(agent)
+
+        async def begin() -> None:
+            coroutine.send(None)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin)
+        coroutine.close()
 
     @pytest.mark.parametrize(
         ("result", "words"), [("done", "returned a str"), ({"x": object()}, "cannot be logged")]

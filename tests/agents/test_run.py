@@ -226,11 +226,41 @@ class TestLastWords:
         )
         assert (await world.types())[-3:] == ["x", "tool_failed", "agent_completed"]
 
+    async def test_a_scope_that_its_agent_gives_up_has_nothing_to_do_with_earlier_ones(
+        self, world: World, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        async def agent(run: Run) -> None:
+            with trio.move_on_after(60):
+                async with run.tool("outer", {}):
+                    with trio.move_on_after(1):
+                        async with run.tool("inner", {}):
+                            await trio.sleep_forever()
+                    await trio.sleep_forever()  # Given up long after, with no event in between.
+            with trio.move_on_after(1):
+                async with run.message() as message:
+                    await message.text("hello")
+                    await trio.sleep_forever()
+            with trio.move_on_after(1):
+                await run.ask("sure?")
+
+        assert (await world.finish(agent))["status"] == "completed"
+        types = await world.types()
+        assert [data["tool"] for data in await world.told("tool_failed")] == ["inner", "outer"]
+        assert types[5:-1] == [
+            "message_started",
+            "message_delta",
+            "message_completed",
+            "input_requested",
+            "input_resolved",
+        ]
+
+    @pytest.mark.parametrize("ended", ["cancel", "stop", "time-out"])
     async def test_but_no_longer_than_the_grace(
         self,
         small_world: Callable[..., Any],
         gated: Gated,
         autojump_clock: trio.testing.MockClock,
+        ended: str,
     ) -> None:
         world: World = await small_world(max_units=1, grace=3.0)
         left: list[float] = []
@@ -245,14 +275,19 @@ class TestLastWords:
             finally:
                 left.append(trio.current_time())
 
-        execution = await world.launch(agent)
+        execution = await world.launch(agent, timeout=20)
         await trio.testing.wait_all_tasks_blocked()
         began = trio.current_time()
-        execution.cancel()
+        if ended == "cancel":
+            execution.cancel()
+        elif ended == "stop":
+            execution.stop()
+        else:
+            await trio.sleep_until(began := began + 20)
         await trio.sleep(10)
         assert [at - began for at in left] == [3.0]
         gated.open.set()
-        assert await execution.wait_ended() == "cancelled"
+        assert await execution.wait_ended() == ("cancelled" if ended == "cancel" else "failed")
         assert (await world.types())[-2:] == ["x", "agent_completed"]
 
 

@@ -297,6 +297,39 @@ async def test_s06_one_that_could_not_be_kept_leaves_it_open(monkeypatch: pytest
     assert asking.heard == ["kept"]
 
 
+async def test_s06_one_that_is_given_up_while_an_answer_comes_to_nothing_is_withdrawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = App()
+    commit, reached, fail, scope = MemoryStore.commit, trio.Event(), trio.Event(), trio.CancelScope()
+
+    async def unavailable(store: MemoryStore, units: Any) -> Any:
+        if any(answer.key.id == "lost" for unit in units for answer in unit.answers):
+            reached.set()
+            await fail.wait()
+            raise StoreUnavailable("full")
+        return await commit(store, units)
+
+    @app.agent("asker")
+    async def asker(run: Run) -> None:
+        with scope:
+            await run.ask("?")
+
+    monkeypatch.setattr(MemoryStore, "commit", unavailable)
+    async with local_server(app) as local, local.peer() as peer:
+        request = (await asked(peer))["request_id"]
+        data = {"request": request, "answer": 1}
+        await peer.send({"op": "send", "id": "lost", "type": "respond", "data": data})
+        await reached.wait()
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        fail.set()
+        await peer.until("event", type="agent_completed")
+        events = [(event["type"], event["data"]) for event in (await log_of(local))[1]]
+        assert events[2] == ("input_resolved", {"request_id": request, "reason": "withdrawn"})
+        assert events[3][1]["status"] == "completed"
+
+
 async def cancel_the_run(peer: Peer, run: str) -> None:
     await peer.send({"op": "send", "id": "stop", "type": "cancel_run", "data": {"run": run}})
 

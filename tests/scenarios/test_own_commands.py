@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -330,6 +331,24 @@ class TestS08AHandlerRunsOnce:
                 assert (await log_of(local))[1] == []
         assert ran == ["once"]
 
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [(-0.25, None), ("soon", None), (math.inf, None), (True, None), (2, 2.0), (10**40, 1e40)],
+    )
+    async def test_s08_a_time_to_wait_that_is_none_is_left_out(self, given: Any, told: float | None) -> None:
+        app, ran = App(), []
+
+        @app.command("order")
+        async def order(command: Command, data: Nothing) -> None:
+            ran.append(command.id)
+            raise CommandError("busy", "later", retry_after=given)
+
+        async with local_server(app) as local, connect(local.url, token=local.token()) as session:
+            with pytest.raises(CommandError, match="busy: later") as refused:
+                await session.send("order", {}, timeout=20)
+            assert refused.value.retry_after == told
+        assert len(ran) == 1
+
     @pytest.mark.parametrize("code", ["none left", "", "x" * 65, "1st", 404])
     async def test_s08_a_code_that_is_none_is_the_servers_fault_and_logged(self, code: Any) -> None:
         app = App()
@@ -396,6 +415,10 @@ async def gives_up(command: Command, data: Nothing) -> None:
     raise SystemExit(SECRET)
 
 
+async def closes(command: Command, data: Nothing) -> None:
+    raise GeneratorExit(SECRET)
+
+
 async def returns_a_list(command: Command, data: Nothing) -> list[str]:
     return [SECRET]
 
@@ -420,6 +443,7 @@ FAILING: Final = (
     raises,
     raises_in_a_task_of_its_own,
     gives_up,
+    closes,
     returns_a_list,
     returns_an_empty_list,
     returns_too_much,
@@ -507,11 +531,15 @@ class TestE14AnErrorStaysWhereItIs:
         assert {reply["status"] for reply in replies} == {"ok"}
         assert shop.ran == 3
 
-    @pytest.mark.parametrize("name", ["raising", "endless"])
+    @pytest.mark.parametrize("name", ["exiting", "closing", "endless"])
     async def test_e14_of_an_agent_other_runs_and_users_notice_nothing(self, stage: Stage, name: str) -> None:
-        @stage.app.agent("raising")
-        async def raising(run: Run) -> None:
+        @stage.app.agent("exiting")
+        async def exiting(run: Run) -> None:
             raise SystemExit(SECRET)
+
+        @stage.app.agent("closing")
+        async def closing(run: Run) -> None:
+            raise GeneratorExit(SECRET)
 
         @stage.app.agent("endless", timeout=0.05)
         async def endless(run: Run) -> None:

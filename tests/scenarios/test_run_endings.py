@@ -10,17 +10,50 @@ from typing import Any, Final
 import attrs
 import pytest
 import trio
+from memory_world import memory_world
 from process import server_process
 from serving import Frame, Stop, frames_until_closed, log_of, serve_until, until_none
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover import connect
 from wsrecover.agents import App, Run
 from wsrecover.client import Event
-from wsrecover.config import Timeouts
+from wsrecover.config import Limits, Timeouts
 from wsrecover.errors import AgentError
+from wsrecover.streams.memory import MemoryStore
 from wsrecover.testing import Peer, local_server
 
 SECRET: Final = "/etc/secret of the server"
+
+
+async def test_s07_when_the_server_stops_all_scopes_of_a_run_have_the_grace_together(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, commit, held, left = App(), MemoryStore.commit, trio.Event(), list[float]()
+    held.set()
+
+    async def hold(store: MemoryStore, units: Any) -> Any:
+        await held.wait()
+        return await commit(store, units)
+
+    @app.agent("nested")
+    async def nested(run: Run) -> None:
+        nonlocal held
+        try:
+            async with run.message(), run.tool("a", {}), run.tool("b", {}):
+                await run.flush()
+                held = trio.Event()
+                await run.emit("fills_the_journal", {})
+                await trio.sleep_forever()
+        finally:
+            left.append(trio.current_time())
+
+    monkeypatch.setattr(MemoryStore, "commit", hold)
+    async with memory_world(app, limits=Limits(journal_units=1)) as world:
+        await world.local.server.start_agent("acme", "ada", "nested", {})
+        await wait_all_tasks_blocked()
+        stopped = trio.current_time()
+    assert [at - stopped for at in left] == [5.0]
 
 
 async def returns(run: Run) -> dict[str, Any]:

@@ -65,9 +65,15 @@ class Request:
                 if not self.resolved:
                     await self._resolve(None, reason="timeout")
         except BaseException as exc:
-            if not (must_pass_at_once(exc) or self.resolved or self._lock.locked()):
-                await self._resolve(exc, reason="withdrawn")
+            if not (must_pass_at_once(exc) or self.resolved):
+                await self._withdraw(exc)
             raise
+
+    async def _withdraw(self, exc: BaseException) -> None:
+        with self.log.last_words():
+            async with self._lock:  # An answer whose commit is under way comes first, and may yet fail.
+                if not self.resolved:
+                    await self._resolve(exc, reason="withdrawn")
 
     async def respond(self, value: Any, answer: Answer) -> Outcome:
         """Resolve it by `value`, in one commit with the command's `answer`.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final, Literal, TypeAlias
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, Literal, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 import attrs
 import trio
@@ -17,6 +18,7 @@ __all__ = [
     "STOPPED",
     "Ending",
     "Status",
+    "call",
     "describe",
     "failed",
     "is_cancelled",
@@ -26,6 +28,9 @@ __all__ = [
 ]
 
 Status: TypeAlias = Literal["running", "completed", "failed", "cancelled"]
+
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
 
 MESSAGE_CHARACTERS: Final = 1000
 """The longest message of an error; what is longer is cut."""
@@ -58,6 +63,22 @@ CANCELLED: Final = Ending("cancelled")
 STOPPED: Final = failed("server_stopped", "the server stopped before the run was done", retryable=True)
 PRODUCER_LOST: Final = failed("producer_lost", "the process that ran the agent is gone", retryable=True)
 LOG_FAILED: Final = failed("exception", "the event log failed; events of this run were lost", retryable=True)
+
+
+async def call(function: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
+    """Call what the app gave.
+
+    A `GeneratorExit` that it raises becomes a `RuntimeError`, as Python makes one of a `StopIteration`: it
+    would end the server, as if all its tasks were being closed. Where they are, it passes.
+    """
+    task = trio.lowlevel.current_task()
+    try:
+        return await function(*args)
+    except BaseException as exc:
+        closing = not trio.lowlevel.in_trio_task() or trio.lowlevel.current_task() is not task
+        if closing or not any(isinstance(leaf, GeneratorExit) for leaf in leaves(exc)):
+            raise
+        raise RuntimeError("GeneratorExit was raised") from exc
 
 
 def leaves(exc: BaseException | None) -> Iterator[BaseException]:
@@ -93,7 +114,9 @@ def describe(exc: BaseException) -> tuple[str, str, bool]:
         return "cancelled", "cancelled", False
     for error in errors:
         if isinstance(error, AgentError):
-            return error.code, readable(error.message), error.retryable
+            with contextlib.suppress(Exception):  # What an app puts into it may raise where it is read.
+                code = readable(error.code) if isinstance(error.code, str) else "exception"
+                return code, readable(error.message), error.retryable is True
     if any(isinstance(error, RunBroken | StoreError) for error in errors):
         return "exception", "the event log failed", True
     return "exception", readable(", ".join(dict.fromkeys(type(error).__name__ for error in errors))), False

@@ -54,6 +54,7 @@ from .ending import (
     STOPPED,
     Ending,
     Status,
+    call,
     describe,
     failed,
     is_cancelled,
@@ -160,7 +161,11 @@ class Execution:
         return True
 
     def stop(self) -> None:
-        """End the run because the server stops: `failed` with the code `server_stopped`. Idempotent."""
+        """End the run because the server stops: `failed` with the code `server_stopped`. Idempotent.
+
+        Who cancels the nursery of many runs calls this first, so that the scopes of each have `grace` seconds
+        together.
+        """
         if not self._ending:
             self._interrupt(STOPPED)
 
@@ -187,7 +192,12 @@ class Execution:
     def _interrupt(self, cause: Ending) -> None:
         if not self._scope.cancel_called:
             self._cause = cause
+            self._end_by(trio.current_time())
         self._scope.cancel()
+
+    def _end_by(self, when: float) -> None:
+        """At `when`, trio's time, the agent is cancelled: its scopes have `grace` seconds from then on."""
+        self._log.last_words_until = when + self._place.grace
 
     async def _perform(self) -> Ending:
         """Run the agent's code: how it ended."""
@@ -195,6 +205,7 @@ class Execution:
         timeout = self._place.timeout if self._agent.timeout is None else self._agent.timeout
         if timeout is not None:
             self._scope.deadline = self._began + timeout
+            self._end_by(self._scope.deadline)
         ending = STOPPED
         try:
             with self._scope:
@@ -214,7 +225,7 @@ class Execution:
         async with trio.open_nursery() as nursery:
             self._log.nursery = nursery
             try:
-                ending = _returned(await self._agent.function(self.run))
+                ending = _returned(await call(self._agent.function, self.run))
             finally:
                 self._log.nursery = None
         return ending

@@ -50,7 +50,8 @@ class RunLog:
 
     Text is gathered: the first of a message goes at once, what follows `delta_interval` after its last delta,
     in the order of adding, and always before any other event of the run. `nursery`, while the agent's
-    function runs, is where gathered text waits for room.
+    function runs, is where gathered text waits for room. `last_words_until` is the trio time at which no
+    scope of the run may hold up its end any more.
     """
 
     __slots__ = (
@@ -60,12 +61,12 @@ class RunLog:
         "_ended",
         "_event_bytes",
         "_key",
-        "_last_words_until",
         "_lock",
         "_looked_at",
         "_schemas",
         "_text",
         "_unlooked",
+        "last_words_until",
         "nursery",
         "pace",
         "place",
@@ -94,7 +95,7 @@ class RunLog:
         self.nursery: trio.Nursery | None = None
         self._alarm = math.inf
         self._lock = trio.Lock()
-        self._last_words_until: float | None = None
+        self.last_words_until = math.inf
 
     def encode(self, type: object, data: object, id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
         """The event, encoded once. Raises `InvalidEvent`."""
@@ -153,9 +154,9 @@ class RunLog:
     async def write_last(self, event: Entry, exc: BaseException | None) -> None:
         """Queue the event that closes a scope which `exc` ends (None: a regular end).
 
-        Where the task is cancelled it still has `grace` seconds for that, one deadline for all scopes of the
-        run. Beside an exception neither `RunBroken` nor `RunEnded` is raised: the run's terminal event closes
-        its scopes.
+        Where the task is cancelled it still has `grace` seconds for that, and all scopes of a run that is
+        ended have them together. Beside an exception neither `RunBroken` nor `RunEnded` is raised: the run's
+        terminal event closes its scopes.
         """
         if not is_cancelled(exc):
             try:
@@ -170,13 +171,14 @@ class RunLog:
             await self._write_shielded(event)
 
     async def _write_shielded(self, event: Entry) -> None:
-        if self._last_words_until is None:
-            self._last_words_until = trio.current_time() + self.place.grace
-        with (
-            contextlib.suppress(RunBroken, RunEnded),
-            trio.CancelScope(deadline=self._last_words_until, shield=True),
-        ):
+        with contextlib.suppress(RunBroken, RunEnded), self.last_words():
             await self.write(event)
+
+    def last_words(self) -> trio.CancelScope:
+        """A shield for what a cancelled scope has yet to say, with a deadline."""
+        # A scope that its agent gave up by itself has nothing to do with those that it gave up before.
+        until = min(trio.current_time() + self.place.grace, self.last_words_until)
+        return trio.CancelScope(deadline=until, shield=True)
 
     async def add_text(self, text: Text, piece: str, size: int) -> None:
         """Add a piece, `size` bytes of it, to a message's text. Raises as `write`.

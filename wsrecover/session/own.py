@@ -18,7 +18,9 @@ import attrs
 import orjson
 import trio
 
+from wsrecover.agents.arguments import is_duration
 from wsrecover.agents.command import Command, Handler
+from wsrecover.agents.ending import call as call_app
 from wsrecover.agents.ending import leaves, must_pass_at_once, readable
 from wsrecover.errors import CommandError, InvalidEvent, Misfit, ScopeEnded, StoreError
 from wsrecover.logger import get_logger
@@ -123,7 +125,7 @@ async def _run(call: Call, handler: Handler, data: object, effects: _Effects) ->
     timeout = handler.timeout or effects.services.config.timeouts.command
     try:
         with trio.move_on_after(timeout):
-            returned = await handler.function(command, data)
+            returned = await call_app(handler.function, command, data)
             return _answer(call, effects, "ok", _result(returned))
     except BaseException as raised:  # Whatever a handler raises ends its command and nothing else.
         if must_pass_at_once(raised):
@@ -161,7 +163,7 @@ def _error(call: Call, raised: BaseException) -> bytes:
             "code": refused.code,
             "message": readable(refused.message),
             "field": None if refused.field is None else readable(refused.field),
-            "retry_after": refused.retry_after,
+            "retry_after": float(refused.retry_after) if is_duration(refused.retry_after) else None,
         }
     else:
         if errors:

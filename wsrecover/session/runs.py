@@ -153,6 +153,11 @@ class Runs:
         for execution in (*self._executions.values(), *self._starting):
             execution.abandon()
 
+    def stop(self) -> None:
+        """End all runs because the server stops. Returns at once."""
+        for execution in self._executions.values():
+            execution.stop()
+
     def infos(self) -> tuple[RunInfo, ...]:
         """The runs under way, as `welcome` tells them."""
         runs = [execution.run for execution in self._executions.values()]

@@ -91,7 +91,11 @@ class Session:
         """Live until idle for `timeouts.linger` seconds. Cancelling it ends every member first."""
         try:
             async with trio.open_nursery() as nursery:
-                await self.members.until_idle(nursery, self.services.config.timeouts.linger)
+                try:
+                    await self.members.until_idle(nursery, self.services.config.timeouts.linger)
+                except trio.Cancelled:
+                    self.runs.stop()
+                    raise
                 # In one step with the decision: whoever asks the registry from now on gets a new session.
                 self._end()
         finally:
