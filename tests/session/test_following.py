@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
-from wsrecover.config import Timeouts
+from wsrecover import Credentials, Grant, Principal
+from wsrecover.config import Limits, Timeouts
 from wsrecover.protocol.codec import encode_event
 from wsrecover.session.session import STREAM_SETS
+from wsrecover.streams.memory import MemoryStore
 from wsrecover.streams.store import Entry, StreamKey, StreamState, Unit
 from wsrecover.testing import LocalServer, Peer, local_server
 
@@ -154,12 +157,89 @@ class TestAFreshToken:
             await say(local, mid, "to mid")
             assert texts([await peer.frame()]) == [("tier", "to mid")]
 
+    async def test_that_comes_twice_while_its_streams_are_opened_is_followed_like_any(
+        self, local: LocalServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load, opening, both = MemoryStore.load, trio.Event(), trio.Event()
+
+        async def slow(store: MemoryStore, key: StreamKey) -> StreamState:
+            if key == OPS:
+                opening.set()
+                await both.wait()
+            return await load(store, key)
+
+        monkeypatch.setattr(MemoryStore, "load", slow)
+        async with local.peer() as peer:
+            await peer.until("live")
+            await self.refresh(local, peer, roles=["ops"])
+            await opening.wait()
+            await self.refresh(local, peer, roles=["ops"])
+            both.set()
+            await peer.until("live", stream="role:ops")
+            await say(local, OPS, "to ops")
+            assert texts([await peer.frame()]) == [("role:ops", "to ops")]
+
+    async def test_whose_role_is_taken_back_while_its_stream_is_opened_is_not_followed(
+        self, local: LocalServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load, opening, taken = MemoryStore.load, trio.Event(), trio.Event()
+
+        async def slow(store: MemoryStore, key: StreamKey) -> StreamState:
+            if key == OPS:
+                opening.set()
+                await taken.wait()
+            return await load(store, key)
+
+        monkeypatch.setattr(MemoryStore, "load", slow)
+        async with local.peer() as peer:
+            await peer.until("live")
+            await self.refresh(local, peer, roles=["ops"])
+            await opening.wait()
+            await self.refresh(local, peer)
+            taken.set()
+            await wait_all_tasks_blocked(0.01)
+            await say(local, OPS, "secret")
+            await say(local, ALL, "to all")
+            assert texts([await peer.frame()]) == [("all", "to all")]
+
     async def test_that_changes_nothing_says_nothing(self, local: LocalServer) -> None:
         async with local.peer(roles=["ops"]) as peer:
             await peer.until("live")
             await self.refresh(local, peer, roles=["ops"])
             await say(local, OPS, "on")
             assert texts([await peer.frame()]) == [("role:ops", "on")]
+
+
+class Hanging:
+    """An authenticator of the embedding program's that stops answering."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def authenticate(self, credentials: Credentials) -> Grant:
+        self.asked += 1
+        if self.asked > 1:
+            await trio.sleep_forever()
+        return Grant(Principal("acme", "ada"), 4e9)
+
+
+async def test_tokens_that_wait_for_the_one_before_are_bounded_and_end_with_the_connection() -> None:
+    hanging = Hanging()
+    limits, timeouts = Limits(commands_in_flight=4), Timeouts(handshake=0.5)
+    async with local_server(authenticator=hanging, limits=limits, timeouts=timeouts) as local:
+        async with local.peer(token="x") as peer:
+            await peer.until("live")
+            await peer.send([{"op": "auth", "id": f"a{number}", "token": "t"} for number in range(7)])
+            refused = [(await peer.until("reply"))[-1] for _ in range(2)]
+            assert {(one["error"]["code"], one["error"]["retry_after"]) for one in refused} == {
+                ("overloaded", 1.0)
+            }
+            assert "4" in refused[0]["error"]["message"]
+        (session,) = local.server.registry.sessions.values()
+        with trio.fail_after(5):
+            while session.members:  # noqa: ASYNC110  # Only what is left can be seen.
+                await trio.sleep(0.001)
+        assert hanging.asked == 2, "what a connection asked that is gone is not looked into"
 
 
 async def test_streams_stay_open_while_a_session_does_and_no_longer() -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Literal, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 import trio
@@ -97,15 +98,15 @@ class Connection:
         self._ending: ConnectionClosed | None = None
         self._asked_at = -math.inf
         self._asked_for_token = False
-        self._turns = Turns(home.members)
-        self._at = 0
-        self._wait = 0.0
+        self._at, self._wait = 0, 0.0
+        self._turns = Turns(home.members, self.limits.commands_in_flight)
         self._frames = Bucket(Rate(self.limits.frames_per_second, self.limits.frames_burst))
         self._closed: trio.Event | None = None
         self._patience = self.timeouts.heartbeat + self.timeouts.heartbeat_grace
         now = trio.current_time()
         self._expires = self._expiry(now)
-        self._scope = trio.CancelScope(deadline=self._silence_or_expiry(now))
+        self._scope = trio.CancelScope()
+        self.heard(now)
         wanted = None if hello.threads is None else frozenset(hello.threads)
         self._delivery = Delivery(self, socket, wanted, snapshots=hello.from_ == "snapshot")
         self._following = Following(self._services, self.member, self._delivery)
@@ -178,9 +179,7 @@ class Connection:
             self._scope.deadline = self._expires  # Until they are open nobody listens to it.
             streams = await self._open_streams()
             self.heard(trio.current_time())
-        if streams is None:
-            self._last_word(ErrorFrame("store_unavailable", "the log cannot be read now", retry_after=1.0))
-            self._ending = ConnectionClosed(CloseCode.TRY_AGAIN_LATER, "the log cannot be read now")
+        if streams is None or self._ending is not None:  # A newer one may have come before it began.
             return
         self._begin(streams)
         ended = await self.socket.run_within(
@@ -189,10 +188,14 @@ class Connection:
         self._ending = self._ending or ended
 
     async def _open_streams(self) -> Mapping[str, Stream] | None:
+        """What it is entitled to; None where that cannot be read, which ends it."""
         try:
             return await self._home.open_streams(self.grant.principal)
         except (StoreError, trio.TooSlowError) as error:
             log.warning("streams_unavailable", error=repr(error))
+            problem = "the log cannot be read now"
+            word = ErrorFrame("store_unavailable", problem, retry_after=1.0)
+            self._close_with(word, CloseCode.TRY_AGAIN_LATER, problem)
             return None
 
     def _begin(self, streams: Mapping[str, Stream]) -> None:
@@ -209,7 +212,8 @@ class Connection:
 
     def heard(self, now: float) -> None:
         """The peer is alive: its silence is counted from `now`, trio's time."""
-        self._scope.deadline = self._silence_or_expiry(now)
+        # One scope has both deadlines, for each costs every connection.
+        self._scope.deadline = min(now + self._patience, self._expires)
 
     def tick(self, now: float, unix: float) -> None:
         """Ask a silent peer for a sign of life, and one whose token runs out for another.
@@ -240,7 +244,7 @@ class Connection:
         ending = self._ending
         if ending is None:
             ending = ConnectionClosed(CloseCode.DRAIN, "the server stops")
-            self._last_word(self._services.farewell)
+            self.socket.put(encode(self._services.farewell))
             self.socket.close_nowait(ending.code, ending.reason)
             self.close(ending.code, ending.reason)
         return ending
@@ -285,8 +289,8 @@ class Connection:
         self._wait = self._home.quota.take_message(message, at)
         if wait := self._frames.take(at, len(frames)):
             problem = f"at most {self.limits.frames_per_second} frames in a second"
-            self._last_word(ErrorFrame("rate_limited", problem, retry_after=wait))
-            self.close(CloseCode.RATE_LIMITED, problem)
+            word = ErrorFrame("rate_limited", problem, retry_after=wait)
+            self._close_with(word, CloseCode.RATE_LIMITED, problem)
         for frame in frames:
             self._take(frame)
 
@@ -318,12 +322,12 @@ class Connection:
         if error.close is None:
             self._delivery.control(frame)
         else:
-            self._last_word(frame)
-            self.close(error.close, error.message)
+            self._close_with(frame, error.close, error.message)
 
-    def _last_word(self, frame: ServerFrame) -> None:
-        """Tell why, behind what is on its way, before a close."""
-        self.socket.put(encode(frame))
+    def _close_with(self, word: ServerFrame, code: int, reason: str) -> None:
+        """Close, with a last word behind what is on its way."""
+        self.socket.put(encode(word))
+        self.close(code, reason)
 
     def _request(
         self, handle: Callable[[R, trio.Event], Awaitable[None]], frame: R, *, repeat: bool = False
@@ -333,14 +337,14 @@ class Connection:
             self._home.quota.take_command(self._at, self._wait, repeat=repeat)
             if isinstance(frame, Send):
                 self._home.commands.admit(frame.id)
+            else:
+                self._turns.admit()
         except CommandError as error:
             self._services.counts[f"refused.{error.code}"] += 1
             self._delivery.control(refusal(frame.id, error))
             return
-        self._turns.start(handle, frame, fail=self._fail)
-
-    def _fail(self) -> None:
-        self.close(CloseCode.INTERNAL_ERROR, "internal error")
+        fail = partial(self.close, CloseCode.INTERNAL_ERROR, "internal error")
+        self._turns.start(handle, frame, fail=fail)
 
     async def _answer(self, send: Send, begun: trio.Event) -> None:
         await self._delivery.opened()
@@ -354,6 +358,8 @@ class Connection:
 
     async def _authenticate(self, auth: Auth, _: trio.Event) -> None:
         """Exchange the grant. What the client says behind its `auth` is held to the new one."""
+        if self._ending is not None:
+            return
         principal = self.grant.principal
         try:
             grant = await prove(self._services, auth.token, self.socket.peer)
@@ -376,24 +382,18 @@ class Connection:
         self._delivery.control(Reply(auth.id, "ok", result={}))
         if (grant.principal.roles, grant.principal.tier) != (principal.roles, principal.tier):
             self._following.leave(grant.principal)
-            self.start(self._join_streams, grant)
+            self.start(self._join_streams)
 
-    async def _join_streams(self, grant: Grant) -> None:
+    async def _join_streams(self) -> None:
         """Follow what the peer is entitled to since its fresh token."""
         streams = await self._open_streams()
-        if streams is None:
-            self.close(CloseCode.TRY_AGAIN_LATER, "the log cannot be read now")
-        elif self.grant is grant:  # Else a newer token came meanwhile, and its own task does this.
+        # Where a token that came meanwhile entitles to others, its own task does this.
+        if streams is not None and streams is self._home.streams_now(self.grant.principal):
             self._following.join(streams)
 
     def _disown(self, auth: Auth, problem: str, code: CloseCode) -> None:
         audit.rejected(code, problem, peer=self.socket.peer, grant=self.grant)
-        self._last_word(refusal(auth.id, CommandError("forbidden", problem, field="token")))
-        self.close(code, problem)
-
-    def _silence_or_expiry(self, now: float) -> float:
-        """When it ends by itself: one scope has both deadlines, for each costs every connection."""
-        return min(now + self._patience, self._expires)
+        self._close_with(refusal(auth.id, CommandError("forbidden", problem, field="token")), code, problem)
 
     def _expiry(self, now: float) -> float:
         """The trio time, which is `now`, at which the token, with its leeway, stops counting."""

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import trio
 
+from wsrecover.errors import CommandError
+
 from .members import Members
 
 __all__ = ["Turns"]
@@ -15,11 +17,22 @@ F = TypeVar("F")
 
 
 class Turns:
-    """Starts tasks in a session, each of which begins when the one before says that it may."""
+    """Starts tasks in a session, each of which begins when the one before says that it may.
 
-    def __init__(self, members: Members) -> None:
+    At most `most` wait for the one before.
+    """
+
+    def __init__(self, members: Members, most: int) -> None:
+        self._most = most
+        self._waiting = 0
         self._members = members
         self._last: trio.Event | None = None
+
+    def admit(self) -> None:
+        """Raise `CommandError("overloaded")` where too many wait."""
+        if self._waiting >= self._most:
+            problem = f"{self._most} frames wait for their turn, the limit"
+            raise CommandError("overloaded", problem, retry_after=1.0)
 
     def start(
         self, handle: Callable[[F, trio.Event], Awaitable[None]], frame: F, *, fail: Callable[[], None]
@@ -30,6 +43,7 @@ class Turns:
         """
         before, self._last = self._last, trio.Event()
         self._members.start(self._run, handle, frame, before, self._last, fail)
+        self._waiting += 1
 
     async def _run(
         self,
@@ -43,6 +57,7 @@ class Turns:
         try:
             if before is not None and not before.is_set():
                 await before.wait()
+            self._waiting -= 1
             await handle(frame, begun)
         except Exception:  # The session's members log it; the connection cannot tell what it left undone.
             fail()
