@@ -62,7 +62,7 @@ async def following(threads: tuple[str, ...] | None) -> tuple[Following, list[An
     """One that is connected, and what it posts."""
     posted: list[Any] = []
     one = Following(threads)
-    one.hello()
+    one.hello(resumes=False)
     one.attach(lambda message: posted.extend(decode_client(message.decode(), max_bytes=9999)))
     return one, posted
 
@@ -72,27 +72,82 @@ class TestFollowing:
         one, posted = await following(("a",))
         nursery.start_soon(one.follow, ["a", "b", "c"])
         await trio.testing.wait_all_tasks_blocked()
-        assert one.hello() == (("a", "b", "c"), ("b", "c"))
+        assert one.hello(resumes=True) == (("a", "b", "c"), ("b", "c"))
         one.received(snapshot(5, "b", more=True))
-        assert one.hello() == (("a", "b", "c"), ("c",))
+        assert one.hello(resumes=True) == (("a", "b", "c"), ("c",))
         one.received(snapshot(5, "c"))
-        assert one.hello() == (("a", "b", "c"), ())
+        assert one.hello(resumes=True) == (("a", "b", "c"), ())
         (frame,) = posted
         assert isinstance(frame, Follow)
         assert one.answer(frame.id, None)
 
-    async def test_all_threads_cannot_be_named_and_so_the_position_says_too_little(
+    async def test_all_threads_cannot_be_named_and_so_a_hello_keeps_the_filter_until_the_answer(
+        self, nursery: trio.Nursery
+    ) -> None:
+        one, posted = await following(("a", "b"))
+        nursery.start_soon(one.follow, None)
+        await trio.testing.wait_all_tasks_blocked()
+        one.received(snapshot(5, "c", more=True))
+        for _ in range(2):  # The connection breaks before the answer, twice.
+            one.detach()
+            assert one.hello(resumes=True) == (("a", "b"), ())
+            one.attach(lambda message: posted.extend(decode_client(message.decode(), max_bytes=9999)))
+        assert [frame.threads for frame in posted] == [None] * 3
+        assert one.answer(posted[-1].id, None)
+        assert one.hello(resumes=True) == (None, ())
+
+    async def test_without_a_position_everything_is_told_from_its_beginning(
         self, nursery: trio.Nursery
     ) -> None:
         one, posted = await following(("a",))
+        one.detach()
         nursery.start_soon(one.follow, None)
         await trio.testing.wait_all_tasks_blocked()
-        assert one.lacks
-        one.received(snapshot(5, "b", more=True))
-        assert one.lacks
-        one.received(snapshot(5, "c"))
-        assert not one.lacks
+        assert one.hello(resumes=False) == (None, ())
+        one.attach(posted.append)
+        assert one.hello(resumes=True) == (None, ())
+        assert posted == []
+
+    async def test_what_was_not_followed_for_a_while_is_not_known_any_more(
+        self, nursery: trio.Nursery
+    ) -> None:
+        one, posted = await following(None)
+        nursery.start_soon(one.follow, ["a"])
+        await trio.testing.wait_all_tasks_blocked()
         assert one.answer(posted[0].id, None)
+        nursery.start_soon(one.follow, ["a", "b"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert one.hello(resumes=True) == (("a", "b"), ("b",))
+        assert one.answer(posted[1].id, None)
+        assert one.hello(resumes=True) == (("a", "b"), ())
+
+    async def test_nor_is_what_may_not_have_been_followed_for_a_while(self, nursery: trio.Nursery) -> None:
+        one, posted = await following(None)
+        async with trio.open_nursery() as given_up:
+            given_up.start_soon(one.follow, ["a"])
+            await trio.testing.wait_all_tasks_blocked()
+            given_up.cancel_scope.cancel()
+        assert posted[0].threads == ("a",)
+        one.detach()
+        nursery.start_soon(one.follow, ["a", "b"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert one.hello(resumes=True) == (("a", "b"), ("b",))
+        one.attach(lambda _: None)
+
+    async def test_a_refusal_leaves_what_is_known(self, nursery: trio.Nursery) -> None:
+        one, posted = await following(("a",))
+
+        async def change() -> None:
+            with pytest.raises(CommandError):
+                await one.follow(None)
+
+        nursery.start_soon(change)
+        await trio.testing.wait_all_tasks_blocked()
+        assert one.answer(posted[0].id, ErrorBody("overloaded", "too many", retry_after=1.0))
+        await trio.testing.wait_all_tasks_blocked()
+        one.attach(posted.append)
+        assert one.hello(resumes=True) == (("a",), ())
+        assert len(posted) == 1
 
     async def test_a_connection_that_ends_before_the_answer_carries_the_change_in_the_next_hello(
         self, nursery: trio.Nursery
@@ -107,7 +162,7 @@ class TestFollowing:
         nursery.start_soon(change)
         await trio.testing.wait_all_tasks_blocked()
         one.detach()
-        assert one.hello() == (("b",), ("b",))
+        assert one.hello(resumes=True) == (("b",), ("b",))
         one.attach(posted.append)
         await done.wait()
         assert len(posted) == 1, "the hello said it"
@@ -115,7 +170,7 @@ class TestFollowing:
     async def test_a_change_after_the_hello_is_told_at_the_welcome(self, nursery: trio.Nursery) -> None:
         posted: list[Any] = []
         one = Following(("a",))
-        one.hello()
+        one.hello(resumes=False)
         nursery.start_soon(one.follow, ["b"])
         await trio.testing.wait_all_tasks_blocked()
         one.attach(lambda message: posted.extend(decode_client(message.decode(), max_bytes=9999)))
@@ -138,7 +193,7 @@ class TestFollowing:
         assert one.answer(posted[0].id, ErrorBody("overloaded", "too many", retry_after=1.0))
         await trio.testing.wait_all_tasks_blocked()
         assert refused[0].code == "overloaded"
-        assert one.hello() == (("a",), ())
+        assert one.hello(resumes=True) == (("a",), ())
 
     async def test_nothing_is_followed_once_the_session_has_ended(self) -> None:
         one = Following(None)

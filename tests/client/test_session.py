@@ -92,7 +92,7 @@ class TestConnecting:
                 pass
 
     @pytest.mark.parametrize(
-        "url", ["http://x", "ws://", "ws://u:p@x", "ws://x?token=1", "ws://x#f", "ws://x:port"]
+        "url", ["http://x", "ws://", "ws://u:p@x", "ws://x?token=1", "ws://x#f", "ws://x:port", "ws://a..b"]
     )
     async def test_a_wrong_url_is_named(self, url: str, autojump_clock: MockClock) -> None:
         with pytest.raises(ConfigError, match=r"^url: "):

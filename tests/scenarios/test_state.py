@@ -20,6 +20,7 @@ from wsrecover.client import Changed, ClientSession, Dial, Event, Gap, Item, Sna
 from wsrecover.config import Contexts, Limits, Retention, Tier, Timeouts
 from wsrecover.protocol.context import Context
 from wsrecover.protocol.cursor import Position
+from wsrecover.protocol.frames import From
 from wsrecover.session.contexts import UserContexts
 from wsrecover.streams.store import StreamKey
 from wsrecover.testing import LocalServer, MemoryNetwork, local_server
@@ -547,6 +548,41 @@ class TestR03AndE09Following:
             await say(local, "end", None)
             await until(session, 8)
             assert session.contexts == await contexts_of(local)
+
+    @pytest.mark.parametrize("from_", ["snapshot", "start", "live"])
+    async def test_r02_threads_that_are_added_while_away_cost_no_event_of_the_others(
+        self, local: LocalServer, from_: From
+    ) -> None:
+        seen: list[Item] = []
+
+        async def read(session: ClientSession) -> None:
+            async for item in session:
+                seen.append(item)
+
+        async def cut() -> None:
+            for connection in (*local.server.registry.sessions["acme", "ada"].connections.values(),):
+                connection.kill()
+            await session.wait_status("waiting")
+
+        await say(local, "0", "a")
+        async with (
+            connect(local.url, token=local.token(), threads=["a"], from_=from_, rng=lambda: 0.2) as session,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(read, session)
+            await session.wait_status("live")
+            await cut()
+            await session.follow(None, timeout=10)
+            for turn in range(2):
+                await cut()
+                await say(local, f"{turn}", "a")
+                await say(local, f"{turn}", "b")
+                await session.wait_status("live")
+                await wait_all_tasks_blocked(0.01)
+            nursery.cancel_scope.cancel()
+        assert [type(item) for item in seen].count(Changed) == 0
+        assert [item.seq for item in seen if isinstance(item, Event)][-4:] == [2, 3, 4, 5]
+        assert isinstance(seen[-5], Snapshot)
 
     async def test_fresh_threads_of_a_resume_come_as_a_snapshot(self, local: LocalServer) -> None:
         for number in range(4):

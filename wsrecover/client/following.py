@@ -1,4 +1,4 @@
-"""Which threads a session follows, and for which of them it has no state yet."""
+"""Which threads a session follows, and of which of them it has the state."""
 
 from __future__ import annotations
 
@@ -39,18 +39,25 @@ class _Change:
         self.done.set()
 
 
-class Following:
-    """The filter of the user's stream, over any number of connections.
+def _common(one: frozenset[str] | None, threads: tuple[str, ...] | None) -> frozenset[str] | None:
+    """What is in both, None being all there is."""
+    if threads is None:
+        return one
+    return frozenset(threads) if one is None else one.intersection(threads)
 
-    A change goes to the server at once, or with the next hello. `fresh` are the threads of the filter that
-    came to it since, until a snapshot brought them; `lacks` says that there is no naming them.
+
+class Following:
+    """The filter of the user's stream, over any number of connections; None stands for all threads.
+
+    A change goes to the server at once, or with the next hello. `known` are the threads of the filter whose
+    state the session has: of the others it is told in snapshots.
     """
 
     def __init__(self, threads: tuple[str, ...] | None) -> None:
         self.threads = threads
-        self.fresh: set[str] = set()
-        self.lacks = False
+        self.known = _common(None, threads)
         self._said = threads
+        self._asked: Follow | None = None
         self._change: _Change | None = None
         self._post: Callable[[bytes], None] | None = None
         self._turn = trio.Lock()
@@ -62,8 +69,8 @@ class Following:
         async with self._turn:
             if self._end is not None:
                 raise self._end
-            before = self.threads
-            self._set(wanted)
+            before = self.threads, self.known
+            self.threads, self.known = wanted, _common(self.known, wanted)
             change = self._change = _Change(secrets.token_hex(16))
             self._tell(change.ref)
             try:
@@ -71,25 +78,25 @@ class Following:
             finally:
                 self._change = None
             if change.error is not None:
-                self.threads = before
-                self.fresh.intersection_update(before or ())
+                self.threads, self.known = before
                 raise change.error
-
-    def _set(self, wanted: tuple[str, ...] | None) -> None:
-        before, self.threads = self.threads, wanted
-        if wanted is None:
-            self.lacks = self.lacks or before is not None
-        elif before is not None:
-            self.fresh = (self.fresh | set(wanted).difference(before)) & set(wanted)
 
     def _tell(self, ref: str) -> None:
         if self._post is not None:
-            self._post(encode(Follow(ref, self.threads)))
+            self._asked = Follow(ref, self.threads)
+            self._post(encode(self._asked))
 
-    def hello(self) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-        """The `threads` and `fresh` for a hello."""
+    def hello(self, *, resumes: bool) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+        """The `threads` and `fresh` for a hello, with a position in the user's stream or without."""
+        if not resumes:
+            self.known = _common(None, self.threads)  # What is not known will be told from its beginning.
         self._said = self.threads
-        return self.threads, tuple(sorted(self.fresh))
+        if self.known is None:
+            return self.threads, ()
+        if self.threads is None:  # Threads without a name cannot be fresh: the filter is changed behind this.
+            self._said = tuple(sorted(self.known))
+            return self._said, ()
+        return self.threads, tuple(sorted(set(self.threads) - self.known))
 
     def attach(self, post: Callable[[bytes], None]) -> None:
         """A connection is up."""
@@ -111,13 +118,18 @@ class Following:
 
     def received(self, snapshot: Snapshot) -> None:
         """These threads have a state now."""
-        self.fresh.difference_update(snapshot.threads)
-        self.lacks = self.lacks and snapshot.more
+        if self.known is not None and self.threads is not None:
+            self.known |= set(snapshot.threads).intersection(self.threads)
 
     def answer(self, ref: str | None, error: ErrorBody | None) -> bool:
         """The server answered; False where that was not to a `follow`."""
-        if self._change is None or ref != self._change.ref:
+        if self._asked is None or ref != self._asked.id:
             return False
+        if error is None:
+            self.known = _common(_common(None, self._asked.threads), self.threads)
+        self._asked = None
+        if self._change is None or ref != self._change.ref:
+            return True
         if error is None:
             self._change.settle()
         else:

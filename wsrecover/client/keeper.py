@@ -180,10 +180,7 @@ class Keeper:
     def _hello(self) -> Hello:
         receiver, route = self._shared.receiver, self.route
         resume, part = receiver.resume(), receiver.part()
-        if self._shared.following.lacks:
-            resume.pop(USER, None)
-            part.pop(USER, None)
-        threads, fresh = self._shared.following.hello()
+        threads, fresh = self._shared.following.hello(resumes=USER in resume)
         return Hello(
             client=route.client, resume=resume, part=part, threads=threads, fresh=fresh, from_=route.from_
         )
