@@ -200,6 +200,10 @@ class StoreFailed(StoreError):
     """A write or fsync failed so that nobody knows what is on disk. The store must be opened again."""
 
 
+class StoreClosed(StoreFailed):
+    """It takes nothing any more, after such a failure or its end: nothing of this call took effect."""
+
+
 class StoreLocked(StoreError):
     """Another process has the store open."""
 

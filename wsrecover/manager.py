@@ -85,8 +85,8 @@ class Server:
         `data` is as in `Run.emit`. With an `id`, a repeat within ten minutes gives the first one's position.
 
         Raises `InvalidEvent`, `TokenError` for a name that no token could carry, `StoreUnavailable` or
-        `StoreFailed` (nothing was logged), `CommandError("id_conflict")`. Cancelled, it may have taken
-        effect.
+        `StoreClosed` (nothing was logged), `StoreFailed` where nobody knows, `CommandError("id_conflict")`.
+        Cancelled, it may have taken effect.
         """
         if id is not None and not is_id(id):
             raise InvalidEvent("id", f"must be 1 to {MAX_ID} printable ASCII characters")
@@ -144,8 +144,8 @@ class Server:
         who are entitled and connected in that moment and acknowledge it within `timeout` seconds (None:
         `timeouts.receipt`), over however many connections of theirs.
 
-        Raises `InvalidEvent` (of `to` and `tenant` too), `StoreUnavailable` or `StoreFailed` (nothing was
-        logged). Cancelled, it may have taken effect.
+        Raises `InvalidEvent` (of `to` and `tenant` too), `StoreUnavailable` or `StoreClosed` (nothing was
+        logged), `StoreFailed` where nobody knows. Cancelled, it may have taken effect.
         """
         broadcast = Broadcast.of(self._services, audience(to, tenant), type, data, timeout=timeout)
         await broadcast.commit()

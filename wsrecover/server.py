@@ -109,17 +109,19 @@ async def _serve(
     admits: AbstractAsyncContextManager[Authenticator] = (
         open_verifier(config, wall_clock) if authenticator is None else nullcontext(authenticator)
     )
-    context, quotas = _tls(config), Quotas(config)
+    context, quotas, steady = _tls(config), Quotas(config), _steady(wall_clock)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.set_threshold(*GC_THRESHOLDS)
     async with (
         admits as admission,
-        _opened_store(config, wall_clock) as store,
+        _opened_store(config, steady) as store,
         _running_journal(quotas, store, wall_clock) as (journal, streams),
         trio.open_nursery() as nursery,
     ):
         revoked = await known_revocations(store, config, wall_clock())
-        services = Services(app, config, store, streams, journal, admission, wall_clock, quotas, revoked)
+        services = Services(
+            app, config, store, streams, journal, admission, wall_clock, quotas, revoked, steady=steady
+        )
         await close_lost_runs(store, journal, clock=wall_clock)
         server = await _start(nursery, services, context)
         log.info(
@@ -134,6 +136,13 @@ async def _serve(
         finally:
             services.receipts.close()
     raise AssertionError("unreachable: only cancellation ends serving")
+
+
+def _steady(clock: Callable[[], float]) -> Callable[[], float]:
+    """Unix seconds as `clock` has them now, and from now on as time passes, whatever that clock is set to."""
+    running = trio.lowlevel.current_clock()
+    began = clock() - running.current_time()
+    return lambda: began + running.current_time()
 
 
 async def _start(nursery: trio.Nursery, services: Services, context: ssl.SSLContext | None) -> Server:

@@ -88,6 +88,30 @@ class TestCommands:
         assert heard[0] == heard[1]
         assert age == 7.25
 
+    async def test_its_age_counts_the_time_in_which_the_machine_slept(
+        self, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On Linux the clock of all deadlines stands still then, and the wall clock does not."""
+        ages, wall = [], 1.8e9
+        monkeypatch.setattr("wsrecover.client.outbox.time.time", lambda: wall)
+
+        async def cut(peer: Peer) -> None:
+            nonlocal wall
+            peer.say(welcome(), live(0))
+            ages.append((await peer.hear()).get("age"))
+            wall += 1800.0 if len(ages) == 1 else -7200.0
+            peer.close(1006)
+
+        async def last(peer: Peer) -> None:
+            peer.say(welcome(**RESUMED), live(0))
+            ages.append((await peer.answer(seq=4))["age"])
+            await peer.until_bye()
+
+        async with opened(Server(cut, cut, last)) as session:
+            assert await session.send("chat", {"text": "hi"}) == {"seq": 4}
+        assert ages[:2] == [None, 1800.0]
+        assert 0 < ages[2] < 60, "nor does a clock that is set back make it younger than it is"
+
     async def test_what_is_changed_after_the_call_is_not_sent(self, autojump_clock: MockClock) -> None:
         data = {"text": "before"}
         heard = []

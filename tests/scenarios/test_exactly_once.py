@@ -12,9 +12,10 @@ import pytest
 import trio
 from serving import Frame, log_of
 from stage import Stage
+from trio.testing import MockClock
 
 from wsrecover.agents import App, Run
-from wsrecover.config import Limits, Tier
+from wsrecover.config import Limits, Tier, Timeouts
 from wsrecover.errors import CommandError, InvalidEvent
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.store import Outcome, Unit
@@ -253,27 +254,42 @@ ON_ITS_WAY = 60.0
 @each_command
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_s08_past_the_window_a_repeat_is_told_that_nobody_knows(
-    tmp_path: Path, stage: Stage, case: Case, kind: str
+    tmp_path: Path, stage: Stage, case: Case, kind: str, mock_clock: MockClock
 ) -> None:
-    wall = Wall()
     store = "memory" if kind == "memory" else f"sqlite:{tmp_path / 'log.db'}"
-    async with local_server(stage.app, store=store, wall_clock=wall) as local:
+    async with local_server(stage.app, store=store, timeouts=Timeouts(heartbeat=1e6)) as local:
         async with local.peer(roles=SERVICE) as peer:
             data = await case.prepare(peer)
             first = await peer.command(case.type, data, id="once")
-            wall.now += WINDOW - 1
+            mock_clock.jump(WINDOW - 1)
             kept = await peer.command(case.type, data, id="once", age=WINDOW - 1)
             assert (kept["status"], kept["result"]) == ("duplicate", first["result"])
-            wall.now += 2
+            mock_clock.jump(2)
             late = await peer.command(case.type, data, id="once", age=WINDOW + 1)
             assert (late["status"], late["result"]) == ("duplicate", first["result"])
-            wall.now += ON_ITS_WAY
+            mock_clock.jump(ON_ITS_WAY)
             gone = await peer.command(case.type, data, id="once", age=WINDOW + 1)
             never = await peer.command(case.type, data, id="never came", age=WINDOW + 1)
         for refusal in (gone, never):
             assert refusal["error"]["code"] == "expired"
             assert refusal["error"]["field"] == "age"
         assert await effect_of(local, case) == first["result"]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_s08_the_window_is_of_time_that_passed_whatever_the_wall_clock_is_set_to(
+    tmp_path: Path, stage: Stage, kind: str
+) -> None:
+    wall = Wall()
+    store = "memory" if kind == "memory" else f"sqlite:{tmp_path / 'log.db'}"
+    async with local_server(stage.app, store=store, wall_clock=wall) as local, local.peer() as peer:
+        first = await peer.command("chat", {"text": "once"}, id="once")
+        at = await local.server.publish("acme", "ada", "noted", {}, id="mine")
+        for step in (3600.0, -7200.0):
+            wall.now += step
+            again = await peer.command("chat", {"text": "once"}, id="once", age=1.0)
+            assert (again["status"], again["result"]) == ("duplicate", first["result"])
+            assert await local.server.publish("acme", "ada", "noted", {}, id="mine") == at
 
 
 async def test_s08_commands_sent_together_take_effect_in_the_order_in_which_they_were_sent(

@@ -6,8 +6,9 @@ import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Never
 
+import apsw
 import pytest
 import trio
 from figures import Figure
@@ -18,7 +19,9 @@ from witness import Witness
 
 from wsrecover import connect
 from wsrecover.client import ClientSession, Event
-from wsrecover.errors import CommandError, StoreUnavailable
+from wsrecover.config import Timeouts
+from wsrecover.errors import CommandError, StoreClosed, StoreError, StoreFailed, StoreUnavailable
+from wsrecover.streams.memory import MemoryStore
 from wsrecover.streams.sqlite import SQLiteStore
 from wsrecover.testing import LocalServer, local_server
 
@@ -115,6 +118,48 @@ async def test_fault_s3_commands_are_refused_as_unavailable_and_repeated_once_it
     assert types(events) == ["noted", "chat", "user_message", "noted", "agent_started", "noted"]
     assert [event["seq"] for event in events] == list(range(1, 7))
     assert position.seq == 6
+
+
+@pytest.mark.parametrize(
+    ("failure", "age", "code"),
+    [
+        (StoreUnavailable, None, "store_unavailable"),
+        (StoreClosed, None, "store_unavailable"),
+        (StoreFailed, None, "outcome_unknown"),
+        (StoreUnavailable, 1.0, "outcome_unknown"),
+        (StoreClosed, 1.0, "outcome_unknown"),
+    ],
+)
+async def test_fault_s4_a_command_is_refused_only_where_it_is_sure_that_it_had_no_effect(
+    monkeypatch: pytest.MonkeyPatch, failure: type[StoreError], age: float | None, code: str
+) -> None:
+    async def fail(store: MemoryStore, units: object) -> Never:
+        await trio.lowlevel.checkpoint()
+        raise failure("full")
+
+    monkeypatch.setattr(MemoryStore, "commit", fail)
+    repeat = {} if age is None else {"age": age}
+    async with local_server() as local, local.peer() as peer:
+        reply = await peer.command("chat", {"text": "hi"}, **repeat)
+        assert (reply["status"], reply["error"]["code"]) == ("error", code)
+        assert ("retry_after" in reply["error"]) == (code == "store_unavailable")
+
+
+async def test_fault_s4_a_write_that_takes_too_long_may_have_had_its_effect(tmp_path: Path) -> None:
+    store = f"sqlite:{tmp_path / 'log.db'}"
+    async with local_server(store=store, timeouts=Timeouts(store=0.3)) as local, local.peer() as peer:
+        await peer.command("chat", {"text": "before"})
+        blocker = apsw.Connection(str(tmp_path / "log.db"))
+        blocker.execute("BEGIN IMMEDIATE")
+        reply = await peer.command("chat", {"text": "slow"}, id="slow")
+        blocker.close()
+        assert reply["error"]["code"] == "outcome_unknown"
+        later = await peer.command("chat", {"text": "later"})
+        assert later["error"]["code"] == "store_unavailable"
+    async with local_server(store=store) as local, local.peer() as peer:
+        assert (await peer.command("chat", {"text": "slow"}, id="slow", age=1.0))["result"] == {"seq": 2}
+        texts = [event["data"]["text"] for event in (await log_of(local))[1]]
+        assert texts == ["before", "slow"], "it came to be, and once"
 
 
 @each_trouble
@@ -272,17 +317,19 @@ async def test_fault_s4_after_a_write_that_failed_nothing_is_acknowledged_until_
                 acknowledged = dict([await publish(service, n) for n in range(20)])
                 written = server.store.with_name("log.db-wal").stat().st_size
                 limit_file_size(server, written)
-                more = dict([await publish(service, n) for n in range(20, 40)])
+                codes: list[str] = []
+                more = dict([await publish(service, n, codes) for n in range(20, 40)])
                 limit_file_size(server, resource.RLIM_INFINITY)
                 assert await refusal(session.send("chat", {"text": "hello"})) == "store_unavailable"
-                assert await refusal(session.cancel(run)) == "store_unavailable"
+                assert await refusal(session.cancel(run)) == "outcome_unknown", "it ends at the restart"
             await server.stop()
             await server.start()
             async with connect(server.url, token=server.token(), from_="start") as session:
                 await session.send("chat", {"text": "hello"})
                 events = await events_until(session, "chat")
     assert None not in acknowledged.values()
-    assert None in more.values(), "the limit was felt"
+    assert codes[0] == "outcome_unknown", "the limit was felt, by a write that was under way"
+    assert set(codes[1:]) == {"store_unavailable"}
     kept = {event.data["n"]: event.seq for event in events if event.type == "noted"}
     assert kept == {n: seq for n, seq in (acknowledged | more).items() if seq is not None}
     (end,) = (event for event in events if event.type == "agent_completed")
@@ -294,13 +341,16 @@ def limit_file_size(server: ServerProcess, size: int) -> None:
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-async def publish(service: ClientSession, n: int) -> tuple[int, int | None]:
-    """Publish `n`; it, with the seq that it has, or None where it was refused because of the store."""
+async def publish(
+    service: ClientSession, n: int, refusals: list[str] | None = None
+) -> tuple[int, int | None]:
+    """Publish `n`; it, with the seq that it has, or None where that failed, with one of the `refusals`."""
     try:
         result = await service.send("publish", publication(n))
     except CommandError as error:
-        if error.code != "store_unavailable":
+        if refusals is None:
             raise
+        refusals.append(error.code)
         return n, None
     return n, result["positions"][0][1]
 

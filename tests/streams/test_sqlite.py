@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import apsw
@@ -16,7 +17,14 @@ import trio
 import trio.testing
 
 import wsrecover
-from wsrecover.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreMismatch, StoreUnavailable
+from wsrecover.errors import (
+    StoreClosed,
+    StoreCorrupt,
+    StoreFailed,
+    StoreLocked,
+    StoreMismatch,
+    StoreUnavailable,
+)
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.resume import make_epoch
 from wsrecover.streams import sqlite_log
@@ -24,6 +32,7 @@ from wsrecover.streams.registry import Streams
 from wsrecover.streams.sqlite import SQLiteStore, open_sqlite
 from wsrecover.streams.sqlite_read import PAGE
 from wsrecover.streams.store import (
+    ANSWER_WINDOW,
     Answer,
     AnswerKey,
     Applied,
@@ -40,6 +49,8 @@ from wsrecover.streams.store import (
 
 ANN = StreamKey("user", "tenant", "ann")
 BEN = StreamKey("user", "tenant", "ben")
+
+KNOWN = ("answer", "event_id")
 
 
 def unit(key: StreamKey, *bodies: str) -> Unit:
@@ -400,7 +411,7 @@ class TestTroubleThatHeals:
         with pytest.raises(StoreFailed, match="longer than"):
             await store.commit([unit(ANN, "a")])
         blocker.close()
-        with pytest.raises(StoreFailed):
+        with pytest.raises(StoreClosed, match="longer than"):
             await store.commit([unit(ANN, "b")])
         store._timeout = 20.0
         await store.aclose()
@@ -518,6 +529,49 @@ class TestShape:
             )
         ]
         assert indexes == ["CREATE INDEX landmark ON event(stream, seq) WHERE (seq + stream) % 64 = 0"]
+        await store.aclose()
+
+    async def test_answers_and_ids_beyond_the_window_do_not_pile_up_though_no_stream_grows(
+        self, tmp_path: Path
+    ) -> None:
+        now = 1.8e9
+        store = await open_sqlite(tmp_path / "store.db", clock=lambda: now, synchronous="OFF")
+
+        def one(name: str) -> Unit:
+            answers = (Answer(AnswerKey("tenant", "ann", name), b"d", now, b"{}"),)
+            return Unit((Entry(ANN, b"{}", now, id=name, digest=b"d"),), answers)
+
+        kept = []
+        for second in range(0, 4 * int(ANSWER_WINDOW), 30):
+            await store.commit([one(f"{second}.{number}") for number in range(100)])
+            now += 30
+            kept.append([store._reader.execute(f"SELECT count(*) FROM {table}").get for table in KNOWN])
+        assert max(map(max, kept)) <= 100 * (ANSWER_WINDOW / 30 + 3)
+        now += ANSWER_WINDOW
+        for _ in range(10):
+            await store.retain({}, now=now)
+        assert [store._reader.execute(f"SELECT count(*) FROM {table}").get for table in KNOWN] == [0, 0]
+        await store.aclose()
+
+    async def test_reads_that_nobody_waits_for_any_more_are_not_made(self, tmp_path: Path) -> None:
+        store = await open_sqlite(tmp_path / "store.db")
+        await store.commit([unit(ANN, "a")])
+        made: list[str] = []
+        begun, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            begun.set()
+            go_on.wait(20)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store._reads.call, hold)
+            await trio.to_thread.run_sync(begun.wait)
+            with trio.move_on_after(0):
+                await store._reads.call(lambda: made.append("abandoned"))
+            nursery.start_soon(store._reads.call, lambda: made.append("wanted"))
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
+        assert made == ["wanted"]
         await store.aclose()
 
     @pytest.mark.interpreted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ _LENGTH_OF_AGE: Final = 32
 class _Command:
     id: str
     encoded: bytes
-    first_sent: float | None = None
+    first_sent: tuple[float, float] | None = None
     fatal_closes: int = 0
     answer: Reply | Exception | None = None
     answered: trio.Event = attrs.field(factory=trio.Event)
@@ -37,12 +38,15 @@ class _Command:
         self.answer = answer
         self.answered.set()
 
-    def message(self, now: float) -> bytes:
+    def message(self) -> bytes:
         """The frame to send now; a repeat says how old it is (protocol: `age`)."""
+        # One of these stands still while a machine sleeps, and the other one can be set.
+        now = trio.current_time(), time.time()
         if self.first_sent is None:
             self.first_sent = now
             return self.encoded
-        return b'%b,"age":%.3f}' % (self.encoded[:-1], now - self.first_sent)
+        age = max(this - first for this, first in zip(now, self.first_sent, strict=True))
+        return b'%b,"age":%.3f}' % (self.encoded[:-1], age)
 
 
 class Outbox:
@@ -71,7 +75,7 @@ class Outbox:
             self._on_urgent()
             try:
                 if self._post is not None:
-                    self._post(command.message(trio.current_time()))
+                    self._post(command.message())
                 await command.answered.wait()
             finally:
                 self._commands.pop(command.id, None)
@@ -91,9 +95,8 @@ class Outbox:
     def attach(self, post: Callable[[bytes], None], max_bytes: int | None) -> None:
         """A connection is up: send what has no answer yet, and from now on each command as it comes."""
         self._post, self._max_bytes = post, max_bytes
-        now = trio.current_time()
         for command in self._commands.values():
-            post(command.message(now))
+            post(command.message())
 
     def detach(self, *, fatal: bool) -> bool:
         """The connection is gone, `fatal` where it was closed for what a client sent.

@@ -29,18 +29,19 @@ Result: TypeAlias = dict[str, Any]
 
 @attrs.frozen
 class Call:
-    """One command as what answers it sees it. `now` is in unix seconds."""
+    """One command as what answers it sees it. `now` is in unix seconds, `at` too, by the store's clock."""
 
     principal: Principal
     send: Send
     key: AnswerKey
     digest: bytes
     now: float
+    at: float
 
     def answer(self, result: Result | None = None) -> Answer:
         """What the store is to keep for a repeat; None where the positions say it all."""
         encoded = None if result is None else orjson.dumps(result)
-        return Answer(self.key, self.digest, self.now, encoded)
+        return Answer(self.key, self.digest, self.at, encoded)
 
     async def known(self, store: Store) -> tuple[Status, Result] | None:
         """What a command whose answer has a result was answered before, if it was. Raises as `settled`."""
@@ -83,7 +84,7 @@ def conflict(ref: str) -> CommandError:
 
 
 def outcome_unknown(why: str) -> CommandError:
-    """The handler began, and nobody knows how far it came."""
+    """The command may have taken effect, and nobody knows."""
     return CommandError("outcome_unknown", why)
 
 

@@ -17,7 +17,14 @@ import trio
 from wsrecover.access.policy import chosen_tenant, may, require_service
 from wsrecover.access.principal import Principal
 from wsrecover.agents.command import Handler
-from wsrecover.errors import CommandError, InvalidEvent, StoreError, StoreFailed
+from wsrecover.errors import (
+    CommandError,
+    InvalidEvent,
+    StoreClosed,
+    StoreError,
+    StoreFailed,
+    StoreUnavailable,
+)
 from wsrecover.logger import get_logger
 from wsrecover.protocol import codec
 from wsrecover.protocol.cursor import Position
@@ -34,7 +41,7 @@ from wsrecover.streams.store import (
 )
 
 from .announcing import answer_broadcast, answer_receipt
-from .calls import Call, Result, Status, conflict, refusal, settled
+from .calls import Call, Result, Status, conflict, outcome_unknown, refusal, settled
 from .fields import entry_of, object_field, text_field, user_field
 from .own import answer_own
 from .runs import Runs
@@ -55,6 +62,14 @@ STORE_RETRY_AFTER: Final = 1.0
 
 
 Answerer: TypeAlias = Callable[[Call], Awaitable[tuple[Status, Result]]]
+
+
+def _store_trouble(send: Send, error: StoreError) -> CommandError:
+    """What became of a command, as far as anybody knows: of a repeat an earlier try may have taken effect."""
+    if isinstance(error, StoreUnavailable | StoreClosed) and send.age is None:
+        problem = "the log cannot be written now"
+        return CommandError("store_unavailable", problem, retry_after=STORE_RETRY_AFTER)
+    return outcome_unknown("the log could not tell whether it took effect")
 
 
 @attrs.define
@@ -115,10 +130,7 @@ class Commands:
             reply = refusal(send.id, CommandError("invalid", error.problem, field=error.field))
         except StoreError as error:
             log.warning("command_not_logged", command=send.type, error=repr(error))
-            unavailable = CommandError(
-                "store_unavailable", "the log cannot be written now", retry_after=STORE_RETRY_AFTER
-            )
-            reply = refusal(send.id, unavailable)
+            reply = refusal(send.id, _store_trouble(send, error))
         except Exception:
             log.exception("command_failed", command=send.type)
             reply = refusal(send.id, CommandError("internal", "the command failed in the server"))
@@ -148,7 +160,7 @@ class Commands:
         self._under_way[send.id] = under_way = UnderWay(digest)
         try:
             key = AnswerKey(principal.tenant, principal.user, send.id)
-            call = Call(principal, send, key, digest, self._services.clock())
+            call = Call(principal, send, key, digest, self._services.clock(), self._services.steady())
             await self._refuse_expired(call)
             status, result = await handler(call)
             under_way.reply = Reply(send.id, status, result=result)

@@ -7,7 +7,7 @@ from typing import TypeVarTuple, Unpack
 
 import trio
 
-from wsrecover.errors import StoreFailed
+from wsrecover.errors import StoreClosed
 from wsrecover.logger import get_logger
 
 __all__ = ["Members"]
@@ -36,14 +36,14 @@ class Members:
         return self._count
 
     def start(self, member: Callable[[Unpack[Args]], Awaitable[None]], *args: *Args) -> None:
-        """Run a member; returns at once. Raises `StoreFailed` once the session has ended."""
+        """Run a member; returns at once. Raises `StoreClosed` once the session has ended."""
         if self._nursery is None:
             self._waiting.append(lambda nursery: nursery.start_soon(self._live, member, args))
         else:
             try:
                 self._nursery.start_soon(self._live, member, args)
             except RuntimeError as error:  # trio's word for a nursery that is closed
-                raise StoreFailed("the server has stopped") from error
+                raise StoreClosed("the server has stopped") from error
         self._count += 1
 
     def cancel(self) -> None:

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from wsrecover.access.principal import Principal
-from wsrecover.errors import StoreFailed, StoreUnavailable
+from wsrecover.errors import StoreClosed, StoreUnavailable
 from wsrecover.streams.store import StreamKey
 
 from . import contexts
@@ -55,7 +55,7 @@ class Registry:
     def session(self, tenant: str, user: str) -> Session:
         """The user's session, made and started where there was none.
 
-        Raises `StoreFailed` once the server has stopped, `StoreUnavailable` while the user is erased.
+        Raises `StoreClosed` once the server has stopped, `StoreUnavailable` while the user is erased.
         """
         place = (tenant, user)
         session = self._sessions.get(place)
@@ -66,7 +66,7 @@ class Registry:
             try:
                 self._nursery.start_soon(session.run, name=f"session {tenant}/{user}")
             except RuntimeError as error:  # trio's word for a nursery that is closed
-                raise StoreFailed("the server has stopped") from error
+                raise StoreClosed("the server has stopped") from error
             self._sessions[place] = session
             self._services.counts["session.started"] += 1
         return session

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 import attrs
 import trio
 
-from wsrecover.errors import RunBroken, StoreError, StoreFailed, StoreUnavailable, caused_by
+from wsrecover.errors import RunBroken, StoreClosed, StoreError, StoreFailed, StoreUnavailable, caused_by
 
 from .erasing import Erasure, carry_out
 from .group import Group, Waiter, appended
@@ -158,7 +158,7 @@ class Journal:
 
     def _stop(self) -> None:
         """Whatever ended `run`: nobody may wait for it any more."""
-        error = StoreFailed(_CLOSED)
+        error = StoreClosed(_CLOSED)
         self.room.close(error)
         self._send.close()
         try:
@@ -177,7 +177,7 @@ class Journal:
     def submit_nowait(self, unit: Unit, author: Writer) -> Group:
         """Queue `unit`: the group that it is in.
 
-        Raises `trio.WouldBlock` where there is no room, `StoreFailed` once closed.
+        Raises `trio.WouldBlock` where there is no room, `StoreClosed` once closed.
         """
         size = unit.size
         self.room.take_nowait(size)
@@ -192,7 +192,7 @@ class Journal:
         try:
             group = self.open or self.begin()
         except trio.ClosedResourceError:  # The journal ended between the admission and this task's turn.
-            raise caused_by(StoreFailed(_CLOSED), None) from None
+            raise caused_by(StoreClosed(_CLOSED), None) from None
         group.add(unit, size, author, waiter)
         return group
 
@@ -209,8 +209,8 @@ class Journal:
         `then` is called with the outcome right after the commit, before any other task runs: what it sees is
         the server as it was then. It must not wait.
 
-        Raises `StoreUnavailable` (nothing of it took effect) or `StoreFailed`. Cancelled while it waits for
-        room: nothing happens; cancelled later: it may take effect.
+        Raises `StoreUnavailable` or `StoreClosed` (nothing of it took effect), or `StoreFailed` where nobody
+        knows. Cancelled while it waits for room: nothing happens; cancelled later: it may take effect.
         """
         waiter = Waiter(then=then)
         await self.submit(unit, None, waiter)
@@ -230,7 +230,7 @@ class Journal:
             await trio.lowlevel.cancel_shielded_checkpoint()
             (self.open or self.begin()).erasures.append(erasure)
         except trio.ClosedResourceError:
-            erasure.end(StoreFailed(_CLOSED))
+            erasure.end(StoreClosed(_CLOSED))
         except BaseException:
             erasure.end(StoreUnavailable("it was not erased"))
             raise
@@ -251,10 +251,10 @@ class Journal:
         """Take no more units, commit what was taken, and wait until `run`, which must have been started, is
         done.
 
-        Who waits for room gets `StoreFailed`. Cancelled: `run` ends nevertheless.
+        Who waits for room gets `StoreClosed`. Cancelled: `run` ends nevertheless.
         """
         self._retaining.cancel()  # Else the snapshots that are due would all be refused, one after the other.
-        self.room.close(StoreFailed(_CLOSED))
+        self.room.close(StoreClosed(_CLOSED))
         self._send.close()
         await self._ended.wait()
 

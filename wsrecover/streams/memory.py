@@ -11,7 +11,7 @@ from itertools import islice
 import attrs
 import trio
 
-from wsrecover.errors import StoreFailed
+from wsrecover.errors import StoreClosed
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.resume import make_epoch
 
@@ -43,7 +43,7 @@ __all__ = ["MemoryStore", "open_memory"]
 
 
 async def open_memory(*, clock: Callable[[], float] = time.time) -> MemoryStore:
-    """An empty store. `clock` gives unix seconds."""
+    """An empty store. `clock` gives unix seconds; where it jumps, answers to commands are forgotten early."""
     await trio.lowlevel.checkpoint()
     return MemoryStore(clock=clock)
 
@@ -129,7 +129,7 @@ class MemoryStore(Store):
                 held.append(key)
             if log.oldest > oldest:
                 trimmed.oldest[key] = log.oldest
-        self._forget_old(now - ANSWER_WINDOW)
+        self._forget_old(self._clock() - ANSWER_WINDOW)
         return attrs.evolve(trimmed, held=tuple(held))
 
     async def snapshot(self, key: StreamKey) -> StoredSnapshot:
@@ -198,7 +198,7 @@ class MemoryStore(Store):
     async def _ready(self) -> None:
         await trio.lowlevel.checkpoint()
         if self._closed:
-            raise StoreFailed("the store is closed")
+            raise StoreClosed("the store is closed")
 
     def _log(self, key: StreamKey) -> _Log:
         log = self._logs.get(key)

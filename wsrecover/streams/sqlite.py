@@ -12,7 +12,7 @@ from typing import Final, TypeVar, TypeVarTuple
 import apsw
 import trio
 
-from wsrecover.errors import StoreError, StoreFailed
+from wsrecover.errors import StoreClosed, StoreError, StoreFailed
 from wsrecover.protocol.cursor import Position
 
 from .sqlite_contexts import find_oldest, find_snapshot
@@ -58,7 +58,8 @@ async def open_sqlite(
     """Open the store in the file `path`, which is made if it is absent; its folder must exist.
 
     `synchronous` is SQLite's: with anything but FULL a power cut takes acknowledged events. `clock` gives
-    unix seconds. `timeout` (seconds) is how long a write may take before the store counts as failed.
+    unix seconds; where it jumps, answers to commands are forgotten early. `timeout` (seconds) is how long a
+    write may take before the store counts as failed.
 
     Raises `StoreLocked` where another process (or this one) has it open, `StoreMismatch`, `StoreCorrupt`, and
     `StoreUnavailable` where it cannot be made or read; each names the file. Cancelled before it begins:
@@ -232,6 +233,8 @@ class SQLiteStore(Store):
 
     def _run_reads(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
+            if job.task is None:  # Nobody waits for it any more, and others wait behind it.
+                continue
             try:
                 job.result = job.work()
             except (apsw.Error, OSError) as error:
@@ -241,7 +244,7 @@ class SQLiteStore(Store):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StoreFailed(f"{self._path}: the store is closed")
+            raise StoreClosed(f"{self._path}: the store is closed")
 
     def statistics(self) -> StoreStatistics:
         """See `Store.statistics`."""

@@ -13,9 +13,12 @@ from .store import ANSWER_WINDOW, Answer, AnswerKey, Conflict, Duplicate, Entry,
 
 __all__ = ["Known", "find_answer", "find_revocations", "find_runs"]
 
+FORGET: Final = 1000
+"""Rows of each kind that are forgotten at once where nothing new is kept."""
+
 _FORGET: Final = (
-    "DELETE FROM answer WHERE rowid IN (SELECT rowid FROM answer WHERE at <= ? LIMIT 1000)",
-    "DELETE FROM event_id WHERE rowid IN (SELECT rowid FROM event_id WHERE at <= ? LIMIT 1000)",
+    "DELETE FROM answer WHERE rowid IN (SELECT rowid FROM answer WHERE at <= ? LIMIT ?)",
+    "DELETE FROM event_id WHERE rowid IN (SELECT rowid FROM event_id WHERE at <= ? LIMIT ?)",
 )
 
 
@@ -47,9 +50,13 @@ def find_revocations(db: apsw.Connection) -> list[Revocation]:
 
 
 class Known:
-    """The tables of what is known, as the writer sees them, its own transaction included."""
+    """The tables of what is known, as the writer sees them, its own transaction included.
+
+    `kept` counts the answers and ids since something was last forgotten.
+    """
 
     def __init__(self, db: apsw.Connection) -> None:
+        self.kept = 0
         self._db = db
 
     def answered(self, answer: Answer, *, now: float) -> Duplicate | Conflict | None:
@@ -65,6 +72,7 @@ class Known:
     def keep(self, unit: Unit) -> None:
         """The answers, runs and revocations of a unit that is applied."""
         if unit.answers:
+            self.kept += len(unit.answers)
             encoded = orjson.dumps([(entry.epoch, entry.seq) for entry in unit.entries])
             self._db.executemany(
                 "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -103,12 +111,15 @@ class Known:
 
     def keep_entry(self, stream: int, entry: Entry, *, now: float) -> None:
         """That `entry`, which has an id, is where it says."""
+        self.kept += 1
         self._db.execute(
             "INSERT OR REPLACE INTO event_id VALUES (?, ?, ?, ?, ?, ?)",
             (stream, entry.id, entry.digest, entry.epoch, entry.seq, now),
         )
 
     def forget(self, *, now: float) -> None:
-        """Delete some of what lies beyond the window."""
+        """Delete some of what lies beyond the window: more than was kept since, so that it cannot pile up."""
+        most = 2 * self.kept or FORGET
+        self.kept = 0
         for statement in _FORGET:
-            self._db.execute(statement, (now - ANSWER_WINDOW,))
+            self._db.execute(statement, (now - ANSWER_WINDOW, most))

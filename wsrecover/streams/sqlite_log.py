@@ -16,7 +16,7 @@ from typing import Final
 
 import apsw
 
-from wsrecover.errors import StoreCorrupt, StoreError, StoreFailed, StoreUnavailable
+from wsrecover.errors import StoreClosed, StoreCorrupt, StoreError, StoreFailed, StoreUnavailable
 from wsrecover.logger import get_logger
 from wsrecover.protocol.cursor import Position
 
@@ -195,14 +195,14 @@ class SQLiteLog:
                 self._db.execute("ROLLBACK")
         except apsw.Error as worse:
             error = StoreFailed(f"{self._path}: {worse}")
-        if isinstance(error, StoreFailed | StoreCorrupt):
+        if isinstance(error, StoreFailed | StoreCorrupt) and not isinstance(error, StoreClosed):
             self.failed = error
             self.purge.fail(error)  # Nothing is swept any more.
         return error
 
     def _check_usable(self) -> None:
         if self.failed is not None:
-            raise self.failed
+            raise StoreClosed(str(self.failed)) from self.failed
         self._files.check()
 
     def head(self, key: StreamKey) -> Head:
@@ -235,6 +235,8 @@ class SQLiteLog:
                 plain.clear()
                 outcomes.append(self._apply(unit))
         self._append(plain)
+        if self.known.kept:
+            self.known.forget(now=self._clock())
         return outcomes
 
     def _apply(self, unit: Unit) -> Outcome:
@@ -329,7 +331,7 @@ class SQLiteLog:
             self._begin_at(head, new)
             if new.oldest > old.oldest:
                 trimmed[key] = new.oldest
-        self.known.forget(now=now)
+        self.known.forget(now=self._clock())
         return Retained(trimmed, tuple(held))
 
     def _begin_at(self, head: Head, trim: Trim) -> None:

@@ -296,7 +296,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> Retained:
-        """Forget what is over the limits, oldest first, and old answers.
+        """Forget what is over the limits, oldest first, with `now` in unix seconds; and old answers.
 
         The newest event may go by age but never by count or bytes. What a user's newest snapshot does not
         cover is held back: it is nowhere else.
