@@ -47,6 +47,7 @@ from wsrecover.protocol.frames import (
     Hello,
     Part,
     Ping,
+    Send,
     ServerFrame,
 )
 from wsrecover.protocol.receiver import Receiver
@@ -256,6 +257,14 @@ class TestStrictness:
         assert (first, last) == (Ping(), Ack({"user": 1}))
         assert isinstance(bad, FrameError)
         assert (bad.code, bad.field, bad.ref) == ("invalid", "type", "s1")
+
+    @pytest.mark.parametrize("text", ['"\\ud83d"', "9007199254740993", "1e999", "[" * 64 + "]" * 64])
+    def test_a_value_that_json_has_and_this_protocol_has_not_spoils_its_own_frame(self, text: str) -> None:
+        frame = '{"op":"send","id":"%s","type":"x","data":{"text":%s}}'
+        first, bad, last = from_client(f"[{frame % ('s0', 0)},{frame % ('s1', text)},{frame % ('s2', 0)}]")
+        assert [one.id for one in (first, last) if isinstance(one, Send)] == ["s0", "s2"]
+        assert isinstance(bad, FrameError)
+        assert (bad.code, bad.ref, bad.close) == ("malformed", "s1", None)
 
     def test_counts_are_bounded(self) -> None:
         frame = '{"op":"ping"}'

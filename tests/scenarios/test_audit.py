@@ -79,9 +79,9 @@ async def test_the_peer_in_the_log_is_the_one_that_a_trusted_proxy_names(
 async def test_a4_each_decision_is_told_with_who_and_why(log: Log) -> None:
     async with local_server(origins=Origins(missing=True)) as local:
         async with local.peer(token=token(local, "t1"), client="c1") as peer:
-            await peer.until("live")
+            first = (await peer.until("live"))[0]["connection"]
             async with local.peer(token=token(local, "t2"), client="c1") as newer:
-                await newer.until("live")
+                second = (await newer.until("live"))[0]["connection"]
                 await newer.send({"op": "auth", "id": "a", "token": token(local, "t3")})
                 await newer.until("reply")
                 await newer.send({"op": "auth", "id": "b", "token": token(local, "t4", user="eve")})
@@ -109,6 +109,8 @@ async def test_a4_each_decision_is_told_with_who_and_why(log: Log) -> None:
         ("rejected", None, None, 4001),
         ("revoked", None, "t1", 0),
     ]
+    connections = [first, first, second, second, second]
+    assert [line.get("connection") for line in log.audit()] == [*connections, None, None, None, None]
     assert all(line["peer"].startswith("127.0.0.1:") for line in log.audit() if "peer" in line)
     reasons = [line["reason"] for line in log.audit() if line["event"] == "rejected"]
     assert reasons[0] == "the token speaks for somebody else"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 from urllib.parse import quote
 
 import orjson
@@ -14,10 +16,13 @@ from mutants import GOOD, Mutator
 from structlog.testing import capture_logs
 from witness import PATIENCE, Witness
 
+from wsrecover import protocol
 from wsrecover.errors import ConnectionClosed, HandshakeRefused
 from wsrecover.protocol.frames import ERROR_CODES, SUBPROTOCOL
 from wsrecover.testing import LocalServer, Peer
 from wsrecover.transport import open_socket
+
+SPEC: Final = Path(protocol.__file__).with_name("SPEC.md")
 
 SEED = 12
 
@@ -194,6 +199,8 @@ async def test_e12_a_field_that_is_missing_is_said_to_be(
     async with local.peer() as peer:
         reply = await peer.command("start_agent", data)
         assert (reply["error"]["field"], reply["error"]["message"]) == ("data.agent", problem)
+    if not data:
+        assert json.dumps(reply["error"], separators=(",", ":")) in SPEC.read_text(), "its example"
 
 
 @pytest.mark.parametrize(("wire", "code"), CLOSED, ids=short)

@@ -57,21 +57,24 @@ _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 def decode_client(message: str | bytes, *, max_bytes: int) -> list[ClientFrame | FrameError]:
     """The frames of a client's message, in order; a `FrameError` stands where one is bad, the others count.
 
+    A frame is bad also where it holds an integer beyond ±(2^53-1), a number too large for a double or a lone
+    surrogate, or is nested deeper than 64 levels.
+
     Raises `FrameError` where the message as a whole is none: binary (with the close code that must follow),
-    above `max_bytes`, not strict JSON (RFC 8259; no duplicate keys, NaN, integers beyond ±(2^53-1) or lone
-    surrogates), nested deeper than 64 levels, or an array of no frames or more than 256. Never anything else.
+    above `max_bytes`, not strict JSON (RFC 8259; no duplicate keys, no NaN), or an array of no frames or more
+    than 256. Never anything else.
     """
     if not isinstance(message, str):
         raise FrameError("malformed", "binary messages are not part of this protocol", close=4502)
     _check_size(message, max_bytes)
-    value = parse_strict(message)
+    value, suspect = _parse(message), _is_suspect(message)
     if isinstance(value, dict):
-        return [_client_frame(value)]
+        return [_client_frame(value, suspect)]
     if not isinstance(value, list):
         raise FrameError("malformed", "a message is a frame or an array of frames")
     if not 1 <= len(value) <= MAX_FRAMES:
         raise FrameError("malformed", f"an array of {len(value)} frames, 1 to {MAX_FRAMES} are allowed")
-    return [_client_frame(item) for item in value]
+    return [_client_frame(item, suspect) for item in value]
 
 
 def decode_hello(parameters: Mapping[str, str], *, max_bytes: int) -> Hello:
@@ -119,18 +122,22 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_co
 
 
 def parse_strict(message: str) -> Any:
-    """The value of strict JSON, as `decode_client` asks for it. Raises `FrameError`."""
+    """The value of strict JSON, as `decode_client` asks for it of a frame. Raises `FrameError`."""
+    value = _parse(message)
+    if _is_suspect(message):
+        _check_strict(value)
+    return value
+
+
+def _parse(message: str) -> Any:
     try:
-        value = _DECODER.decode(message)
+        return _DECODER.decode(message)
     except RecursionError:
         raise FrameError("malformed", f"nested deeper than {MAX_DEPTH} levels") from None
     except json.JSONDecodeError as exc:
         raise FrameError("malformed", f"not JSON: {exc.msg} at character {exc.pos}") from None
     except ValueError:  # The interpreter's own bound on the digits of an integer.
         raise FrameError("malformed", "an integer beyond ±(2^53-1)") from None
-    if _is_suspect(message):
-        _check_strict(value)
-    return value
 
 
 def _is_suspect(message: str) -> bool:
@@ -175,7 +182,7 @@ def _check_scalar(value: Any) -> None:
         raise FrameError("malformed", "a number too large for a double")
 
 
-def _client_frame(item: Any) -> ClientFrame | FrameError:
+def _client_frame(item: Any, suspect: bool) -> ClientFrame | FrameError:  # noqa: FBT001  # Of the hot path.
     if not isinstance(item, dict):
         return FrameError("malformed", "a frame is an object")
     ref = item.get("id")
@@ -188,6 +195,8 @@ def _client_frame(item: Any) -> ClientFrame | FrameError:
     if make is None:
         return FrameError("unknown_op", f"unknown op {op[:40]!a}", field="op", ref=ref)
     try:
+        if suspect:
+            _check_strict(item)
         return make(item)
     except FrameError as exc:
         exc.ref = ref

@@ -173,7 +173,6 @@ class Admission:
             return
         try:
             self._registry.of(grant.principal).attach(socket, grant, hello, early)
-            audit.accepted(grant, client=hello.client, peer=socket.peer)
         except CommandError as error:
             frame = ErrorFrame(error.code, error.message, retry_after=error.retry_after)
             goodbye = Goodbye(CloseCode.TOO_MANY_CONNECTIONS, error.message, frame)

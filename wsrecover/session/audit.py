@@ -6,43 +6,65 @@ no more than its `jti`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from wsrecover.access.claims import Grant
 from wsrecover.logger import get_logger
 from wsrecover.streams.store import Revocation
+from wsrecover.transport.websocket import ServerSocket
 
-__all__ = ["accepted", "erased", "refreshed", "rejected", "replaced", "revoked"]
+from .presence import Member
+
+__all__ = ["accepted", "disowned", "erased", "refreshed", "rejected", "replaced", "revoked"]
 
 _audit = get_logger("wsrecover.audit", log="audit")
 
 
-def _who(grant: Grant) -> dict[str, Any]:
-    principal = grant.principal
-    return {"tenant": principal.tenant, "user": principal.user, "token_id": grant.token_id}
+class Party(Protocol):
+    """A connection."""
+
+    id: str
+    grant: Grant
+    member: Member
+    socket: ServerSocket
 
 
-def accepted(grant: Grant, *, client: str, peer: str) -> None:
-    """A connection goes by this grant."""
-    _audit.info("accepted", **_who(grant), roles=grant.principal.roles, client=client, peer=peer)
+def _names(one: Party) -> dict[str, Any]:
+    who = one.grant.principal
+    return {
+        "tenant": who.tenant,
+        "user": who.user,
+        "token_id": one.grant.token_id,
+        "client": one.member.client,
+        "connection": one.id,
+        "peer": one.socket.peer,
+    }
 
 
-def refreshed(grant: Grant, *, client: str, peer: str) -> None:
-    """It goes by this one from now on."""
-    _audit.info("refreshed", **_who(grant), roles=grant.principal.roles, client=client, peer=peer)
+def accepted(one: Party) -> None:
+    """A connection goes by its grant."""
+    _audit.info("accepted", **_names(one), roles=one.grant.principal.roles)
 
 
-def rejected(code: int, reason: str, *, peer: str, grant: Grant | None = None) -> None:
+def refreshed(one: Party) -> None:
+    """It goes by another grant, its present one, from now on."""
+    _audit.info("refreshed", **_names(one), roles=one.grant.principal.roles)
+
+
+def rejected(code: int, reason: str, *, peer: str) -> None:
     """Somebody was turned away: `code` is an HTTP status or a close code."""
     # A console shows the repr: of an enum's member that is more than the number.
-    _audit.info(
-        "rejected", code=int(code), reason=reason.strip(), peer=peer, **(_who(grant) if grant else {})
-    )
+    _audit.info("rejected", code=int(code), reason=reason.strip(), peer=peer)
 
 
-def replaced(grant: Grant, *, client: str, peer: str) -> None:
-    """A connection gave way to a newer one of the same client id; `peer` is the older one's."""
-    _audit.info("replaced", **_who(grant), client=client, peer=peer)
+def disowned(one: Party, code: int, reason: str) -> None:
+    """It is closed for another token that it brought: a `rejected`, too."""
+    _audit.info("rejected", **_names(one), code=int(code), reason=reason)
+
+
+def replaced(one: Party) -> None:
+    """It gave way to a newer one of the same client id."""
+    _audit.info("replaced", **_names(one))
 
 
 def erased(one: Revocation) -> None:

@@ -373,7 +373,7 @@ class Connection:
             self._disown(auth, "the token speaks for somebody else", CloseCode.AUTHENTICATION_FAILED)
             return
         self.grant = grant
-        audit.refreshed(grant, client=self.member.client, peer=self.socket.peer)
+        audit.refreshed(self)
         self._home.quota.adopt(grant.principal)
         self._asked_for_token = False
         now = trio.current_time()
@@ -392,7 +392,7 @@ class Connection:
             self._following.join(streams)
 
     def _disown(self, auth: Auth, problem: str, code: CloseCode) -> None:
-        audit.rejected(code, problem, peer=self.socket.peer, grant=self.grant)
+        audit.disowned(self, code, problem)
         self._close_with(refusal(auth.id, CommandError("forbidden", problem, field="token")), code, problem)
 
     def _expiry(self, now: float) -> float:

@@ -191,7 +191,7 @@ class Session:
         self.quota.adopt(grant.principal)
         self.quota.add_connection(len(self.connections), replaces=older is not None)
         if older is not None:
-            audit.replaced(older.grant, client=hello.client, peer=older.socket.peer)
+            audit.replaced(older)
             older.close(CloseCode.REPLACED, "the same client connected again")
         connection = self.connections[hello.client] = Connection(self, socket, grant, hello, early)
         try:
@@ -199,6 +199,7 @@ class Session:
         except StoreFailed:
             self.detach(hello.client, connection)
             raise
+        audit.accepted(connection)
 
     def show(self, event: Entry) -> int:
         """Hand an event that is not logged to the connections that want it; how many could take it at once.
