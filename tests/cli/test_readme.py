@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sqlite3
@@ -117,6 +118,21 @@ def test_who_keeps_its_position_with_what_it_does_does_it_once_over_its_own_cras
         with closing(sqlite3.connect(folder.home / "ada.db")) as db:
             told = [*db.execute("SELECT first, seq FROM told WHERE stream = 'user' ORDER BY seq")]
         assert [first for first, _ in told] == [1, *(seq + 1 for _, seq in told[:-1])]
+
+
+def test_nor_does_it_forget_what_it_did_where_the_log_was_trimmed_meanwhile(folder: Cli) -> None:
+    (folder.home / "short.toml").write_text("[retention]\nevents = 4\n")
+    with folder.serving("--config", "short.toml") as (_, url):
+        (folder.home / "keeper.py").write_text(KEEPER.replace(URL, url))
+        publication = json.dumps({"user": "ada", "events": [{"type": "noted", "data": {}}] * 10})
+        for last in (10, 20):
+            folder.run("send", "--url", url, "--token-file", "service-token", "publish", publication)
+            with folder.start("keeper.py", program=sys.executable) as keeper:
+                keeper.wait_for(f"user {last} ", stream="stdout")
+    with closing(sqlite3.connect(folder.home / "ada.db")) as db:
+        told = {seq for (seq,) in db.execute("SELECT seq FROM told")}
+    # Each time it is killed about when it keeps the last one.
+    assert told - {10, 20} == {7, 8, 9, 17, 18, 19}
 
 
 def test_a_command_of_the_apps_own_starts_an_agent_that_asks(folder: Cli) -> None:
