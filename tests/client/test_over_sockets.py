@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
+import trustme
 from scripted import event, live, welcome
 from trio_websocket import WebSocketConnection, WebSocketRequest, serve_websocket
 
 from wsrecover.client import ClientSession, Event, connect
-from wsrecover.errors import ConnectionClosed, TokenError, TransportError
+from wsrecover.errors import ConnectionClosed, TokenError, TransportError, WsrecoverError
 from wsrecover.protocol.frames import SUBPROTOCOL
 
 Script = Callable[[WebSocketConnection], Awaitable[None]]
@@ -23,7 +25,9 @@ RESUMED: dict[str, Any] = {"resumed": True}
 
 
 @asynccontextmanager
-async def serving(*scripts: Script | int) -> AsyncIterator[tuple[str, list[WebSocketRequest]]]:
+async def serving(
+    *scripts: Script | int, ssl_context: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[str, list[WebSocketRequest]]]:
     """A server with one script per connection; a number refuses the upgrade with this status."""
     todo = list(scripts)
     requests: list[WebSocketRequest] = []
@@ -37,8 +41,9 @@ async def serving(*scripts: Script | int) -> AsyncIterator[tuple[str, list[WebSo
         await script(await request.accept(subprotocol=SUBPROTOCOL))
 
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(serve_websocket, handle, "127.0.0.1", 0, None)
-        yield f"ws://127.0.0.1:{server.port}", requests
+        server = await nursery.start(serve_websocket, handle, "127.0.0.1", 0, ssl_context)
+        scheme = "ws" if ssl_context is None else "wss"
+        yield f"{scheme}://127.0.0.1:{server.port}", requests
         nursery.cancel_scope.cancel()
 
 
@@ -152,6 +157,18 @@ async def test_a_refused_connection_is_reported_and_given_up() -> None:
                 pass
     assert statuses[0] == "waiting"
     assert statuses[-1] == "closed"
+
+
+async def test_a_certificate_that_is_not_trusted_ends_it_at_once() -> None:
+    strange = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(strange)
+    errors: list[WsrecoverError] = []
+    async with serving(ssl_context=strange) as (url, requests):
+        with pytest.raises(TransportError, match="CERTIFICATE_VERIFY_FAILED"):
+            async with quick(url, give_up_after=None, on_error=errors.append):
+                pass
+    assert errors == []
+    assert requests == []
 
 
 async def test_a_name_that_does_not_resolve_is_reported_and_given_up() -> None:

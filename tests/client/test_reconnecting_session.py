@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 import pytest
@@ -335,6 +336,45 @@ class TestReconnecting:
             assert trio.current_time() == start + 530
             with pytest.raises(TransportError, match="gone"):
                 await anext(session)
+
+    async def test_a_certificate_that_is_trusted_no_more_may_be_renewed(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def drop(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            peer.close(1006)
+
+        expired = TransportError("TLS failed")
+        expired.__cause__ = ssl.SSLCertVerificationError("certificate has expired")
+        server = Server(drop, expired, stay)
+        async with opened(server) as session:
+            await server.reached(3)
+            await session.wait_status("live")
+
+    async def test_why_it_waits_is_told_also_before_the_first_connection(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def drop(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            peer.close(1001)
+
+        told: list[str] = []
+        server = Server(TransportError("no such host"), HandshakeRefused(503), drop, stay)
+        async with opened(
+            server, on_status=told.append, on_error=lambda error: told.append(str(error))
+        ) as session:
+            assert told[:5] == ["no such host", "waiting", "connecting", "HTTP 503", "waiting"]
+            await server.reached(4)
+            await session.wait_status("live")
+        assert told[5:] == [
+            "connecting",
+            "live",
+            "closed with 1001",
+            "waiting",
+            "connecting",
+            "live",
+            "closed",
+        ]
 
     async def test_no_welcome_in_time_counts_as_a_failed_try(self, autojump_clock: MockClock) -> None:
         async def silent(peer: Peer) -> None:

@@ -211,7 +211,7 @@ class Keeper:
         elif (
             action in ("new_client_id", "stop")
             or (_is_protocol_error(error) and not suspects)
-            or (isinstance(error, ConfigError) and shared.welcome is None)
+            or (_is_set_up_wrong(error) and shared.welcome is None)
         ):
             return error
         return None
@@ -226,7 +226,7 @@ class Keeper:
         elif link is not None:
             retry_after = link.retry_after
         delay = self._backoff.delay(trio.current_time(), retry_after=retry_after, jitter=jitter)
-        self._shared.board.set("waiting")
+        self._shared.board.wait_after(error)
         await trio.sleep(delay)
 
 
@@ -236,6 +236,14 @@ def _action(error: WsrecoverError) -> Action:
             return "refresh"
         return "stop" if error.status in _FOR_GOOD else "reconnect"
     return after(error.code) if isinstance(error, ConnectionClosed) else "reconnect"
+
+
+def _is_set_up_wrong(error: WsrecoverError) -> bool:
+    """Whether people must change something here or there first. Later, a certificate may just be renewed."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__
+    return isinstance(error, ConfigError) or cause is not None
 
 
 def _is_protocol_error(error: WsrecoverError) -> bool:

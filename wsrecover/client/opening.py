@@ -57,6 +57,7 @@ async def connect(
     buffer_bytes: int = BUFFER_BYTES,
     # Hooks
     on_status: Callable[[Status], object] | None = None,
+    on_error: Callable[[WsrecoverError], object] | None = None,
     ssl_context: ssl.SSLContext | None = None,
     dial: Dial = open_socket,
     rng: Callable[[], float] = random.random,
@@ -73,12 +74,14 @@ async def connect(
 
     `connect_timeout` (seconds) bounds each try, and each call of the token function. `give_up_after` (seconds
     without a connection; None: never) ends the session with its last error. `on_status` is called with each
-    change of `session.status`. `dial` opens the WebSocket, `rng` gives the jitter.
+    change of `session.status`, `on_error` with why it is about to be `waiting`, also before the block is
+    entered. `dial` opens the WebSocket, `rng` gives the jitter.
 
     Raises `ConfigError` for a wrong argument, or a function that gives no token the first time, and
-    `WsrecoverError` under asyncio. Where there is no point in
-    another try, or `give_up_after` is over: `TokenError`, `HandshakeRefused`, `ConnectionClosed` or another
-    `TransportError`; later the same errors come out of the iteration and of the calls that wait.
+    `WsrecoverError` under asyncio. Where there is no point in another try, or `give_up_after` is over:
+    `TokenError`, `HandshakeRefused`, `ConnectionClosed` or another `TransportError`, such as for a
+    certificate that is not trusted (only the first time: later it may be about to be renewed). Once entered,
+    the same errors come out of the iteration and of the calls that wait.
 
     Leaving the block says `bye`; cancelled, the connection just ends.
     """
@@ -99,11 +102,10 @@ async def connect(
     contexts = Contexts()
     inbox = Inbox(progress, contexts, max_items=buffer_items, max_bytes=buffer_bytes)
     tokens = TokenSource(token, timeout=connect_timeout)
-    board = StatusBoard(on_status)
+    board = StatusBoard(on_status, on_error)
     receiver = Receiver(kept, snapshots=from_ == "snapshot")
     following = Following(check_threads(threads))
-    outbox = Outbox(inbox.poke)
-    shared = Shared(receiver, progress, inbox, outbox, tokens, board, rng, following, contexts)
+    shared = Shared(receiver, progress, inbox, Outbox(inbox.poke), tokens, board, rng, following, contexts)
     async with _kept(Keeper(route, shared), shared) as session:
         yield session
 

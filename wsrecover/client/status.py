@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 
 import trio
 
+from wsrecover.errors import WsrecoverError
+
 __all__ = ["Status", "StatusBoard"]
 
 Status: TypeAlias = Literal["connecting", "replaying", "live", "waiting", "closed"]
@@ -15,11 +17,16 @@ Status: TypeAlias = Literal["connecting", "replaying", "live", "waiting", "close
 
 
 class StatusBoard:
-    """The current status, told to `on_change` and to the tasks that wait for it."""
+    """The current status, told to `on_change` and to the tasks that wait for it; `on_error` is told why."""
 
-    def __init__(self, on_change: Callable[[Status], object] | None) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[Status], object] | None,
+        on_error: Callable[[WsrecoverError], object] | None,
+    ) -> None:
         self._status: Status = "connecting"
         self._on_change = on_change
+        self._on_error = on_error
         self._lot = trio.lowlevel.ParkingLot()
 
     @property
@@ -35,6 +42,12 @@ class StatusBoard:
         self._lot.unpark_all()
         if self._on_change is not None:
             self._on_change(status)
+
+    def wait_after(self, error: WsrecoverError) -> None:
+        """Change to `waiting`, because of `error`."""
+        if self._on_error is not None:
+            self._on_error(error)
+        self.set("waiting")
 
     async def wait(self, *wanted: Status) -> Status:
         """Return the status once it is one of `wanted`, at once where it is already. Cancelling is safe."""
