@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -35,6 +36,7 @@ __all__ = [
     "reader_left",
     "reason",
     "token_refused",
+    "why_not",
 ]
 
 OK: Final = 0
@@ -42,6 +44,9 @@ FAILED: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 """128 + SIGINT, as a shell would put it."""
+
+_UNKNOWN_AUTHORITY: Final = frozenset({18, 19, 20, 21})
+"""OpenSSL's codes for a certificate that may be good: nobody that is trusted says so."""
 
 
 class Failure(Exception):  # It ends a command as it should end: it is not a fault of the program.
@@ -110,9 +115,32 @@ def reason(error: BaseException) -> str:
         return "; ".join(dict.fromkeys(reason(inner) for inner in error.exceptions))
     if error.__cause__ is not None:
         return reason(error.__cause__)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the server's certificate is not trusted: {getattr(error, 'verify_message', error)}"
+    if isinstance(error, ssl.SSLError):
+        problem = str(getattr(error, "reason", error)).replace("_", " ").lower()
+        return f"TLS failed, {problem}: does the server speak it?"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+def why_not(error: WsrecoverError) -> str:
+    """Why there is no connection, in one line."""
+    if isinstance(error, TokenError) and isinstance(error.__cause__, Failure):
+        return str(error.__cause__)
+    return reason(error) if _is_the_systems(error) else _trouble(error)
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_the_systems(error: BaseException) -> bool:
+    """Whether it is a connection's, and the operating system or TLS has the words for it."""
+    return isinstance(error, TransportError) and isinstance(_root(error), OSError)
 
 
 def _words(error: BaseException) -> tuple[int, str] | None:
@@ -141,8 +169,12 @@ def _words(error: BaseException) -> tuple[int, str] | None:
 def _trouble(error: WsrecoverError | OSError) -> str:
     if isinstance(error, HandshakeRefused) and ("\n" in error.body.strip() or error.body.startswith("<")):
         return f"HTTP {error.status}, with a page for people: is this the address of a wsrecover server?"
-    failed = isinstance(error, TransportError) and isinstance(error.__cause__, OSError)
-    return f"the connection failed: {reason(error)}" if failed else str(error)
+    if not _is_the_systems(error):
+        return str(error)
+    root = _root(error)
+    unknown = getattr(root, "verify_code", None) in _UNKNOWN_AUTHORITY
+    advice = "\nSet SSL_CERT_FILE to a file with the certificate of who signed it." if unknown else ""
+    return f"the connection failed: {reason(error)}{advice}"
 
 
 def _refusal(error: BaseException) -> tuple[int, str]:

@@ -15,12 +15,13 @@ import trio
 from cyclopts import Parameter
 
 from wsrecover.client import Changed, Ephemeral, Event, Gap, Item, Position, connect
+from wsrecover.errors import TokenError, WsrecoverError
 from wsrecover.logs import printable
 from wsrecover.protocol.fields import is_id
 from wsrecover.protocol.frames import StreamInfo
 
 from . import interrupts
-from .exits import OK, USAGE, Failure, reader_left
+from .exits import OK, USAGE, Failure, reader_left, token_refused, why_not
 from .options import DEFAULT_URL, TokenFile, TokenText, Url, command_line, naming_token_file, token_source
 from .talk import check_reachable
 
@@ -106,6 +107,7 @@ class _Follower:
         self._skip = 0
         self._url = url
         self._status = "connecting"
+        self._told: set[str] = set()
         self.at: str | None = None
         """The position of the last event that was shown."""
 
@@ -118,7 +120,8 @@ class _Follower:
             nursery.cancel_scope.cancel()
 
     async def _follow(self, options: dict[str, Any]) -> None:
-        async with connect(self._url, on_status=self._tell_status, **options) as session:
+        hooks: dict[str, Any] = {"on_status": self._tell_status, "on_error": self._tell_error}
+        async with connect(self._url, **hooks, **options) as session:
             if not self._as_json:
                 who = session.principal
                 sys.stderr.write(f"following {who.user} of {who.tenant} at {self._url}\n")
@@ -159,6 +162,16 @@ class _Follower:
             if self._status == "waiting":
                 sys.stderr.write("wsrecover: connected again\n")
             self._status = "live"
+            self._told.clear()
+
+    def _tell_error(self, error: WsrecoverError) -> None:
+        """Say each reason once. A token that the server refuses is asked for again, and ends it soon."""
+        if self._status == "live" or (token_refused(error) and not isinstance(error, TokenError)):
+            return
+        why = printable(why_not(error))
+        if why not in self._told:
+            self._told.add(why)
+            sys.stderr.write(f"wsrecover: no connection yet ({why}); trying again\n")
 
 
 async def _watch_reader() -> None:
