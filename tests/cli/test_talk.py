@@ -211,6 +211,36 @@ class TestTokens:
                 done = cli.run(*command, "--url", url, code=1)
                 assert done.stderr.endswith(f"It came from the file {left}.\n")
 
+    def test_one_that_was_never_a_token_is_told_with_where_it_came_from(self, cli: Cli) -> None:
+        file = cli.home / "some.token"
+        for token, problem in (
+            ("", "is empty"),
+            ("a\nb", "is no token; accepted: printable ASCII, without a line end"),
+        ):
+            file.write_text(token)
+            for options, variable, origin in (
+                (("--token", token), "unused", "--token"),
+                ((), token, "$WSRECOVER_TOKEN"),
+                (("--token-file", str(file)), "unused", f"the token file {file}"),
+            ):
+                done = cli.run("tail", *options, code=2, WSRECOVER_TOKEN=variable)
+                assert done.stderr == f"wsrecover: {origin} {problem}\n"
+
+    @pytest.mark.parametrize("command", [("tail",), ("send", "chat"), ("publish", "ada", "notice")])
+    def test_of_two_that_are_given_none_is_chosen(self, cli: Cli, command: tuple[str, ...]) -> None:
+        done = cli.run(*command, "--token", "x", "--token-file", cli.token(), code=2)
+        assert done.stderr == "wsrecover: --token and --token-file are both given: one of them, please\n"
+
+    def test_the_environments_is_taken_unless_one_is_given_and_is_named(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            file = cli.token()
+            text = Path(file).read_text().strip()
+            done = cli.run("send", "--url", url, "chat", code=1, WSRECOVER_TOKEN="a.b.c")
+            assert done.stderr.endswith("It came from $WSRECOVER_TOKEN.\n")
+            cli.run("send", "--url", url, "--token-file", file, "chat", WSRECOVER_TOKEN="a.b.c")
+            cli.run("send", "--url", url, "--token", text, "chat", WSRECOVER_TOKEN="")
+        assert "it wins over $WSRECOVER_TOKEN" in cli.run("send", "--help").stdout
+
 
 class TestFailures:
     def test_a_refused_command_says_why(self, cli: Cli) -> None:

@@ -39,7 +39,7 @@ __all__ = [
     "command_line",
     "dev_file",
     "json_object",
-    "naming_token_file",
+    "naming_origin",
     "settings",
     "token_source",
     "whole",
@@ -106,11 +106,14 @@ Origin: TypeAlias = Annotated[
 Audience: TypeAlias = Annotated[str | None, Parameter(help="What `aud` must be or contain.")]
 TokenText: TypeAlias = Annotated[
     str | None,
-    Parameter(env_var=TOKEN_VARIABLE, help="The token itself; better kept out of sight in a file."),
+    Parameter(help=f"The token itself; better kept out of sight in a file. [default: ${TOKEN_VARIABLE}]"),
 ]
 TokenFile: TypeAlias = Annotated[
     Path | None,
-    Parameter(help="File with the token, read anew for each connection. [default: that of `wsrecover dev`]"),
+    Parameter(
+        help=f"File with the token, read anew for each connection, instead of --token; it wins over "
+        f"${TOKEN_VARIABLE}. [default: that of `wsrecover dev`]"
+    ),
 ]
 
 
@@ -160,18 +163,28 @@ class TokenFromFile:
             raise Failure(f"the token file {self.file} cannot be read: {error.strerror}", USAGE) from error
         except UnicodeDecodeError as error:
             raise Failure(f"the token file {self.file} cannot be read: it is no ASCII text", USAGE) from error
-        if not token:
-            raise Failure(f"the token file {self.file} is empty", USAGE)
+        _check_token(token, f"the token file {self.file}")
         return token
+
+
+def _check_token(token: str, origin: str) -> None:
+    if not token:
+        raise Failure(f"{origin} is empty", USAGE)
+    if not (token.isascii() and token.isprintable()):
+        raise Failure(f"{origin} is no token; accepted: printable ASCII, without a line end", USAGE)
 
 
 def token_source(token: str | None, token_file: Path | None) -> str | TokenFromFile:
-    """What was given, else the token that `wsrecover dev` left.
+    """What was given, else what the environment has, else the token that `wsrecover dev` left.
 
     Raises `Failure` where there is none, so that nobody waits for a session that can never begin.
     """
-    if token is not None and token_file is None:
-        return token
+    if token is not None and token_file is not None:
+        raise Failure("--token and --token-file are both given: one of them, please", USAGE)
+    for text, origin in ((token, "--token"), (os.environ.get(TOKEN_VARIABLE), f"${TOKEN_VARIABLE}")):
+        if text is not None and token_file is None:
+            _check_token(text, origin)
+            return text
     if token_file is not None or dev_file(DEV_TOKEN).exists():
         source = TokenFromFile(token_file or dev_file(DEV_TOKEN))
         source()
@@ -184,13 +197,14 @@ def token_source(token: str | None, token_file: Path | None) -> str | TokenFromF
 
 
 @contextmanager
-def naming_token_file(source: str | TokenFromFile) -> Iterator[None]:
-    """Say of a token that is refused in the block which file it came from."""
+def naming_origin(source: str | TokenFromFile, token: str | None) -> Iterator[None]:
+    """Say of a token that is refused in the block where it came from, unless it was typed as `token`."""
     try:
         yield
     except Exception as error:
-        if isinstance(source, TokenFromFile) and any(map(token_refused, leaves(error))):
-            error.add_note(f"It came from the file {source.file}.")
+        if token is None and any(map(token_refused, leaves(error))):
+            origin = f"${TOKEN_VARIABLE}" if isinstance(source, str) else f"the file {source.file}"
+            error.add_note(f"It came from {origin}.")
         raise
 
 

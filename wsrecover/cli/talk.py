@@ -15,7 +15,7 @@ from wsrecover.client.entry import check_url
 
 from . import interrupts
 from .exits import OK, Failure, reason
-from .options import naming_token_file, token_source
+from .options import naming_origin, token_source
 
 __all__ = ["call", "check_reachable"]
 
@@ -56,7 +56,7 @@ def call(
         except trio.TooSlowError:
             raise Failure(f"no answer within {PATIENCE:g} s; whether it took effect is not known") from None
 
-    with naming_token_file(source):
+    with naming_origin(source, token):
         result = interrupts.run(talk)
     sys.stdout.write(orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE).decode())
     return OK
