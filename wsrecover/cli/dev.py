@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Final
@@ -17,7 +16,7 @@ from wsrecover.demo.agents import demo_app
 from wsrecover.logs import configure
 from wsrecover.server import Server
 
-from .exits import OK
+from .exits import OK, write_out
 from .options import (
     DEFAULT_URL,
     DEV_TOKEN,
@@ -67,8 +66,7 @@ def dev(
     def ready(server: Server) -> None:
         file = dev_file(DEV_TOKEN)
         _write_private(file, f"{token}\n".encode("ascii"))
-        sys.stdout.write(_welcome(server.url, chosen.store, token, file, next(iter(agents.agents), None)))
-        sys.stdout.flush()
+        write_out(_welcome(server.url, chosen.store, token, file, next(iter(agents.agents), None)))
 
     trio.run(run_server, agents, chosen, ready)
     return OK

@@ -31,12 +31,14 @@ __all__ = [
     "OK",
     "USAGE",
     "Failure",
+    "fill_streams",
     "finish",
     "leaves",
     "reader_left",
     "reason",
     "token_refused",
     "why_not",
+    "write_out",
 ]
 
 OK: Final = 0
@@ -61,7 +63,7 @@ def finish(command: Callable[[], int]) -> int:
     """Run the command; its exit code. What a user can mend is told in words, then the error's notes."""
     try:
         code = command()
-        sys.stdout.flush()
+        write_out("")
     except BaseException as error:
         found = list(leaves(error))
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
@@ -77,6 +79,25 @@ def finish(command: Callable[[], int]) -> int:
         sys.stderr.write(f"wsrecover: {message}\n")
         _tell_notes(error)
     return code
+
+
+def fill_streams() -> None:
+    """Let what is written to a stream that was closed (`>&-`) go nowhere: nobody wants it."""
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+
+
+def write_out(text: str) -> None:
+    """Write to stdout at once. Raises `BrokenPipeError` where nobody reads it, else `Failure`."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Failure(f"stdout cannot be written: {reason(error)}") from error
 
 
 def _tell_notes(error: BaseException) -> None:

@@ -11,9 +11,10 @@ from typing import Final, NoReturn
 from cyclopts import App
 
 from wsrecover.compiled import COMPILED
+from wsrecover.demo.view import PipedConsole
 
 from . import demo, dev, publish, send, serve, tail, token
-from .exits import finish
+from .exits import fill_streams, finish
 
 __all__ = ["commands", "main"]
 
@@ -24,6 +25,7 @@ commands: Final = App(
     help_format="plaintext",
     result_action="return_value",
     suppress_keyboard_interrupt=False,
+    console=PipedConsole(),
 )
 for _command in (serve.serve, dev.dev, token.token, tail.tail, send.send, publish.publish, demo.demo):
     commands.command(_command)
@@ -31,5 +33,6 @@ for _command in (serve.serve, dev.dev, token.token, tail.tail, send.send, publis
 
 def main(tokens: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, `tokens` or else the process's arguments, and exit with its code."""
+    fill_streams()
     run = functools.partial(commands, tokens, exit_on_error=False, print_error=False)
     sys.exit(finish(lambda: run() or 0))

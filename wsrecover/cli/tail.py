@@ -21,7 +21,7 @@ from wsrecover.protocol.fields import is_id
 from wsrecover.protocol.frames import StreamInfo
 
 from . import interrupts
-from .exits import OK, USAGE, Failure, reader_left, token_refused, why_not
+from .exits import OK, USAGE, Failure, reader_left, token_refused, why_not, write_out
 from .options import DEFAULT_URL, TokenFile, TokenText, Url, command_line, naming_origin, token_source
 from .talk import check_reachable
 
@@ -151,8 +151,7 @@ class _Follower:
 
     def _show(self, item: Item, at: str | None) -> None:
         line = _json_line(item, at) if self._as_json else _text_line(item)
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+        write_out(f"{line}\n")
 
     def _tell_status(self, status: str) -> None:
         if status == "waiting" and self._status == "live":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -14,7 +13,7 @@ from wsrecover.client import connect
 from wsrecover.client.entry import check_url
 
 from . import interrupts
-from .exits import OK, Failure, reason
+from .exits import OK, Failure, reason, write_out
 from .options import naming_origin, token_source
 
 __all__ = ["call", "check_reachable"]
@@ -58,5 +57,10 @@ def call(
 
     with naming_origin(source, token):
         result = interrupts.run(talk)
-    sys.stdout.write(orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE).decode())
+    text = orjson.dumps(result).decode()
+    try:
+        write_out(f"{text}\n")
+    except Failure as error:
+        error.add_note(f"The command took effect all the same: {text}")
+        raise
     return OK

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from cyclopts import Parameter
 from wsrecover.access.tokens import read_secret, sign
 from wsrecover.errors import TokenError
 
-from .exits import USAGE, Failure
+from .exits import USAGE, Failure, write_out
 from .options import SecretFile
 
 __all__ = ["token"]
@@ -51,5 +50,5 @@ def token(
         field, _, problem = str(error).partition(": ")
         option = "role" if field.startswith("role") else field
         raise Failure(f"--{option}: {problem}", USAGE) from error
-    sys.stdout.write(f"{signed}\n")
+    write_out(f"{signed}\n")
     return 0
