@@ -139,10 +139,13 @@ class TestTail:
                 cli.run("send", *ada, "chat", '{"text": "before"}')
             tail = stack.enter_context(cli.start("tail", *ada, "--since", since))
             tail.wait_for("before", stream="stdout")
+            before = len(tail.said)
             server.stop()
             stack.enter_context(cli.serving(port=url.rpartition(":")[2]))
             cli.run("send", *ada, "chat", '{"text": "after"}')
             assert tail.wait_for('"after"', stream="stdout").split()[1] == "1"
+            anew = [line for line in tail.said[before:] if line.startswith("-- ")]
+        assert anew == ["-- user is shown from event 1 on: its log is another one than before\n"]
 
     @pytest.mark.parametrize("since", ["3", "2"])
     def test_a_seq_beyond_the_head_is_told_and_withholds_nothing(self, cli: Cli, since: str) -> None:
@@ -154,6 +157,8 @@ class TestTail:
                 tail.wait_for("following")
                 cli.run("send", *ada, "chat", '{"text": "three"}')
                 tail.wait_for("three", stream="stdout")
+        if since == "3":
+            assert "-- user is shown from event 1 on: its log does not reach to event 3\n" in tail.said
         shown = [line.split()[1] for line in tail.said if not line.startswith("following")]
         assert shown == (["user", "1", "2", "3"] if since == "3" else ["3"])
 
@@ -304,6 +309,38 @@ class TestFailures:
     def test_data_that_is_no_object_is_refused(self, cli: Cli, data: str) -> None:
         assert "JSON" in cli.run("send", "--token", "x", "chat", data, code=2).stderr
 
-    def test_a_url_that_is_none_is_refused(self, cli: Cli) -> None:
-        done = cli.run("send", "--token", "x", "--url", "http://here", "chat", code=2)
-        assert "accepted: ws://host" in done.stderr
+    @pytest.mark.parametrize("command", [("tail",), ("send", "chat"), ("publish", "ada", "notice")])
+    def test_a_url_that_is_none_is_refused(self, cli: Cli, command: tuple[str, ...]) -> None:
+        for url, problem in (
+            ("http://here", "is no WebSocket URL"),
+            ("ws://127.0.0.1:99999", "is no URL: Port out of range 0-65535"),
+        ):
+            done = cli.run(*command, "--token", "x", "--url", url, code=2)
+            assert done.stderr.startswith(f"wsrecover: --url {problem}; accepted: ws://host")
+
+    def test_a_thread_that_can_be_none_is_refused(self, cli: Cli) -> None:
+        done = cli.run("tail", "--token", "x", "--thread", "t1", "--thread", "", code=2)
+        assert done.stderr == "wsrecover: --thread is ''; accepted: 1 to 128 printable ASCII characters\n"
+        done = cli.run("tail", "--token", "x", *["--thread", "t1"] * 101, code=2)
+        assert done.stderr == "wsrecover: --thread is given 101 times; accepted: at most 100\n"
+
+    def test_elsewhere_nobody_is_told_to_start_a_server(self, cli: Cli) -> None:
+        done = cli.run("send", "--url", "ws://nobody.invalid", "--token", "x", "chat", code=1)
+        assert done.stderr.startswith("wsrecover: no server answers at ws://nobody.invalid: ")
+        assert "Start one" not in done.stderr
+
+
+class TestHelp:
+    @pytest.mark.parametrize(
+        ("command", "usage"),
+        [
+            ("send", "send [OPTIONS] TYPE [DATA]"),
+            ("publish", "publish [OPTIONS] USER TYPE [DATA]"),
+            ("demo", "demo [OPTIONS] [FILE]"),
+        ],
+    )
+    def test_the_arguments_that_may_be_left_out_have_names(self, cli: Cli, command: str, usage: str) -> None:
+        said = cli.run(command, "--help").stdout
+        assert said.splitlines()[0] == f"Usage: wsrecover {usage}"
+        for word in usage.split()[2:]:
+            assert f" {word.strip('[]')} " in said or word == "[OPTIONS]"

@@ -27,8 +27,12 @@ commands: Final = App(
     suppress_keyboard_interrupt=False,
     console=PipedConsole(),
 )
-for _command in (serve.serve, dev.dev, token.token, tail.tail, send.send, publish.publish, demo.demo):
+for _command in (serve.serve, dev.dev, token.token, tail.tail):
     commands.command(_command)
+# Of arguments that may be left out, the line that cyclopts makes says [ARGS].
+commands.command(send.send, usage="Usage: wsrecover send [OPTIONS] TYPE [DATA]")
+commands.command(publish.publish, usage="Usage: wsrecover publish [OPTIONS] USER TYPE [DATA]")
+commands.command(demo.demo, usage="Usage: wsrecover demo [OPTIONS] [FILE]")
 
 
 def main(tokens: Sequence[str] | None = None) -> NoReturn:

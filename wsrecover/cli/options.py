@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import attrs
 from cyclopts import Parameter, Token
 
+from wsrecover.client.entry import check_url
 from wsrecover.config import Config, LogFormat, load_config, state_folder
 from wsrecover.errors import ConfigError, FrameError
 from wsrecover.protocol.decode import parse_strict
@@ -59,6 +60,13 @@ def whole(_: object, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{text!r} is not a whole number") from None
 
 
+def _check_url(_: object, url: str) -> None:
+    try:
+        check_url(url)
+    except ConfigError as error:
+        raise Failure(f"--url {error.problem}; accepted: {error.accepted}", USAGE) from error
+
+
 Host: TypeAlias = Annotated[str | None, Parameter(help="Address to listen at. [default: 127.0.0.1]")]
 Port: TypeAlias = Annotated[
     int | None, Parameter(converter=whole, help="Port to listen at; 0 takes any free one. [default: 8765]")
@@ -79,7 +87,7 @@ ConfigFile: TypeAlias = Annotated[
 LogFormatOption: TypeAlias = Annotated[
     LogFormat | None, Parameter(help="Log for a reader or for a collector. [default: console]")
 ]
-Url: TypeAlias = Annotated[str, Parameter(help="Where the server is.")]
+Url: TypeAlias = Annotated[str, Parameter(validator=_check_url, help="Where the server is.")]
 Jwks: TypeAlias = Annotated[
     str | None,
     Parameter(help="File or https URL of a JSON Web Key Set, whose keys may sign tokens beside the secret."),

@@ -17,7 +17,7 @@ from cyclopts import Parameter
 from wsrecover.client import Changed, Ephemeral, Event, Gap, Item, Position, connect
 from wsrecover.errors import TokenError, WsrecoverError
 from wsrecover.logs import printable
-from wsrecover.protocol.fields import is_id
+from wsrecover.protocol.fields import MAX_THREADS, is_id
 from wsrecover.protocol.frames import StreamInfo
 
 from . import interrupts
@@ -54,6 +54,7 @@ def tail(
 ) -> int:
     """Follow a user's events over every drop, until Ctrl-C."""
     position, after = _since(since)
+    _check_threads(thread)
     follower = _Follower(as_json=json, after=after, url=url)
     source = token_source(token, token_file)
     options: dict[str, Any] = {
@@ -96,6 +97,14 @@ def _since(text: str | None) -> tuple[Position | None, int | None]:
             f"--since is {text!r}; accepted: EPOCH.SEQ as `tail --json` shows it as id, or a SEQ", USAGE
         )
     return (Position(epoch, int(seq)), None) if epoch else (None, int(seq))
+
+
+def _check_threads(threads: tuple[str, ...]) -> None:
+    for thread in threads:
+        if not is_id(thread):
+            raise Failure(f"--thread is {thread!r}; accepted: 1 to 128 printable ASCII characters", USAGE)
+    if len(threads) > MAX_THREADS:
+        raise Failure(f"--thread is given {len(threads)} times; accepted: at most {MAX_THREADS}", USAGE)
 
 
 class _Follower:
@@ -189,6 +198,18 @@ def _json_line(item: Item, at: str | None) -> str:
     return orjson.dumps({"op": type(item).__name__.lower(), **({"id": at} if at else {}), **named}).decode()
 
 
+def _why_anew(item: Changed) -> str:
+    match item.reason:
+        case "epoch_changed":
+            return "its log is another one than before"
+        case "ahead":
+            return f"its log does not reach to event {item.held.seq}"
+        case "trimmed":
+            return "those before are gone"
+        case _:
+            return item.reason
+
+
 def _text_line(item: Item) -> str:
     match item:
         case Event() | Ephemeral():
@@ -204,6 +225,6 @@ def _text_line(item: Item) -> str:
                 f"-- events {item.from_ or '?'} to {item.to or '?'} of {item.stream} are gone: {item.reason}"
             )
         case Changed():
-            return f"-- {item.stream} begins anew after {item.position.seq}: {item.reason}"
+            return f"-- {item.stream} is shown from event {item.position.seq + 1} on: {_why_anew(item)}"
         case _:
             return f"-- {type(item).__name__.lower()} of {item.stream}"

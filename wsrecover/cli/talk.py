@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -21,8 +22,6 @@ __all__ = ["call", "check_reachable"]
 PATIENCE: Final = 10.0
 """Seconds without a connection, or without an answer, after which a command fails."""
 
-START_ONE: Final = "Start one with: wsrecover dev"
-
 DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
 
 
@@ -35,10 +34,23 @@ async def check_reachable(url: str) -> None:
                 parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
             )
     except trio.TooSlowError as error:
-        raise Failure(f"no server answers at {url} within {PATIENCE:g} s.\n{START_ONE}") from error
+        raise _nobody(url, f" within {PATIENCE:g} s") from error
     except OSError as error:
-        raise Failure(f"no server answers at {url}: {reason(error)}.\n{START_ONE}") from error
+        raise _nobody(url, f": {reason(error)}") from error
     await stream.aclose()
+
+
+def _nobody(url: str, how: str) -> Failure:
+    advice = "\nStart one with: wsrecover dev" if _is_here(urlsplit(url).hostname or "") else ""
+    return Failure(f"no server answers at {url}{how}.{advice}")
+
+
+def _is_here(host: str) -> bool:
+    """Whether a server that is started on this machine would answer there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def call(

@@ -26,7 +26,7 @@ def check_url(url: str) -> str:
         _ = parts.port
         (parts.hostname or "").encode("idna")  # As whoever looks it up will do.
     except ValueError as error:
-        raise ConfigError("url", f"is {error}", accepted) from error
+        raise ConfigError("url", f"is no URL: {error}", accepted) from error
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
         raise ConfigError("url", "is no WebSocket URL", accepted)
     if parts.username is not None or parts.query or parts.fragment:
