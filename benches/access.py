@@ -10,15 +10,17 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import attrs
 import structlog
 import trio
 from _harness import Figure, options, show
 
-from wsrecover import Config, Limits, Tier
+from wsrecover import Config, Grant, Limits, Tier
 from wsrecover.access import Credentials
 from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.access.origins import is_allowed
 from wsrecover.session import audit
+from wsrecover.session.presence import Member
 from wsrecover.testing import LocalServer, local_server
 from wsrecover.transport import Headers
 
@@ -26,6 +28,7 @@ CONNECT, COMMAND = 60.0, 3.0
 """Microseconds of CPU."""
 
 ROUNDS = 20_000
+MEMBER = Member("acme", "ann", "bench")
 MESSAGE = '{"op":"send","id":"0f6c1f5e8a","type":"chat","data":{"text":"hello"}}'
 
 
@@ -59,6 +62,20 @@ def endless() -> Config:
     )
 
 
+@attrs.define
+class Newcomer:
+    """A connection, as the audit log sees it; its socket is itself."""
+
+    grant: Grant
+    member: Member = MEMBER
+    id: str = "c0ffee"
+    peer: str = "127.0.0.1:50000"
+
+    @property
+    def socket(self) -> Newcomer:
+        return self
+
+
 class Parts:
     """What a server asks at each connect and command."""
 
@@ -86,7 +103,7 @@ class Parts:
         services.revocations.check(grant)
         self.quota.adopt(grant.principal)
         self.quota.add_connection(0, replaces=False)
-        audit.accepted(grant, client="bench", peer=peer)
+        audit.accepted(Newcomer(grant))
         self.quota.drop_connection()
         services.addresses.leave(peer)
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from wsrecover.access.claims import Grant
 from wsrecover.logger import get_logger
 from wsrecover.streams.store import Revocation
-from wsrecover.transport.websocket import ServerSocket
 
 from .presence import Member
 
@@ -20,13 +19,22 @@ __all__ = ["accepted", "disowned", "erased", "refreshed", "rejected", "replaced"
 _audit = get_logger("wsrecover.audit", log="audit")
 
 
+class Peer(Protocol):
+    """The other end of a connection's socket, as `HOST:PORT`."""
+
+    peer: str
+
+
 class Party(Protocol):
     """A connection."""
 
     id: str
     grant: Grant
     member: Member
-    socket: ServerSocket
+
+    @property
+    def socket(self) -> Peer:
+        """Where it comes from."""
 
 
 def _names(one: Party) -> dict[str, Any]:
