@@ -55,9 +55,9 @@ PUBLIC = """
     AgentError App Authenticator Changed ClientSession Command CommandError Config ConfigError
     ConnectionView Contexts Credentials Ephemeral ErrorCount Event Forgotten Gap Grant InvalidEvent
     InvalidFilter KeysUnavailable Limits NoAnswer Origins Position Principal Receipt ReceiptCounts
-    Retention Run RunBroken RunEnded Server ServerStatistics SessionView Snapshot StoreError
-    StoreUnavailable Tier Timeouts TokenError Tokens TransportError WsrecoverError connect
-    load_config serve
+    Retention Run RunBroken RunEnded Server ServerStatistics SessionView Snapshot StoreClosed
+    StoreError StoreFailed StoreUnavailable Tier Timeouts TokenError Tokens TransportError
+    WsrecoverError connect load_config serve
 """
 
 PUBLIC_FOR_TESTS = """

@@ -18,6 +18,7 @@
     ├── StoreError
     │   ├── StoreUnavailable  nothing was committed; the store may heal
     │   ├── StoreFailed       the store cannot know what is on disk: it stays down until it is opened again
+    │   │   └── StoreClosed   it is down, after such a failure or its end; nothing of this call took effect
     │   ├── StoreLocked       another process has it
     │   ├── StoreMismatch     written by a schema that this version does not know
     │   └── StoreCorrupt      what it holds contradicts itself
@@ -53,6 +54,7 @@ __all__ = [
     "RunEnded",
     "RunError",
     "ScopeEnded",
+    "StoreClosed",
     "StoreCorrupt",
     "StoreError",
     "StoreFailed",

@@ -119,9 +119,7 @@ async def _serve(
         trio.open_nursery() as nursery,
     ):
         revoked = await known_revocations(store, config, wall_clock())
-        services = Services(
-            app, config, store, streams, journal, admission, wall_clock, quotas, revoked, steady=steady
-        )
+        services = Services(app, config, store, streams, journal, admission, wall_clock, quotas, revoked)
         await close_lost_runs(store, journal, clock=wall_clock)
         server = await _start(nursery, services, context)
         log.info(

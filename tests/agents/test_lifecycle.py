@@ -279,9 +279,12 @@ class TestFailed:
         assert words in line["error"]["message"]
         assert (line["agent"], line["thread"]) == ("helper", "t1")
 
-    async def test_what_ends_the_process_passes_on(self, world: World) -> None:
+    @pytest.mark.parametrize("beside", [False, True])
+    async def test_what_ends_the_process_passes_on(self, world: World, beside: bool) -> None:
         async def agent(run: Run) -> None:
             async with run.tool("x", {}), run.message():
+                if beside:
+                    raise BaseExceptionGroup("both", [GeneratorExit(), KeyboardInterrupt()])
                 raise KeyboardInterrupt
 
         execution = world.execution(agent)
@@ -344,12 +347,16 @@ class TestCancelled:
         end = await world.terminal()
         assert (end["status"], "result" in end, "error" in end) == ("cancelled", False, False)
 
-    async def test_the_first_cause_counts(self, world: World) -> None:
-        execution = await world.launch(sleeper)
-        execution.stop()
+    async def test_the_first_cause_counts(self, world: World, autojump_clock: trio.testing.MockClock) -> None:
+        async def agent(run: Run) -> None:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(10)
+
+        execution = await world.launch(agent, timeout=5)
+        await trio.sleep(6)
         execution.cancel(make_answer())
         await execution.wait_ended()
-        assert (await world.terminal())["error"]["code"] == "server_stopped"
+        assert (await world.terminal())["error"]["code"] == "timeout"
         answered = await world.store.answer(make_answer().key)
         assert answered is not None
         assert json.loads(answered[0].result or b"")["status"] == "failed"
@@ -382,15 +389,34 @@ class TestTimeout:
 
 class TestStopped:
     async def test_a_stopped_run_may_be_tried_again(self, world: World) -> None:
-        execution = await world.launch(sleeper)
-        execution.stop()
-        execution.stop()
-        await execution.wait_ended()
+        async with trio.open_nursery() as session:
+            execution = world.execution(sleeper)
+            await execution.start()
+            session.start_soon(execution.execute)
+            await trio.testing.wait_all_tasks_blocked()
+            execution.hurry()
+            session.cancel_scope.cancel()
         assert (await world.terminal())["error"] | {"message": ""} == {
             "code": "server_stopped",
             "message": "",
             "retryable": True,
         }
+
+    async def test_one_that_comes_to_its_end_behind_a_shield_is_told_as_it_ended(self, world: World) -> None:
+        async def agent(run: Run) -> dict[str, Any]:
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            return {"charged": 1}
+
+        async with trio.open_nursery() as session:
+            execution = world.execution(agent)
+            await execution.start()
+            session.start_soon(execution.execute)
+            await trio.lowlevel.checkpoint()
+            execution.hurry()
+            session.cancel_scope.cancel()
+        end = await world.terminal()
+        assert (end["status"], end["result"]) == ("completed", {"charged": 1})
 
     async def test_cancelling_the_nursery_ends_the_run_first_and_passes_on(self, world: World) -> None:
         async with trio.open_nursery() as session:
@@ -634,7 +660,7 @@ class TestCancelAtEveryCheckpoint:
             with trio.CancelScope() as scope:
                 acts: dict[str, Callable[[], object]] = {
                     "cancel": execution.cancel,
-                    "stop": execution.stop,
+                    "stop": lambda e=execution, s=scope: (e.hurry(), s.cancel()),
                     "nursery": scope.cancel,
                     "timeout": lambda e=execution: setattr(e._scope, "deadline", -float("inf")),
                 }

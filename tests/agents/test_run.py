@@ -275,18 +275,23 @@ class TestLastWords:
             finally:
                 left.append(trio.current_time())
 
-        execution = await world.launch(agent, timeout=20)
-        await trio.testing.wait_all_tasks_blocked()
-        began = trio.current_time()
-        if ended == "cancel":
-            execution.cancel()
-        elif ended == "stop":
-            execution.stop()
-        else:
-            await trio.sleep_until(began := began + 20)
-        await trio.sleep(10)
-        assert [at - began for at in left] == [3.0]
-        gated.open.set()
+        async with trio.open_nursery() as session:
+            execution = world.execution(agent, timeout=20)
+            await execution.start()
+            session.start_soon(execution.execute)
+            await trio.testing.wait_all_tasks_blocked()
+            began = trio.current_time()
+            if ended == "cancel":
+                execution.cancel()
+            elif ended == "stop":
+                execution.hurry()
+                session.cancel_scope.cancel()
+            else:
+                await trio.sleep_until(began := began + 20)
+            with trio.CancelScope(shield=True):
+                await trio.sleep(4)
+            assert [at - began for at in left] == [3.0]
+            gated.open.set()
         assert await execution.wait_ended() == ("cancelled" if ended == "cancel" else "failed")
         assert (await world.types())[-2:] == ["x", "agent_completed"]
 

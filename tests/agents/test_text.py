@@ -303,19 +303,25 @@ class TestOrder:
         assert await logged(world) == ["message_started", "a", "bc"]
         assert (await world.types())[-1] == "agent_completed"
 
-    @pytest.mark.parametrize("how", ["cancel", "stop"])
+    @pytest.mark.parametrize("stopped", [False, True])
     async def test_a_run_that_is_ended_in_a_message_has_said_all_of_it(
-        self, world: World, mock_clock: MockClock, how: str
+        self, world: World, mock_clock: MockClock, stopped: bool
     ) -> None:
         async def agent(run: Run) -> None:
             async with run.message() as message:
                 await add(message, "abc")
                 await trio.sleep_forever()
 
-        execution = await world.launch(agent)
-        assert await logged(world) == ["message_started", "a"]
-        getattr(execution, how)()
-        await execution.wait_ended()
+        execution = world.execution(agent)
+        await execution.start()
+        async with trio.open_nursery() as session:
+            session.start_soon(execution.execute)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await logged(world) == ["message_started", "a"]
+            if stopped:
+                session.cancel_scope.cancel()
+            else:
+                execution.cancel()
         assert await logged(world) == ["message_started", "a", "bc", "message_completed"]
         (completed,) = await world.told("message_completed")
         assert (completed["text"], completed["interrupted"]) == ("abc", True)

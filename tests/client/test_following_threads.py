@@ -134,6 +134,41 @@ class TestFollowing:
         assert one.hello(resumes=True) == (("a", "b"), ("b",))
         one.attach(lambda _: None)
 
+    async def test_a_refusal_after_a_drop_leaves_threads_that_were_fresh_before_it(
+        self, nursery: trio.Nursery
+    ) -> None:
+        one, posted = await following(("a",))
+        one.detach()
+        nursery.start_soon(one.follow, ["a", "b"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert one.hello(resumes=True) == (("a", "b"), ("b",))
+        one.attach(lambda message: posted.extend(decode_client(message.decode(), max_bytes=9999)))
+        await trio.testing.wait_all_tasks_blocked()
+
+        async def change() -> None:
+            with pytest.raises(CommandError):
+                await one.follow(None)
+
+        nursery.start_soon(change)
+        await trio.testing.wait_all_tasks_blocked()
+        one.detach()
+        assert one.hello(resumes=True) == (("a", "b"), ("b",)), "with its snapshot still to come"
+        one.attach(lambda message: posted.extend(decode_client(message.decode(), max_bytes=9999)))
+        assert one.answer(posted[-1].id, ErrorBody("rate_limited", "too often", retry_after=1.0))
+        assert one.threads == ("a", "b")
+
+    async def test_one_that_was_given_up_and_is_refused_leaves_what_the_server_has(
+        self, nursery: trio.Nursery
+    ) -> None:
+        one, posted = await following(("a",))
+        async with trio.open_nursery() as given_up:
+            given_up.start_soon(one.follow, None)
+            await trio.testing.wait_all_tasks_blocked()
+            given_up.cancel_scope.cancel()
+        assert one.threads is None
+        assert one.answer(posted[0].id, ErrorBody("rate_limited", "too often", retry_after=1.0))
+        assert one.threads == ("a",)
+
     async def test_a_refusal_leaves_what_is_known(self, nursery: trio.Nursery) -> None:
         one, posted = await following(("a",))
 

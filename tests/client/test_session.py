@@ -92,7 +92,17 @@ class TestConnecting:
                 pass
 
     @pytest.mark.parametrize(
-        "url", ["http://x", "ws://", "ws://u:p@x", "ws://x?token=1", "ws://x#f", "ws://x:port", "ws://a..b"]
+        "url",
+        [
+            "http://x",
+            "ws://",
+            "ws://u:p@x",
+            "ws://x?token=1",
+            "ws://x#f",
+            "ws://x:port",
+            "ws://a..b",
+            "ws://\u2603.com",
+        ],
     )
     async def test_a_wrong_url_is_named(self, url: str, autojump_clock: MockClock) -> None:
         with pytest.raises(ConfigError, match=r"^url: "):

@@ -276,6 +276,25 @@ async def test_s08_past_the_window_a_repeat_is_told_that_nobody_knows(
         assert await effect_of(local, case) == first["result"]
 
 
+@pytest.mark.parametrize("by", ["command", "publish"])
+@pytest.mark.parametrize("step", [3600.0, -7200.0])
+async def test_s08_nor_does_a_restart_make_an_answer_older_than_it_is(
+    tmp_path: Path, stage: Stage, step: float, by: str
+) -> None:
+    """As after a night in which the machine slept, or where its clock was set meanwhile."""
+    wall, store, seqs = Wall(), f"sqlite:{tmp_path / 'log.db'}", []
+    for _ in range(3):
+        async with local_server(stage.app, store=store, wall_clock=wall) as local, local.peer() as peer:
+            wall.now += step
+            if by == "command":
+                seqs.append(
+                    (await peer.command("chat", {"text": "once"}, id="once", age=1.0))["result"]["seq"]
+                )
+            else:
+                seqs.append((await local.server.publish("acme", "ada", "noted", {}, id="mine")).seq)
+    assert seqs == [1, 1, 1]
+
+
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_s08_the_window_is_of_time_that_passed_whatever_the_wall_clock_is_set_to(
     tmp_path: Path, stage: Stage, kind: str

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover import Credentials, Grant, Principal
 from wsrecover.config import Limits, Timeouts
@@ -223,12 +223,46 @@ class Hanging:
         return Grant(Principal("acme", "ada"), 4e9)
 
 
-async def test_tokens_that_wait_for_the_one_before_are_bounded_and_end_with_the_connection() -> None:
+class Slow:
+    """One that takes its time over a second token, which is of another tier."""
+
+    def __init__(self) -> None:
+        self.asked, self.go_on = trio.Event(), trio.Event()
+        self.first = True
+
+    async def authenticate(self, credentials: Credentials) -> Grant:
+        if self.first:
+            self.first = False
+            return Grant(Principal("acme", "ada"), 4e9)
+        self.asked.set()
+        await self.go_on.wait()
+        return Grant(Principal("acme", "ada", tier="enterprise"), 4e9)
+
+
+async def test_commands_that_are_under_way_leave_room_for_a_change_of_the_filter() -> None:
+    async with local_server(limits=Limits(commands_in_flight=4)) as local, local.peer(tier="mid") as peer:
+        await peer.until("live")
+        chats = [{"op": "send", "id": f"c{n}", "type": "chat", "data": {}} for n in range(4)]
+        await peer.send([*chats, {"op": "follow", "id": "f", "threads": ["a"]}])
+        replies = {}
+        while len(replies) < 5:
+            reply = (await peer.until("reply"))[-1]
+            replies[reply["id"]] = reply["status"]
+        assert replies == dict.fromkeys(("c0", "c1", "c2", "c3", "f"), "ok")
+        for number in range(10):
+            await peer.send({"op": "follow", "id": f"f{number}", "threads": None})
+            assert (await peer.until("reply"))[-1]["status"] == "ok"
+
+
+async def test_tokens_that_wait_for_the_one_before_are_bounded_and_end_with_the_connection(
+    mock_clock: MockClock,
+) -> None:
     hanging = Hanging()
-    limits, timeouts = Limits(commands_in_flight=4), Timeouts(handshake=0.5)
-    async with local_server(authenticator=hanging, limits=limits, timeouts=timeouts) as local:
+    async with local_server(authenticator=hanging, limits=Limits(commands_in_flight=4)) as local:
         async with local.peer(token="x") as peer:
             await peer.until("live")
+            for _ in range(10):
+                await peer.command("chat", {})
             await peer.send([{"op": "auth", "id": f"a{number}", "token": "t"} for number in range(7)])
             refused = [(await peer.until("reply"))[-1] for _ in range(2)]
             assert {(one["error"]["code"], one["error"]["retry_after"]) for one in refused} == {
@@ -236,10 +270,29 @@ async def test_tokens_that_wait_for_the_one_before_are_bounded_and_end_with_the_
             }
             assert "4" in refused[0]["error"]["message"]
         (session,) = local.server.registry.sessions.values()
-        with trio.fail_after(5):
-            while session.members:  # noqa: ASYNC110  # Only what is left can be seen.
-                await trio.sleep(0.001)
+        while session.connections:
+            await wait_all_tasks_blocked(0.001)
+        mock_clock.jump(Timeouts().handshake)
+        while session.members:
+            await wait_all_tasks_blocked(0.001)
         assert hanging.asked == 2, "what a connection asked that is gone is not looked into"
+
+
+async def test_a_token_that_is_proved_when_its_connection_is_gone_changes_nothing() -> None:
+    slow = Slow()
+    async with local_server(authenticator=slow) as local:
+        async with local.peer(token="x") as peer:
+            await peer.until("live")
+            (connection,) = local.server.connections()
+            await peer.send({"op": "auth", "id": "a1", "token": "t"})
+            await slow.asked.wait()
+        (session,) = local.server.registry.sessions.values()
+        while session.connections:
+            await wait_all_tasks_blocked(0.001)
+        slow.go_on.set()
+        while session.members:
+            await wait_all_tasks_blocked(0.001)
+        assert (connection.tier, session.quota.tier) == (None, local.config.tier)
 
 
 async def test_streams_stay_open_while_a_session_does_and_no_longer() -> None:

@@ -76,7 +76,8 @@ async def call(function: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
         return await function(*args)
     except BaseException as exc:
         closing = not trio.lowlevel.in_trio_task() or trio.lowlevel.current_task() is not task
-        if closing or not any(isinstance(leaf, GeneratorExit) for leaf in leaves(exc)):
+        kinds = {type(leaf) for leaf in leaves(exc)}
+        if closing or GeneratorExit not in kinds or KeyboardInterrupt in kinds:
             raise
         raise RuntimeError("GeneratorExit was raised") from exc
 

@@ -7,7 +7,7 @@
                          ├─ time-out ────────────────────────▶ failed    timeout
                          ├─ cancel() ────────────────────────▶ cancelled
                          ├─ abandon() ───────────────────────▶ (nothing is logged)
-                         ├─ stop() · cancelled from outside ─▶ failed    server_stopped
+                         ├─ cancelled from outside ──────────▶ failed    server_stopped
                          └─ the process dies ─ next start-up ▶ failed    producer_lost
 
 The first cause decides: once a run was cancelled, stopped or timed out, that is how it ends, also where its
@@ -160,14 +160,10 @@ class Execution:
         self._interrupt(CANCELLED)
         return True
 
-    def stop(self) -> None:
-        """End the run because the server stops: `failed` with the code `server_stopped`. Idempotent.
-
-        Who cancels the nursery of many runs calls this first, so that the scopes of each have `grace` seconds
-        together.
-        """
-        if not self._ending:
-            self._interrupt(STOPPED)
+    def hurry(self) -> None:
+        """The nursery of `execute` is being cancelled: the run's scopes have `grace` seconds together."""
+        if not self._scope.cancel_called:
+            self._end_by(trio.current_time())
 
     def abandon(self) -> None:
         """End the run, which logs nothing from here on, not even that it ended: its log was erased."""

@@ -24,7 +24,6 @@ def check_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         _ = parts.port
-        (parts.hostname or "").encode("idna")  # As whoever looks it up will do.
     except ValueError as error:
         raise ConfigError("url", f"is no URL: {error}", accepted) from error
     if parts.scheme not in ("ws", "wss") or not parts.hostname:

@@ -49,15 +49,17 @@ def _common(one: frozenset[str] | None, threads: tuple[str, ...] | None) -> froz
 class Following:
     """The filter of the user's stream, over any number of connections; None stands for all threads.
 
-    A change goes to the server at once, or with the next hello. `known` are the threads of the filter whose
-    state the session has: of the others it is told in snapshots.
+    A change goes to the server at once, or with the next hello. What the server has is `held`; of that the
+    session has the state of `known`, and is told the others in snapshots. What it was asked and has not
+    answered may hold, or not, by the time at which the connection ends.
     """
 
     def __init__(self, threads: tuple[str, ...] | None) -> None:
         self.threads = threads
-        self.known = _common(None, threads)
+        self._held = threads
+        self._known = _common(None, threads)
         self._said = threads
-        self._asked: Follow | None = None
+        self._asked: list[Follow] = []
         self._change: _Change | None = None
         self._post: Callable[[bytes], None] | None = None
         self._turn = trio.Lock()
@@ -69,8 +71,7 @@ class Following:
         async with self._turn:
             if self._end is not None:
                 raise self._end
-            before = self.threads, self.known
-            self.threads, self.known = wanted, _common(self.known, wanted)
+            self.threads = wanted
             change = self._change = _Change(secrets.token_hex(16))
             self._tell(change.ref)
             try:
@@ -78,30 +79,30 @@ class Following:
             finally:
                 self._change = None
             if change.error is not None:
-                self.threads, self.known = before
                 raise change.error
 
     def _tell(self, ref: str) -> None:
         if self._post is not None:
-            self._asked = Follow(ref, self.threads)
-            self._post(encode(self._asked))
+            self._asked.append(Follow(ref, self.threads))
+            self._post(encode(self._asked[-1]))
 
     def hello(self, *, resumes: bool) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
         """The `threads` and `fresh` for a hello, with a position in the user's stream or without."""
-        if not resumes:
-            self.known = _common(None, self.threads)  # What is not known will be told from its beginning.
         self._said = self.threads
-        if self.known is None:
-            return self.threads, ()
-        if self.threads is None:  # Threads without a name cannot be fresh: the filter is changed behind this.
-            self._said = tuple(sorted(self.known))
+        if not resumes:  # Everything will be told from its beginning.
+            self._known = _common(None, self.threads)
+        elif self.threads is None and self._known is not None:
+            # Threads without a name cannot be fresh: the filter is changed behind this hello.
+            self._said = tuple(sorted(self._known)) if self._held is None else self._held
+        self._known = _common(self._known, self._said)
+        if self._said is None or self._known is None:
             return self._said, ()
-        return self.threads, tuple(sorted(set(self.threads) - self.known))
+        return self._said, tuple(sorted(set(self._said) - self._known))
 
     def attach(self, post: Callable[[bytes], None]) -> None:
         """A connection is up."""
-        self._post = post
-        if self._said != self.threads:  # They changed since its hello.
+        self._post, self._held = post, self._said
+        if self._said != self.threads:  # They changed since its hello, or could not be said in it.
             self._tell(secrets.token_hex(16) if self._change is None else self._change.ref)
         elif self._change is not None:
             self._change.settle()
@@ -109,6 +110,9 @@ class Following:
     def detach(self) -> None:
         """The connection is gone."""
         self._post = None
+        for follow in self._asked:
+            self._known = _common(self._known, follow.threads)
+        self._asked.clear()
 
     def end(self, error: WsrecoverError) -> None:
         """No connection will come any more."""
@@ -118,23 +122,24 @@ class Following:
 
     def received(self, snapshot: Snapshot) -> None:
         """These threads have a state now."""
-        if self.known is not None and self.threads is not None:
-            self.known |= set(snapshot.threads).intersection(self.threads)
+        chosen = self._asked[0].threads if self._asked else self._held
+        if self._known is not None and chosen is not None:
+            self._known |= set(snapshot.threads).intersection(chosen)
 
     def answer(self, ref: str | None, error: ErrorBody | None) -> bool:
         """The server answered; False where that was not to a `follow`."""
-        if self._asked is None or ref != self._asked.id:
+        asked = next((follow for follow in self._asked if follow.id == ref), None)
+        if asked is None:
             return False
-        if error is None:
-            self.known = _common(_common(None, self._asked.threads), self.threads)
-        self._asked = None
-        if self._change is None or ref != self._change.ref:
-            return True
-        if error is None:
-            self._change.settle()
+        self._asked.remove(asked)
+        if error is None:  # That comes behind the snapshot of what is new.
+            self._held, self._known = asked.threads, _common(None, asked.threads)
         else:
-            refusal = CommandError(
-                error.code, error.message, field=error.field, retry_after=error.retry_after
-            )
-            self._change.settle(refusal)
+            self.threads = self._asked[-1].threads if self._asked else self._held
+        if self._change is not None and ref == self._change.ref:
+            self._change.settle(None if error is None else _refusal(error))
         return True
+
+
+def _refusal(error: ErrorBody) -> CommandError:
+    return CommandError(error.code, error.message, field=error.field, retry_after=error.retry_after)

@@ -32,7 +32,7 @@ class ClientSession:
                 case Ephemeral():  # live only, not logged
                 case Snapshot():   # the threads' contexts as of a seq, see `context`; `more` follow
                 case Gap():        # events are gone; what follows is what `from_` asked for
-                case Changed():    # the held position was refused: what was derived from the stream is void
+                case Changed():    # the held position was refused: as `trimmed`, or what it led to is void
                 case Forgotten():  # the stream may no longer be followed
 
     An app that is slow makes the reader wait once `buffer_items` or `buffer_bytes` are reached. Pings then

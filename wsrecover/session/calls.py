@@ -29,7 +29,7 @@ Result: TypeAlias = dict[str, Any]
 
 @attrs.frozen
 class Call:
-    """One command as what answers it sees it. `now` is in unix seconds, `at` too, by the store's clock."""
+    """One command as what answers it sees it. `now` is in unix seconds, `at` is the store's own time."""
 
     principal: Principal
     send: Send
@@ -83,9 +83,9 @@ def conflict(ref: str) -> CommandError:
     return CommandError("id_conflict", f"the id {ref!r} was used with another body", field="id")
 
 
-def outcome_unknown(why: str) -> CommandError:
-    """The command may have taken effect, and nobody knows."""
-    return CommandError("outcome_unknown", why)
+def outcome_unknown(why: str, *, retry_after: float | None = None) -> CommandError:
+    """The command may have taken effect, and nobody knows; a repeat may tell, after so many seconds."""
+    return CommandError("outcome_unknown", why, retry_after=retry_after)
 
 
 def refusal(ref: str, error: CommandError) -> Reply:

@@ -69,7 +69,8 @@ def _store_trouble(send: Send, error: StoreError) -> CommandError:
     if isinstance(error, StoreUnavailable | StoreClosed) and send.age is None:
         problem = "the log cannot be written now"
         return CommandError("store_unavailable", problem, retry_after=STORE_RETRY_AFTER)
-    return outcome_unknown("the log could not tell whether it took effect")
+    retry_after = STORE_RETRY_AFTER if isinstance(error, StoreUnavailable) else None
+    return outcome_unknown("the log could not tell whether it took effect", retry_after=retry_after)
 
 
 @attrs.define
@@ -160,7 +161,7 @@ class Commands:
         self._under_way[send.id] = under_way = UnderWay(digest)
         try:
             key = AnswerKey(principal.tenant, principal.user, send.id)
-            call = Call(principal, send, key, digest, self._services.clock(), self._services.steady())
+            call = Call(principal, send, key, digest, self._services.clock(), self._services.store.now())
             await self._refuse_expired(call)
             status, result = await handler(call)
             under_way.reply = Reply(send.id, status, result=result)

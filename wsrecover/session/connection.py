@@ -89,7 +89,6 @@ class Connection:
         self._home = home
         self._services = home.services
         self.socket = socket
-        self.grant = grant
         self.member = Member(grant.principal.tenant, grant.principal.user, hello.client)
         self.id = os.urandom(8).hex()
         self.since = self._services.clock()
@@ -103,10 +102,8 @@ class Connection:
         self._frames = Bucket(Rate(self.limits.frames_per_second, self.limits.frames_burst))
         self._closed: trio.Event | None = None
         self._patience = self.timeouts.heartbeat + self.timeouts.heartbeat_grace
-        now = trio.current_time()
-        self._expires = self._expiry(now)
         self._scope = trio.CancelScope()
-        self.heard(now)
+        self._go_by(grant)
         wanted = None if hello.threads is None else frozenset(hello.threads)
         self._delivery = Delivery(self, socket, wanted, snapshots=hello.from_ == "snapshot")
         self._following = Following(self._services, self.member, self._delivery)
@@ -344,7 +341,7 @@ class Connection:
             self._delivery.control(refusal(frame.id, error))
             return
         fail = partial(self.close, CloseCode.INTERNAL_ERROR, "internal error")
-        self._turns.start(handle, frame, fail=fail)
+        self._turns.start(handle, frame, admitted=not isinstance(frame, Send), fail=fail)
 
     async def _answer(self, send: Send, begun: trio.Event) -> None:
         await self._delivery.opened()
@@ -363,6 +360,8 @@ class Connection:
         principal = self.grant.principal
         try:
             grant = await prove(self._services, auth.token, self.socket.peer)
+            if self.state == "closing":  # By now.
+                return
         except CommandError as error:
             self._delivery.control(refusal(auth.id, error))
             return
@@ -372,13 +371,10 @@ class Connection:
         if (grant.principal.tenant, grant.principal.user) != (principal.tenant, principal.user):
             self._disown(auth, "the token speaks for somebody else", CloseCode.AUTHENTICATION_FAILED)
             return
-        self.grant = grant
+        self._go_by(grant)
         audit.refreshed(self)
         self._home.quota.adopt(grant.principal)
         self._asked_for_token = False
-        now = trio.current_time()
-        self._expires = self._expiry(now)
-        self.heard(now)
         self._delivery.control(Reply(auth.id, "ok", result={}))
         if (grant.principal.roles, grant.principal.tier) != (principal.roles, principal.tier):
             self._following.leave(grant.principal)
@@ -395,6 +391,8 @@ class Connection:
         audit.disowned(self, code, problem)
         self._close_with(refusal(auth.id, CommandError("forbidden", problem, field="token")), code, problem)
 
-    def _expiry(self, now: float) -> float:
-        """The trio time, which is `now`, at which the token, with its leeway, stops counting."""
-        return now + (self.grant.expires_at + self.timeouts.token_leeway - self._services.clock())
+    def _go_by(self, grant: Grant) -> None:
+        """End when this grant's token, with its leeway, stops counting; whoever brings it is alive."""
+        self.grant, now = grant, trio.current_time()
+        self._expires = now + (grant.expires_at + self.timeouts.token_leeway - self._services.clock())
+        self.heard(now)

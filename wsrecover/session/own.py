@@ -139,7 +139,7 @@ async def _run(call: Call, handler: Handler, data: object, effects: _Effects) ->
 
 
 def _answer(call: Call, effects: _Effects, status: AnswerStatus, result: bytes) -> Answer:
-    return Answer(call.key, call.digest, effects.services.steady(), result, status)
+    return Answer(call.key, call.digest, effects.services.store.now(), result, status)
 
 
 def _result(returned: object) -> bytes:

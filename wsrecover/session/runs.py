@@ -153,10 +153,10 @@ class Runs:
         for execution in (*self._executions.values(), *self._starting):
             execution.abandon()
 
-    def stop(self) -> None:
-        """End all runs because the server stops. Returns at once."""
+    def hurry(self) -> None:
+        """The session's nursery is being cancelled: see `Execution.hurry`. Returns at once."""
         for execution in self._executions.values():
-            execution.stop()
+            execution.hurry()
 
     def infos(self) -> tuple[RunInfo, ...]:
         """The runs under way, as `welcome` tells them."""

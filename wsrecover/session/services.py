@@ -29,8 +29,7 @@ __all__ = ["Services"]
 
 @attrs.frozen
 class Services:
-    """The parts of one server process. `clock` gives unix seconds; deadlines use trio's clock. `steady`, the
-    store's, gives them without the steps in which a clock is set: answers to commands age by it.
+    """The parts of one server process. `clock` gives unix seconds; deadlines use trio's clock.
 
     `counts` are totals since the start, by name: `resume.<outcome>`, `closed.<code>`, `session.<state>`,
     `replayed`, `replay.paced`, `commands.<status>`, `ephemeral.sent` and `.shed`; for want of memory
@@ -49,9 +48,6 @@ class Services:
     alarms: Alarms = attrs.field(factory=Alarms)
     addresses: Addresses = attrs.field(init=False)
     counts: Counter[str] = attrs.field(factory=Counter)
-    steady: Callable[[], float] = attrs.field(
-        default=attrs.Factory(lambda services: services.clock, takes_self=True)
-    )
     mishaps: Mishaps = attrs.field(factory=Mishaps)
     presence: Presence = attrs.field(factory=Presence)
     receipts: Receipts = attrs.field(

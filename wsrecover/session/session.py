@@ -94,7 +94,7 @@ class Session:
                 try:
                     await self.members.until_idle(nursery, self.services.config.timeouts.linger)
                 except trio.Cancelled:
-                    self.runs.stop()
+                    self.runs.hurry()
                     raise
                 # In one step with the decision: whoever asks the registry from now on gets a new session.
                 self._end()
@@ -185,7 +185,7 @@ class Session:
         `early` are frames that came right behind the hello.
 
         Raises `CommandError("overloaded")` where the user has all the connections that the limits allow, and
-        `StoreFailed` once the server has stopped; the socket then stays the caller's.
+        `StoreClosed` once the server has stopped; the socket then stays the caller's.
         """
         older = self.connections.get(hello.client)
         self.quota.adopt(grant.principal)

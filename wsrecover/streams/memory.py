@@ -43,7 +43,7 @@ __all__ = ["MemoryStore", "open_memory"]
 
 
 async def open_memory(*, clock: Callable[[], float] = time.time) -> MemoryStore:
-    """An empty store. `clock` gives unix seconds; where it jumps, answers to commands are forgotten early."""
+    """An empty store. `clock` gives seconds that pass; where it jumps, answers are forgotten early."""
     await trio.lowlevel.checkpoint()
     return MemoryStore(clock=clock)
 
@@ -115,6 +115,10 @@ class MemoryStore(Store):
             page.append(entry)
         return page
 
+    def now(self) -> float:
+        """See `Store.now`."""
+        return self._clock()
+
     async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> Retained:
         """See `Store.retain`."""
         await self._ready()
@@ -129,7 +133,7 @@ class MemoryStore(Store):
                 held.append(key)
             if log.oldest > oldest:
                 trimmed.oldest[key] = log.oldest
-        self._forget_old(self._clock() - ANSWER_WINDOW)
+        self._forget_old(self.now() - ANSWER_WINDOW)
         return attrs.evolve(trimmed, held=tuple(held))
 
     async def snapshot(self, key: StreamKey) -> StoredSnapshot:
@@ -278,7 +282,7 @@ class MemoryStore(Store):
 
     def _answered(self, key: AnswerKey) -> tuple[Answer, tuple[Position, ...]] | None:
         known = self._answers.get(key)
-        return known if known is not None and self._clock() - known[0].at < ANSWER_WINDOW else None
+        return known if known is not None and self.now() - known[0].at < ANSWER_WINDOW else None
 
     def _forget_old(self, before: float) -> None:
         for name in [name for name, (_, _, at) in self._ids.items() if at <= before]:

@@ -58,8 +58,8 @@ async def open_sqlite(
     """Open the store in the file `path`, which is made if it is absent; its folder must exist.
 
     `synchronous` is SQLite's: with anything but FULL a power cut takes acknowledged events. `clock` gives
-    unix seconds; where it jumps, answers to commands are forgotten early. `timeout` (seconds) is how long a
-    write may take before the store counts as failed.
+    seconds that pass; where it jumps while the store is open, answers are forgotten early. `timeout`
+    (seconds) is how long a write may take before the store counts as failed.
 
     Raises `StoreLocked` where another process (or this one) has it open, `StoreMismatch`, `StoreCorrupt`, and
     `StoreUnavailable` where it cannot be made or read; each names the file. Cancelled before it begins:
@@ -144,6 +144,10 @@ class SQLiteStore(Store):
         """See `Store.commit`."""
         return await self._write(partial(self._log.commit, units))
 
+    def now(self) -> float:
+        """See `Store.now`."""
+        return self._log.now()
+
     async def retain(self, limits: Mapping[StreamKey, Retention], *, now: float) -> Retained:
         """See `Store.retain`."""
         return await self._write(partial(self._log.retain, limits, now))
@@ -191,7 +195,7 @@ class SQLiteStore(Store):
     async def answer(self, key: AnswerKey) -> tuple[Answer, tuple[Position, ...]] | None:
         """See `Store.answer`."""
         self._check_open()
-        return await self._reads.call(partial(find_answer, self._reader, key, now=self._clock()))
+        return await self._reads.call(partial(find_answer, self._reader, key, now=self.now()))
 
     async def runs(self) -> list[RunRecord]:
         """See `Store.runs`."""

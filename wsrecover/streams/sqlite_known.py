@@ -97,6 +97,13 @@ class Known:
                 [(one.tenant, one.user, one.token_id, one.at) for one in unit.revocations],
             )
 
+    def newest(self) -> float | None:
+        """The time of the newest answer or id, None where there is none."""
+        newest: float | None = self._db.execute(
+            "SELECT max(at) FROM (SELECT max(at) AS at FROM answer UNION ALL SELECT max(at) FROM event_id)"
+        ).get
+        return newest
+
     def forget_revocations(self, before: float) -> None:
         """See `Store.forget_revocations`."""
         self._db.execute("DELETE FROM revocation WHERE at < ?", (before,))

@@ -82,6 +82,7 @@ class SQLiteLog:
         self._swept = 0
         self._clear_stage()
         self._generation_number = 0
+        self._ahead = 0.0  # Of the clock that was given.
 
     def _clear_stage(self) -> None:
         self._grown: list[Head] = []  # Once for each event.
@@ -102,9 +103,15 @@ class SQLiteLog:
             self._generation_number = self._db.last_insert_rowid()
             self.lineage = tuple(name for (name,) in self._db.execute("SELECT id FROM generation ORDER BY n"))
             self._row, self._physical, self._alive = replay(self._db)
+            newest = self.known.newest()
+            self._ahead = 0.0 if newest is None else newest - self._clock()
             self.purge.left = self.purge.due = forget_purged(self._db)
         self._as_of = self._committed_row = self._row
         self._files.watch()
+
+    def now(self) -> float:
+        """See `Store.now`."""
+        return self._clock() + self._ahead
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Do `jobs` in one transaction, all or nothing."""
@@ -236,12 +243,12 @@ class SQLiteLog:
                 outcomes.append(self._apply(unit))
         self._append(plain)
         if self.known.kept:
-            self.known.forget(now=self._clock())
+            self.known.forget(now=self.now())
         return outcomes
 
     def _apply(self, unit: Unit) -> Outcome:
         if unit.answers:
-            known = self.known.answered(unit.answers[0], now=self._clock())
+            known = self.known.answered(unit.answers[0], now=self.now())
             if known is not None:
                 return known
         outcome = self._append_with_ids(unit.entries)
@@ -285,7 +292,7 @@ class SQLiteLog:
         self._marks[head] = first
 
     def _append_with_ids(self, entries: Sequence[Entry]) -> Applied | Conflict:
-        now = self._clock()
+        now = self.now()
         first: dict[tuple[Head, str], tuple[bytes, Position | None]] = {}
         for entry in entries:
             if entry.id is not None:
@@ -331,7 +338,7 @@ class SQLiteLog:
             self._begin_at(head, new)
             if new.oldest > old.oldest:
                 trimmed[key] = new.oldest
-        self.known.forget(now=self._clock())
+        self.known.forget(now=self.now())
         return Retained(trimmed, tuple(held))
 
     def _begin_at(self, head: Head, trim: Trim) -> None:

@@ -71,7 +71,8 @@ AnswerStatus: TypeAlias = Literal["accepted", "ok", "error"]
 class Answer:
     """What a command was answered: a JSON object, or None where the positions say it all.
 
-    `digest` stands for the command's body: another one under the same id is a conflict. `at` is unix seconds.
+    `digest` stands for the command's body: another one under the same id is a conflict. `at` is the
+    store's time.
     Of the status "error" the result is the error; "accepted" has none, and is replaced by what follows.
     """
 
@@ -252,7 +253,8 @@ class Store(abc.ABC):
     other.
 
     Errors: `StoreUnavailable` means that nothing of the call took effect and a later one may succeed;
-    `StoreFailed` that the store is down until it is opened again; `StoreCorrupt` that what was read
+    `StoreFailed` that nobody knows whether it did, and the store is down until it is opened again;
+    `StoreClosed`, which is one of these, that it was down before; `StoreCorrupt` that what was read
     contradicts itself.
 
     Cancellation: `commit` may not be left half known: once handed to the store it completes before the
@@ -282,6 +284,14 @@ class Store(abc.ABC):
 
         A snapshot that is older than the stream's last one, or of another epoch, changes nothing; one of the
         same seq tells what was forgotten since.
+        """
+
+    @abc.abstractmethod
+    def now(self) -> float:
+        """The time in seconds by which answers and ids age: answers that are handed in have it as `at`.
+
+        It passes while the store is open, and goes on where it was when the store was closed: so neither a
+        clock that is set, nor a machine that sleeps, nor a restart makes an answer older than it is.
         """
 
     @abc.abstractmethod

@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 import attrs
 import trio
 
-from wsrecover.errors import HandshakeRefused, TransportError
+from wsrecover.errors import ConfigError, HandshakeRefused, TransportError
 
 from .handshake import accept_key
 from .head import HeadError, Headers, parse_headers
@@ -73,6 +73,7 @@ async def open_socket(
     Raises:
         HandshakeRefused: the server answered with another HTTP status than 101.
         TransportError: refused, unknown host, time-out, TLS that failed, or not a WebSocket server.
+        ConfigError: its host can be none.
         ValueError: `url` is no ws: or wss: URL, or a header holds something other than visible ASCII.
     """
     target = _parse_url(url)
@@ -85,6 +86,8 @@ async def open_socket(
                     context = ssl_context or ssl.create_default_context()
                     await outbox.start_tls(context, server_hostname=target.host)
                 subprotocol, early = await _shake(outbox, target, headers, subprotocols)
+        except UnicodeError as error:
+            raise ConfigError("url", f"names no host: {error}", "a name of DNS, or an address") from error
         except trio.TooSlowError as error:
             raise TransportError(f"{target.authority}: no answer within {timeout} s") from error
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
