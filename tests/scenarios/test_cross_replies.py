@@ -19,9 +19,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover.agents import App, Command, Run
 from wsrecover.client import ClientSession, connect
+from wsrecover.client.following import Following
 from wsrecover.client.outbox import Outbox
 from wsrecover.errors import CommandError, ConnectionClosed
-from wsrecover.protocol.frames import Reply
+from wsrecover.protocol.frames import ErrorBody, Reply
 from wsrecover.streams.store import StreamKey
 from wsrecover.testing import Peer
 from wsrecover.transport import open_socket
@@ -216,13 +217,20 @@ async def test_i3_a_call_that_is_cancelled_at_any_step_leaves_its_reply_to_nobod
     kind: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, figure: Figure
 ) -> None:
     tally = Tally()
-    reply = Outbox.reply
+    reply, answer = Outbox.reply, Following.answer
+
+    def noted(following: Following, ref: str | None, error: ErrorBody | None) -> bool:
+        change = following._change
+        taken = answer(following, ref, error)
+        tally.counts["for nobody"] += taken and (change is None or change.ref != ref)
+        return taken
 
     def counted(outbox: Outbox, frame: Reply) -> None:
         tally.counts["for nobody"] += frame.id not in outbox._commands
         reply(outbox, frame)
 
     monkeypatch.setattr(Outbox, "reply", counted)
+    monkeypatch.setattr(Following, "answer", noted)
     steps = 0
     while await cancelled_at(steps, kind, tally):
         steps += 1
