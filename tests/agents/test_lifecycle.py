@@ -15,6 +15,7 @@ import trio
 import trio.testing
 from agents_world import NOW, Gated, World, make_journal, make_place
 
+from wsrecover.agents.app import AgentFunction
 from wsrecover.agents.ending import call
 from wsrecover.agents.lifecycle import _terminal_id, close_lost_runs
 from wsrecover.agents.run import Run
@@ -388,34 +389,33 @@ class TestTimeout:
 
 
 class TestStopped:
-    async def test_a_stopped_run_may_be_tried_again(self, world: World) -> None:
+    async def stopped(self, world: World, function: AgentFunction) -> dict[str, Any]:
+        """Stop the server while an agent is at work: the data of the terminal event."""
         async with trio.open_nursery() as session:
-            execution = world.execution(sleeper)
+            execution = world.execution(function)
             await execution.start()
             session.start_soon(execution.execute)
             await trio.testing.wait_all_tasks_blocked()
             execution.hurry()
             session.cancel_scope.cancel()
-        assert (await world.terminal())["error"] | {"message": ""} == {
+        return await world.terminal()
+
+    async def test_a_stopped_run_may_be_tried_again(self, world: World) -> None:
+        assert (await self.stopped(world, sleeper))["error"] | {"message": ""} == {
             "code": "server_stopped",
             "message": "",
             "retryable": True,
         }
 
-    async def test_one_that_comes_to_its_end_behind_a_shield_is_told_as_it_ended(self, world: World) -> None:
+    async def test_one_that_comes_to_its_end_behind_a_shield_is_told_as_it_ended(
+        self, world: World, autojump_clock: trio.testing.MockClock
+    ) -> None:
         async def agent(run: Run) -> dict[str, Any]:
             with trio.CancelScope(shield=True):
-                await trio.testing.wait_all_tasks_blocked(0.01)
+                await trio.sleep(0.05)
             return {"charged": 1}
 
-        async with trio.open_nursery() as session:
-            execution = world.execution(agent)
-            await execution.start()
-            session.start_soon(execution.execute)
-            await trio.lowlevel.checkpoint()
-            execution.hurry()
-            session.cancel_scope.cancel()
-        end = await world.terminal()
+        end = await self.stopped(world, agent)
         assert (end["status"], end["result"]) == ("completed", {"charged": 1})
 
     async def test_cancelling_the_nursery_ends_the_run_first_and_passes_on(self, world: World) -> None:

@@ -118,6 +118,27 @@ async def test_a_filter_of_threads_is_of_the_user_stream_alone(local: LocalServe
         assert texts(await peer.until("event")) == [("all", "to all")]
 
 
+class Held:
+    """The stream of `OPS`, which is not opened before `go_on`."""
+
+    def __init__(self) -> None:
+        self.opening, self.go_on = trio.Event(), trio.Event()
+
+
+@pytest.fixture
+async def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    one, load = Held(), MemoryStore.load
+
+    async def hold(store: MemoryStore, key: StreamKey) -> StreamState:
+        if key == OPS:
+            one.opening.set()
+            await one.go_on.wait()
+        return await load(store, key)
+
+    monkeypatch.setattr(MemoryStore, "load", hold)
+    return one
+
+
 class TestAFreshToken:
     async def refresh(self, local: LocalServer, peer: Peer, **claims: Any) -> None:
         await peer.send({"op": "auth", "id": "a1", "token": local.token(**claims)})
@@ -158,45 +179,27 @@ class TestAFreshToken:
             assert texts([await peer.frame()]) == [("tier", "to mid")]
 
     async def test_that_comes_twice_while_its_streams_are_opened_is_followed_like_any(
-        self, local: LocalServer, monkeypatch: pytest.MonkeyPatch
+        self, local: LocalServer, held: Held
     ) -> None:
-        load, opening, both = MemoryStore.load, trio.Event(), trio.Event()
-
-        async def slow(store: MemoryStore, key: StreamKey) -> StreamState:
-            if key == OPS:
-                opening.set()
-                await both.wait()
-            return await load(store, key)
-
-        monkeypatch.setattr(MemoryStore, "load", slow)
         async with local.peer() as peer:
             await peer.until("live")
             await self.refresh(local, peer, roles=["ops"])
-            await opening.wait()
+            await held.opening.wait()
             await self.refresh(local, peer, roles=["ops"])
-            both.set()
+            held.go_on.set()
             await peer.until("live", stream="role:ops")
             await say(local, OPS, "to ops")
             assert texts([await peer.frame()]) == [("role:ops", "to ops")]
 
     async def test_whose_role_is_taken_back_while_its_stream_is_opened_is_not_followed(
-        self, local: LocalServer, monkeypatch: pytest.MonkeyPatch
+        self, local: LocalServer, held: Held
     ) -> None:
-        load, opening, taken = MemoryStore.load, trio.Event(), trio.Event()
-
-        async def slow(store: MemoryStore, key: StreamKey) -> StreamState:
-            if key == OPS:
-                opening.set()
-                await taken.wait()
-            return await load(store, key)
-
-        monkeypatch.setattr(MemoryStore, "load", slow)
         async with local.peer() as peer:
             await peer.until("live")
             await self.refresh(local, peer, roles=["ops"])
-            await opening.wait()
+            await held.opening.wait()
             await self.refresh(local, peer)
-            taken.set()
+            held.go_on.set()
             await wait_all_tasks_blocked(0.01)
             await say(local, OPS, "secret")
             await say(local, ALL, "to all")
