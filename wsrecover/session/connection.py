@@ -86,8 +86,7 @@ class Connection:
     def __init__(
         self, home: Home, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[Frame]
     ) -> None:
-        self._home = home
-        self._services = home.services
+        self._home, self._services = home, home.services
         self.socket = socket
         self.member = Member(grant.principal.tenant, grant.principal.user, hello.client)
         self.id = os.urandom(8).hex()
@@ -95,15 +94,15 @@ class Connection:
         self.limits: Limits = self._services.config.limits
         self.timeouts: Timeouts = self._services.config.timeouts
         self._ending: ConnectionClosed | None = None
-        self._asked_at = -math.inf
-        self._asked_for_token = False
+        self._asked_at, self._asked_for_token = -math.inf, False
         self._at, self._wait = 0, 0.0
         self._turns = Turns(home.members, self.limits.commands_in_flight)
         self._frames = Bucket(Rate(self.limits.frames_per_second, self.limits.frames_burst))
         self._closed: trio.Event | None = None
         self._patience = self.timeouts.heartbeat + self.timeouts.heartbeat_grace
-        self._scope = trio.CancelScope()
-        self._go_by(grant)
+        now = trio.current_time()
+        self._go_by(grant, now)  # Setting a deadline later would cost more than all that makes the scope.
+        self._scope = trio.CancelScope(deadline=self._deadline(now))
         wanted = None if hello.threads is None else frozenset(hello.threads)
         self._delivery = Delivery(self, socket, wanted, snapshots=hello.from_ == "snapshot")
         self._following = Following(self._services, self.member, self._delivery)
@@ -190,9 +189,8 @@ class Connection:
             return await self._home.open_streams(self.grant.principal)
         except (StoreError, trio.TooSlowError) as error:
             log.warning("streams_unavailable", error=repr(error))
-            problem = "the log cannot be read now"
-            word = ErrorFrame("store_unavailable", problem, retry_after=1.0)
-            self._close_with(word, CloseCode.TRY_AGAIN_LATER, problem)
+            word = ErrorFrame("store_unavailable", "the log cannot be read now", retry_after=1.0)
+            self._close_with(word, CloseCode.TRY_AGAIN_LATER, word.message)
             return None
 
     def _begin(self, streams: Mapping[str, Stream]) -> None:
@@ -209,8 +207,7 @@ class Connection:
 
     def heard(self, now: float) -> None:
         """The peer is alive: its silence is counted from `now`, trio's time."""
-        # One scope has both deadlines, for each costs every connection.
-        self._scope.deadline = min(now + self._patience, self._expires)
+        self._scope.deadline = self._deadline(now)
 
     def tick(self, now: float, unix: float) -> None:
         """Ask a silent peer for a sign of life, and one whose token runs out for another.
@@ -285,9 +282,9 @@ class Connection:
         self._at = at = moment(trio.current_time())
         self._wait = self._home.quota.take_message(message, at)
         if wait := self._frames.take(at, len(frames)):
-            problem = f"at most {self.limits.frames_per_second} frames in a second"
-            word = ErrorFrame("rate_limited", problem, retry_after=wait)
-            self._close_with(word, CloseCode.RATE_LIMITED, problem)
+            most = self.limits.frames_per_second
+            word = ErrorFrame("rate_limited", f"at most {most} frames in a second", retry_after=wait)
+            self._close_with(word, CloseCode.RATE_LIMITED, word.message)
         for frame in frames:
             self._take(frame)
 
@@ -371,7 +368,9 @@ class Connection:
         if (grant.principal.tenant, grant.principal.user) != (principal.tenant, principal.user):
             self._disown(auth, "the token speaks for somebody else", CloseCode.AUTHENTICATION_FAILED)
             return
-        self._go_by(grant)
+        now = trio.current_time()
+        self._go_by(grant, now)
+        self.heard(now)
         audit.refreshed(self)
         self._home.quota.adopt(grant.principal)
         self._asked_for_token = False
@@ -391,8 +390,11 @@ class Connection:
         audit.disowned(self, code, problem)
         self._close_with(refusal(auth.id, CommandError("forbidden", problem, field="token")), code, problem)
 
-    def _go_by(self, grant: Grant) -> None:
-        """End when this grant's token, with its leeway, stops counting; whoever brings it is alive."""
-        self.grant, now = grant, trio.current_time()
+    def _go_by(self, grant: Grant, now: float) -> None:
+        """End when this grant's token, with its leeway, stops counting; `now` is trio's time."""
+        self.grant = grant
         self._expires = now + (grant.expires_at + self.timeouts.token_leeway - self._services.clock())
-        self.heard(now)
+
+    def _deadline(self, now: float) -> float:
+        """When it ends by itself: one scope has both deadlines, for each costs every connection."""
+        return min(now + self._patience, self._expires)
