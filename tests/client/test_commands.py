@@ -88,6 +88,30 @@ class TestCommands:
         assert heard[0] == heard[1]
         assert age == 7.25
 
+    async def test_a_change_of_the_filter_goes_ahead_of_commands_that_wait(
+        self, autojump_clock: MockClock
+    ) -> None:
+        """A server takes so many at once that the change behind them would be one too many."""
+
+        async def cut(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            await peer.hear()
+            peer.close(1006)
+
+        async def last(peer: Peer) -> None:
+            peer.say(welcome(**RESUMED), live(0))
+            heard = [await peer.answer(), await peer.answer()]
+            assert [frame["op"] for frame in heard] == ["follow", "send"]
+            await peer.until_bye()
+
+        async with (
+            opened(Server(cut, last), threads=["a"]) as session,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(session.send, "chat", {})
+            await session.wait_status("waiting")
+            await session.follow(None)
+
     async def test_its_age_counts_the_time_in_which_the_machine_slept(
         self, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
