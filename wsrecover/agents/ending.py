@@ -76,8 +76,9 @@ async def call(function: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
         return await function(*args)
     except BaseException as exc:
         closing = not trio.lowlevel.in_trio_task() or trio.lowlevel.current_task() is not task
-        kinds = {type(leaf) for leaf in leaves(exc)}
-        if closing or GeneratorExit not in kinds or KeyboardInterrupt in kinds:
+        found = tuple(leaves(exc))
+        exits = any(isinstance(leaf, GeneratorExit) for leaf in found)
+        if closing or not exits or any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
             raise
         raise RuntimeError("GeneratorExit was raised") from exc
 

@@ -71,9 +71,8 @@ AnswerStatus: TypeAlias = Literal["accepted", "ok", "error"]
 class Answer:
     """What a command was answered: a JSON object, or None where the positions say it all.
 
-    `digest` stands for the command's body: another one under the same id is a conflict. `at` is the
-    store's time.
-    Of the status "error" the result is the error; "accepted" has none, and is replaced by what follows.
+    `digest` stands for the command's body: another one under the same id is a conflict. `at` is the store's
+    time. Of the status "error" the result is the error; "accepted" has none, and is replaced by what follows.
     """
 
     key: AnswerKey
