@@ -65,7 +65,7 @@ async def serve_until(
 
 
 async def log_of(local: LocalServer, user: str = "ada") -> tuple[str, list[Frame]]:
-    """The epoch of the user's stream, and all its events."""
+    """The epoch of the user's stream, and all its events but for those that come in parts."""
     async with local.peer(user, **START) as peer:
         welcome, *frames = await peer.until("live")
     return welcome["streams"]["user"]["epoch"], [frame for frame in frames if frame["op"] == "event"]
