@@ -1,4 +1,4 @@
-"""Whether the way of an event is compiled in this installation: see "Compiled" in the README."""
+"""Whether the way of an event is compiled in this installation: see "Compiled" in OPERATING.md."""
 
 from __future__ import annotations
 

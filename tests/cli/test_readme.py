@@ -1,4 +1,4 @@
-"""The README keeps its word: every snippet runs, every command and every file that it names is there."""
+"""README.md and OPERATING.md keep their word: snippets run; commands and files that they name are there."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ if TYPE_CHECKING:
     from .conftest import Cli
 
 README = readme().read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-AGENT, BY_KEY, EMBEDDED, BROADCAST, MANAGER, CLIENT, KEEPER, SHOP, BUYER = (
+CHECKOUT = Path(__file__).parents[2]
+OPERATING = CHECKOUT / "wsrecover/OPERATING.md"
+TEXT = README + OPERATING.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+AGENT, EMBEDDED, CLIENT, KEEPER, SHOP, BUYER, BROADCAST, MANAGER, BY_KEY = (
     text for language, text in BLOCKS if language == "python"
 )
 SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
-CHECKOUT = Path(__file__).parents[2]
 
 URL = "ws://127.0.0.1:8765"
 
 
 def said(start: str) -> str:
-    """The one shell line of the README that begins so."""
+    """The one shell line that begins so."""
     (line,) = [line for line in SHELL if line.startswith(start)]
     return line
 
 
 def mentioned() -> set[str]:
     """Every `wsrecover …` in the shell blocks, the text and the tables."""
-    inline = re.findall(r"`(wsrecover [^`]+)`", README)
+    inline = re.findall(r"`(wsrecover [^`]+)`", TEXT)
     typed = [part.strip() for line in SHELL for part in line.split("&&")]
     return {text.partition(" > ")[0] for text in [*inline, *typed] if text.startswith("wsrecover ")}
 
@@ -192,10 +194,20 @@ def test_the_config_file_loads(tmp_path: Path) -> None:
     assert load_config(file).timeouts.run == 600
 
 
-def test_each_file_that_it_links_to_is_there() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+def headings(file: Path) -> set[str]:
+    """The names by which the headings of a file are linked to."""
+    titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("file", [CHECKOUT / "README.md", OPERATING], ids=lambda file: file.name)
+def test_each_file_and_heading_that_it_links_to_is_there(file: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", file.read_text(encoding="utf-8"))
     assert links
-    assert [link for link in links if not (CHECKOUT / link).exists()] == []
+    for path, heading in links:
+        target = file.parent / path if path else file
+        assert target.is_file(), target
+        assert not heading or heading in headings(target), heading
 
 
 def test_the_two_first_commands_are_the_ones_that_the_checkout_supports() -> None:
