@@ -77,6 +77,13 @@ def expected(name: str) -> list[tuple[str, str]]:
     return [(stream, f"{to} of {tenant}") for to, tenant, stream, audience in AUDIENCES if name in audience]
 
 
+async def trim(local: LocalServer, key: StreamKey, *, to: int) -> None:
+    """Keep the newest events alone, now: retention would let some more be, for a while."""
+    services = local.server._services
+    gone = await services.store.retain({key: Retention(events=to)}, now=services.clock())
+    services.streams.trim(gone.oldest)
+
+
 async def say_all(local: LocalServer) -> None:
     for to, tenant, _, _ in AUDIENCES:
         await local.server.broadcast(to, "notice", {"text": f"{to} of {tenant}"}, tenant=tenant)
@@ -244,10 +251,7 @@ async def test_s10_what_is_trimmed_before_it_is_heard_is_told_as_a_gap_and_not_a
             receipt = await local.server.broadcast("all", "notice", {"text": "0"})
         for number in range(1, 4):
             await local.server.broadcast("all", "notice", {"text": f"{number}"})
-        services = local.server._services
-        key = StreamKey("all")
-        gone = await services.store.retain({key: Retention(events=2)}, now=services.clock())
-        services.streams.trim(gone.oldest)
+        await trim(local, StreamKey("all"), to=2)
         async with local.peer(client="c", resume={"all": [epoch, 0]}) as peer:
             frames = await peer.until("live")
             assert frames[0]["streams"]["all"]["reason"] == "trimmed"
@@ -255,6 +259,26 @@ async def test_s10_what_is_trimmed_before_it_is_heard_is_told_as_a_gap_and_not_a
             await peer.send([{"op": "ack", "pos": {"all": 4}}, {"op": "ping"}])
             await peer.until("pong")
             assert receipt.counts == ReceiptCounts(1, 0, 0, 1)
+
+
+async def test_s10_who_gets_back_the_right_to_it_when_it_is_trimmed_never_acknowledges_it() -> None:
+    async with (
+        local_server(retention_broadcast=Retention(events=2)) as local,
+        local.peer(roles=["ops"]) as peer,
+    ):
+        await peer.until("live")
+        receipt = await local.server.broadcast("role:ops", "notice", {"text": "0"}, tenant="acme")
+        await peer.until("event")
+        await peer.send({"op": "auth", "id": "a1", "token": local.token()})
+        await peer.until("streams")
+        for number in range(1, 4):
+            await local.server.broadcast("role:ops", "notice", {"text": f"{number}"}, tenant="acme")
+        await trim(local, StreamKey("role", "acme", "ops"), to=2)
+        await peer.send({"op": "auth", "id": "a2", "token": local.token(roles=["ops"])})
+        assert [text for _, text in said(await peer.until("live", stream="role:ops"))] == ["2", "3"]
+        await peer.send([{"op": "ack", "pos": {"role:ops": 4}}, {"op": "ping"}])
+        await peer.until("pong")
+        assert receipt.counts == ReceiptCounts(1, 0, 0, 1)
 
 
 async def test_s10_who_is_about_to_be_closed_is_not_counted(local: LocalServer) -> None:

@@ -165,6 +165,18 @@ class TestAFreshToken:
             await say(local, OPS, "after")
             assert texts([await peer.frame()]) == [("role:ops", "after")]
 
+    async def test_of_who_asked_for_live_begins_its_stream_at_its_head(self, local: LocalServer) -> None:
+        await say(local, OPS, "before")
+        async with local.peer(**{"from": "live"}) as peer:
+            await peer.until("live")
+            for time in ("first", "second"):
+                await self.refresh(local, peer, roles=["ops"])
+                assert texts(await peer.until("live", stream="role:ops")) == []
+                await say(local, OPS, time)
+                assert texts([await peer.frame()]) == [("role:ops", time)]
+                await self.refresh(local, peer)
+                assert (await peer.frame())["removed"] == ["role:ops"]
+
     async def test_of_another_tier_exchanges_its_stream(self, local: LocalServer) -> None:
         free, mid = (StreamKey("tier", "acme", name) for name in ("free", "mid"))
         await say(local, mid, "welcome to mid")

@@ -8,6 +8,7 @@ import attrs
 
 from wsrecover.access.principal import Principal
 from wsrecover.logger import get_logger
+from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import Ack, ErrorFrame, From, Hello, StreamInfo, Streams
 from wsrecover.protocol.resume import held_part
 from wsrecover.streams.stream import Stream
@@ -38,10 +39,11 @@ class Start:
 class Following:
     """One connection's place in its streams. `processed` are the positions that its peer has acknowledged."""
 
-    __slots__ = ("_delivery", "_member", "_services", "processed")
+    __slots__ = ("_broadcasts_from", "_delivery", "_member", "_services", "processed")
 
     def __init__(self, services: Services, member: Member, delivery: Delivery) -> None:
         self.processed: dict[str, int] = {}
+        self._broadcasts_from: From = "start"
         self._services = services
         self._member = member
         self._delivery = delivery
@@ -52,22 +54,26 @@ class Following:
         after: dict[str, int] = {}
         held: dict[str, tuple[int, int]] = {}
         gaps: dict[str, tuple[int, int]] = {}
-        # Broadcasts have no snapshots.
-        broadcasts: From = "start" if hello.from_ == "snapshot" else hello.from_
-        has_receipts = bool(self._services.receipts)
+        if hello.from_ == "live":  # Broadcasts have no snapshots: with any other word they begin at their oldest.
+            self._broadcasts_from = "live"
         for name, stream in streams.items():
             position = hello.resume.get(name)
-            info = infos[name] = stream.judge(position, hello.from_ if name == "user" else broadcasts)
+            from_ = hello.from_ if name == "user" else self._broadcasts_from
+            info = infos[name] = self._judge(stream, position, from_)
             after[name] = info.from_ - 1
             if position is not None:
                 if (part := held_part(hello, name, info)) is not None:
                     held[name] = part
                 if info.reason == "trimmed":
                     gaps[name] = (position.seq + 1, stream.oldest - 1)
-            if has_receipts and not info.resumed:
-                self.missed(stream, 1, info.from_ - 1)
         self._services.counts[f"resume.{infos['user'].reason or 'resumed'}"] += 1
         return Start(infos, after, held, gaps)
+
+    def _judge(self, stream: Stream, position: Position | None, from_: From) -> StreamInfo:
+        info = stream.judge(position, from_)
+        if not info.resumed and self._services.receipts:
+            self.missed(stream, 1, info.from_ - 1)
+        return info
 
     def missed(self, stream: Stream, first: int, last: int) -> None:
         """Note what the peer will never be sent."""
@@ -98,9 +104,9 @@ class Following:
             self._delivery.follow(kept, {}, Streams({}, removed))
 
     def join(self, streams: Mapping[str, Stream]) -> None:
-        """Follow `streams`: those that are new from their oldest."""
+        """Follow `streams`: those that are new from where `hello` had those begin that it gave no position of."""
         added = {
-            name: stream.judge(None, "start")
+            name: self._judge(stream, None, self._broadcasts_from)
             for name, stream in streams.items()
             if name not in self._delivery.streams
         }
