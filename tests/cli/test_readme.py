@@ -137,6 +137,21 @@ def test_nor_does_it_forget_what_it_did_where_the_log_was_trimmed_meanwhile(fold
     assert told - {10, 20} >= {7, 8, 9, 17, 18, 19}
 
 
+def test_nor_does_it_stumble_where_a_role_was_lost_and_is_regained(folder: Cli) -> None:
+    notice = json.dumps({"to": "role:ops", "type": "notice", "data": {}})
+    sign = said("wsrecover token --tenant acme --user ada ")
+    with folder.serving() as (_, url):
+        (folder.home / "keeper.py").write_text(KEEPER.replace(URL, url))
+        folder.run("send", "--url", url, "--token-file", "service-token", "broadcast", notice)
+        for number, role in enumerate((" --role ops", "", " --role ops"), start=1):
+            folder.shell(sign.replace(" > ", f"{role} > "))
+            with folder.start("keeper.py", program=sys.executable) as keeper:
+                if role:
+                    keeper.wait_for("role:ops 1 ", stream="stdout")
+                folder.run("publish", "--url", url, "--token-file", "service-token", "ada", "noted", "{}")
+                keeper.wait_for(f"user {number} ", stream="stdout")  # What came before is committed.
+
+
 def test_a_command_of_the_apps_own_starts_an_agent_that_asks(folder: Cli) -> None:
     (folder.home / "shop.py").write_text(SHOP)
     serve = shlex.split(said("wsrecover serve --app").replace("triage:app", "shop:app"))[1:]
