@@ -6,6 +6,7 @@ hundred, and how much its resident memory grew over a hundred: the hundredth mus
 
 from __future__ import annotations
 
+import re
 import statistics
 from typing import Final
 
@@ -22,7 +23,7 @@ from _harness import (
     start_runs,
     token,
 )
-from _load import LIVE, Fleet, upgrade
+from _load import EVENT, LIVE, Fleet, upgrade
 
 EVENT_BYTES: Final = 300
 IN_A_ROW: Final = 100
@@ -33,24 +34,47 @@ USERS: Final = 20
 """Who reconnect at the same time, so that one reconnect's CPU is more than the clock's noise."""
 
 
+_POSITION: Final = re.compile(rb'"epoch":"([^"]+)","head":(\d+)')
+
+
 class Bench:
-    """A few users with a run each."""
+    """A few users with a run each, and where their clients are."""
 
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
-        self.requests = [upgrade(token(f"user{number}"), "client") for number in range(USERS)]
-        remote.call(start_runs, "passive", [f"user{number}" for number in range(USERS)], {})
+        self.tokens = {user: token(user) for user in (f"user{number}" for number in range(USERS))}
+        self.at: dict[str, tuple[str, int]] = {}
+        remote.call(start_runs, "passive", list(self.tokens), {})
+        self.connect()
 
-    def reconnect(self) -> float:
-        """All drop, miss an event and are back; microseconds of CPU each, from the accept to the close."""
-        self.remote.call(emit_rounds, 1, event_data(EVENT_BYTES))
-        before = self.remote.call(cpu)
+    def connect(self) -> int:
+        """All connect where they were, and drop; how many events they were sent."""
+        requests = [
+            upgrade(value, "client", {"user": self.at[user]} if user in self.at else None)
+            for user, value in self.tokens.items()
+        ]
         clients = Fleet()
-        clients.connect(self.remote.address, self.requests)
-        clients.read(LIVE, USERS)
+        clients.connect(self.remote.address, requests)
+        clients.read_whole(LIVE)
+        received = list(clients.received.values())
         clients.close()
         self.remote.wait_connections(0)
-        return float(self.remote.call(cpu) - before) / USERS / 1000
+        for user, text in zip(self.tokens, received, strict=True):
+            match = _POSITION.search(text)
+            if match is None:
+                raise RuntimeError(f"no welcome in {text!r}")
+            self.at[user] = (match[1].decode(), int(match[2]))
+        return sum(text.count(EVENT) for text in received)
+
+    def reconnect(self) -> float:
+        """All miss an event and are back for it; microseconds of CPU each, from the accept to the close."""
+        self.remote.call(emit_rounds, 1, event_data(EVENT_BYTES))
+        before = self.remote.call(cpu)
+        events = self.connect()
+        used = float(self.remote.call(cpu) - before) / USERS / 1000
+        if events != USERS:
+            raise RuntimeError(f"{events} events came, not one for each of {USERS} clients")
+        return used
 
 
 def main() -> None:

@@ -8,15 +8,13 @@ Run as `python benches/streams.py`.
 from __future__ import annotations
 
 import gc
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import trio
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from _harness import Figure, show
 
 from wsrecover.streams.journal import Journal, Writer
 from wsrecover.streams.memory import open_memory
@@ -27,6 +25,10 @@ from wsrecover.streams.stream import Stream
 
 STREAMS = 1000
 ROUNDS = 100
+READS = 5
+MISSED = 20
+"""Events of a read: the newest."""
+
 BODY = b'{"ts":1.0,"type":"message_delta","data":{"text":"' + b"x" * 250 + b'"}}'
 KEYS = [StreamKey("user", "tenant", f"user-{number}") for number in range(STREAMS)]
 
@@ -54,22 +56,20 @@ async def fill(store: Store, per_stream: int) -> None:
         await store.commit([Unit(tuple([Entry(key, BODY, time.time()) for _ in range(5)])) for key in KEYS])
 
 
-async def rounds(writers: Sequence[Writer], count: int) -> tuple[float, float]:
-    """CPU and wall µs per event of the best of `count` rounds, and of their median."""
-    costs = []
-    for _ in range(count):
+async def rounds(writers: Sequence[Writer], cpu: Figure, wall: Figure) -> None:
+    """Write `ROUNDS` times an event each; microseconds per event."""
+    for _ in range(ROUNDS):
         units = [Unit((Entry(key, BODY, time.time()),)) for key in KEYS]
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu_before, wall_before = time.process_time(), time.perf_counter()
         for writer, unit in zip(writers, units, strict=True):
             writer.write_nowait(unit)
         await writers[-1].flush()
-        costs.append((time.process_time() - cpu, time.perf_counter() - wall))
-    cpus, walls = zip(*costs, strict=True)
-    return sorted(cpus)[count // 2] / STREAMS * 1e6, sorted(walls)[count // 2] / STREAMS * 1e6
+        cpu.values.append((time.process_time() - cpu_before) / STREAMS * 1e6)
+        wall.values.append((time.perf_counter() - wall_before) / STREAMS * 1e6)
 
 
-async def through_journal(store: Store) -> tuple[float, float]:
-    """CPU and wall µs per event (median of the rounds)."""
+async def through_journal(store: Store, cpu: Figure, wall: Figure) -> None:
+    """From the writers to a follower of each stream."""
     streams = Streams(store)
     journal = Journal(
         store,
@@ -87,34 +87,39 @@ async def through_journal(store: Store) -> tuple[float, float]:
             assert stream.join(follower, stream.head)
         writers = [journal.writer() for _ in KEYS]
         gc.freeze()
-        figures = await rounds(writers, ROUNDS)
+        await rounds(writers, cpu, wall)
         await journal.aclose()
     assert all(follower.taken == ROUNDS for follower in followers)
-    return figures
 
 
-async def read_cost(store: Store) -> float:
-    """Wall µs of a read of the 20 newest events, thread hop included."""
+async def read(store: Store, wall: Figure) -> None:
+    """Read the newest events of each stream; microseconds per read, with the way to the thread and back."""
     heads = [(await store.load(key)).head for key in KEYS]
-    start = time.perf_counter()
-    for key, head in zip(KEYS, heads, strict=True):
-        assert len(await store.read(key, head - 20, upto=head, max_events=20, max_bytes=1 << 20)) == 20
-    return (time.perf_counter() - start) / STREAMS * 1e6
+    for _ in range(READS):
+        start = time.perf_counter()
+        for key, head in zip(KEYS, heads, strict=True):
+            page = await store.read(key, head - MISSED, upto=head, max_events=MISSED, max_bytes=1 << 20)
+            assert len(page) == MISSED
+        wall.values.append((time.perf_counter() - start) / STREAMS * 1e6)
 
 
 async def main() -> None:
-    print(f"{'store':<14}{'in the log':>12}{'CPU µs/event':>14}{'wall µs/event':>15}{'20-row read µs':>16}")
+    figures = []
     for per_stream in (0, 1000):
         for name in ("memory", "sqlite FULL"):
+            where = f"{name}, {per_stream} in the log"
+            cpu, wall = Figure(f"an event, CPU: {where}"), Figure(f"an event, wall: {where}")
+            reading = Figure(f"a read of {MISSED}, wall: {where}")
+            figures += [cpu, wall, reading]
             with tempfile.TemporaryDirectory() as folder:
                 store: Store = (
                     await open_memory() if name == "memory" else await open_sqlite(Path(folder) / "bench.db")
                 )
                 await fill(store, per_stream)
-                cpu, wall = await through_journal(store)
-                read = await read_cost(store)
-                print(f"{name:<14}{per_stream:>12}{cpu:>14.2f}{wall:>15.2f}{read:>16.1f}")
+                await through_journal(store, cpu, wall)
+                await read(store, reading)
                 await store.aclose()
+    show(f"{STREAMS} streams, an event each per round", "µs", figures)
 
 
 if __name__ == "__main__":

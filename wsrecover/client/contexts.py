@@ -7,7 +7,7 @@ from typing import Final
 
 import attrs
 
-from wsrecover.protocol.context import EMPTY, TYPES, Context, parse, reduce
+from wsrecover.protocol.context import EMPTY, NO_THREAD, TYPES, Context, parse, reduce
 from wsrecover.protocol.frames import Event, Gap, Snapshot
 from wsrecover.protocol.receiver import Changed, Item
 
@@ -15,8 +15,6 @@ __all__ = ["Contexts"]
 
 MAX_NEWS: Final = 256
 """Items that wait to be taken in until somebody asks for a context."""
-
-NO_THREAD: Final = ""
 
 
 class Contexts:

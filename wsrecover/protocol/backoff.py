@@ -27,11 +27,6 @@ class Backoff:
         self._attempts = 0
         self._connected_at: float | None = None
 
-    @property
-    def attempts(self) -> int:
-        """Delays given since the connection was last stable."""
-        return self._attempts
-
     def connected(self, now: float) -> None:
         """A connection was welcomed at `now`."""
         self._connected_at = now

@@ -46,6 +46,7 @@ __all__ = [
     "CONTEXT_BYTES",
     "EMPTY",
     "KEPT_BYTES",
+    "NO_THREAD",
     "TYPES",
     "Context",
     "Message",
@@ -56,6 +57,9 @@ __all__ = [
     "parse",
     "reduce",
 ]
+
+NO_THREAD: Final = ""
+"""The name of the context of events without a thread; no thread can have it."""
 
 CONTEXT_BYTES: Final = 1024 * 1024
 """Bytes of a context in JSON; one that grows beyond loses its oldest messages, tool calls and ended runs."""

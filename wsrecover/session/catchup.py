@@ -131,7 +131,7 @@ class CatchUp:
         wait = math.inf
         most = page_share(self._owner.limits, len(self._lags))
         for stream, lag in self._lags.items():
-            snapshot = bool(lag.switches) and lag.taken is None
+            snapshot = bool(lag.switches) and lag.snapshot is None
             refused = 0.0
             if snapshot or lag.announce:
                 # How large a snapshot is shows as it is sent: what it overdraws is waited for afterwards.
@@ -147,7 +147,7 @@ class CatchUp:
         with self._a_read():
             snapshot = await self._owner.snapshot()
         if self._lags.get(stream) is lag:
-            lag.take(stream, snapshot, part_bytes=self._owner.limits.part_bytes)
+            lag.begin_snapshot(stream, snapshot, part_bytes=self._owner.limits.part_bytes)
 
     async def _take_page(self, stream: Stream, lag: Lag, most: int) -> None:
         """Read a page in its turn, and send from it. Of the `most` bytes paid the rest is given back."""

@@ -21,19 +21,16 @@ import trio
 from wsrecover.errors import WsrecoverError
 from wsrecover.logger import get_logger
 from wsrecover.protocol.codec import decode_body
-from wsrecover.protocol.context import EMPTY, Context, concerning, parse, reduce
+from wsrecover.protocol.context import EMPTY, NO_THREAD, Context, concerning, parse, reduce
 from wsrecover.streams.page import Page
 from wsrecover.streams.store import NewSnapshot, StoredContext, StreamKey, Unit
 from wsrecover.streams.stream import Stream
 
 from .services import Services
 
-__all__ = ["NO_THREAD", "Snapshot", "UserContexts", "keep_up", "store"]
+__all__ = ["Snapshot", "UserContexts", "keep_up", "store"]
 
 log = get_logger(__name__)
-
-NO_THREAD: Final = ""
-"""The name of the context of events without a thread; no thread can have it."""
 
 PAGE_EVENTS: Final = 2_000
 PAGE_BYTES: Final = 1024 * 1024

@@ -257,7 +257,7 @@ class Delivery:
         """The stream dropped this follower when it was at `after` (`Follower`)."""
         self._note_lag(stream, after)
         # Not at once: the stream has yet to move its head, and joining it before that would miss what is new.
-        self._start_catch_up()
+        self._catch_up_on()
 
     def _note_lag(self, stream: Stream, after: int) -> Lag:
         lag = Lag(self._unsaid.pop(stream, after), announce=False)
@@ -280,11 +280,11 @@ class Delivery:
         return pack(frames)
 
     def _go_on(self) -> None:
-        """Send what goes at once; a catch-up task does the rest, if there is one."""
+        """Send what goes at once; a catch-up task does the rest, or all where there is one already."""
         if self._catch_up is not None or not self._pump():
-            self._start_catch_up()
+            self._catch_up_on()
 
-    def _start_catch_up(self) -> None:
+    def _catch_up_on(self) -> None:
         if self._catch_up is not None:
             self._catch_up.nudge()
         elif not self._ended:
@@ -339,11 +339,11 @@ class Delivery:
     def _render(self, stream: Stream, lag: Lag) -> bool:
         """Turn the next page, or piece of a snapshot, into frames. False: it must be fetched first."""
         while lag.switches:
-            if lag.taken is None:
+            if lag.snapshot is None:
                 if not lag.switches[0].is_silent:
                     return False
                 self._tell(stream, lag, ())
-                lag.take(stream, Snapshot(lag.after, {}), part_bytes=self._part_bytes)
+                lag.begin_snapshot(stream, Snapshot(lag.after, {}), part_bytes=self._part_bytes)
             told = lag.tell_snapshot()
             if told is None:
                 break
@@ -352,11 +352,11 @@ class Delivery:
             if lag.frames:
                 return True
             self.wanted = lag.switches.popleft().after
-            lag.taken = None
+            lag.snapshot = None
         return self._render_page(stream, lag)
 
     def _render_page(self, stream: Stream, lag: Lag) -> bool:
-        upto = stream.head if lag.taken is None else lag.taken.seq
+        upto = stream.head if lag.snapshot is None else lag.snapshot.seq
         if lag.after >= upto:
             return True
         page, lag.page = lag.page, None
@@ -375,7 +375,7 @@ class Delivery:
             lag.tell_gap(stream, page.gap)
             self._owner.missed(stream, *page.gap)
             if self._snapshots and stream.key.scope == "user":
-                lag.taken = None  # What is behind the gap as well is of no use.
+                lag.snapshot = None  # What is behind the gap as well is of no use.
                 lag.switches.appendleft(Switch(self.wanted, self.wanted, first=True))
                 return True
         events = list(page.events)[: max(0, upto - lag.after)]

@@ -54,7 +54,7 @@ class Following:
         after: dict[str, int] = {}
         held: dict[str, tuple[int, int]] = {}
         gaps: dict[str, tuple[int, int]] = {}
-        if hello.from_ == "live":  # Broadcasts have no snapshots: with any other word they begin at their oldest.
+        if hello.from_ == "live":  # Else, as broadcasts have no snapshots, these begin at their oldest.
             self._broadcasts_from = "live"
         for name, stream in streams.items():
             position = hello.resume.get(name)
@@ -104,7 +104,7 @@ class Following:
             self._delivery.follow(kept, {}, Streams({}, removed))
 
     def join(self, streams: Mapping[str, Stream]) -> None:
-        """Follow `streams`: those that are new from where `hello` had those begin that it gave no position of."""
+        """Follow `streams`: those that are new like those that `hello` gave no position of."""
         added = {
             name: self._judge(stream, None, self._broadcasts_from)
             for name, stream in streams.items()

@@ -17,7 +17,7 @@ from wsrecover.streams.stream import Stream
 
 from .contexts import Snapshot
 from .replay import Filter, coalesced, frames_of, has_fragments
-from .snapshots import Switch, Taken
+from .snapshots import SnapshotFrames, Switch
 
 __all__ = ["FRAME_BYTES", "Lag", "Pair"]
 
@@ -32,7 +32,7 @@ Pair: TypeAlias = tuple[int, int] | None
 class Lag:
     """Where a lagging stream's cursor is: all up to `after` was sent, or is in `frames` or `merging`.
 
-    `taken` is the snapshot of the first of `switches`: the stream is told up to it, and then it. `opening`
+    `snapshot` is that of the first of `switches`: the stream is told up to it, and then it. `opening`
     is set when the one that the stream begins with was taken.
     """
 
@@ -43,7 +43,7 @@ class Lag:
     merging: Coalescer | None = None
     page: Page | None = None
     switches: deque[Switch] = attrs.field(factory=deque)
-    taken: Taken | None = None
+    snapshot: SnapshotFrames | None = None
     opening: trio.Event | None = None
 
     @property
@@ -83,13 +83,13 @@ class Lag:
         """
         self.frames.append(encode(Gap(stream.name, "trimmed", from_=gap[0], to=gap[1])))
         self.after = max(self.after, gap[1])
-        if self.taken is not None and self.taken.seq < self.after:
-            self.taken = None
+        if self.snapshot is not None and self.snapshot.seq < self.after:
+            self.snapshot = None
 
-    def take(self, stream: Stream, snapshot: Snapshot, *, part_bytes: int) -> None:
-        """This is the snapshot of the first switch."""
+    def begin_snapshot(self, stream: Stream, snapshot: Snapshot, *, part_bytes: int) -> None:
+        """Tell the first switch by this snapshot."""
         switch = self.switches[0]
-        self.taken = Taken(stream.name, switch, snapshot, part_bytes=part_bytes)
+        self.snapshot = SnapshotFrames(stream.name, switch, snapshot, part_bytes=part_bytes)
         if switch.first:
             self.after = snapshot.seq
             if self.opening is not None:
@@ -97,9 +97,9 @@ class Lag:
 
     def tell_snapshot(self) -> int | None:
         """Add its next frame, if there is one left: its bytes. None: the stream has not come as far."""
-        if self.taken is None or self.after < self.taken.seq:
+        if self.snapshot is None or self.after < self.snapshot.seq:
             return None
-        frame = self.taken.next_frame()
+        frame = self.snapshot.next_frame()
         if frame is None:
             return 0
         self.frames.append(frame)

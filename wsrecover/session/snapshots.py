@@ -15,13 +15,13 @@ import attrs
 import orjson
 
 from wsrecover.protocol.codec import encode, parts, snapshot_frame
-from wsrecover.protocol.context import EMPTY, Context
+from wsrecover.protocol.context import EMPTY, NO_THREAD, Context
 from wsrecover.protocol.frames import Hello, Reply, StreamInfo
 
-from .contexts import NO_THREAD, Snapshot
+from .contexts import Snapshot
 from .replay import Filter
 
-__all__ = ["MAX_SWITCHES", "Switch", "Taken", "first_switch"]
+__all__ = ["MAX_SWITCHES", "SnapshotFrames", "Switch", "first_switch"]
 
 MAX_SWITCHES: Final = 8
 """Changes of the filter that wait for their snapshots; more are refused."""
@@ -75,8 +75,8 @@ def first_switch(hello: Hello, info: StreamInfo) -> Switch | None:
     return Switch(chosen.difference(hello.fresh), chosen)
 
 
-class Taken:
-    """A snapshot that is sent: `seq`, and its frames one by one, made when they are asked for."""
+class SnapshotFrames:
+    """The frames of a snapshot as of `seq`, each made when it is asked for."""
 
     def __init__(self, stream: str, switch: Switch, snapshot: Snapshot, *, part_bytes: int) -> None:
         self.seq = snapshot.seq

@@ -17,7 +17,7 @@ import trio
 
 from wsrecover.errors import ConfigError, HandshakeRefused, TransportError
 
-from .handshake import accept_key
+from .handshake import accept_key, check_clean
 from .head import HeadError, Headers, parse_headers
 from .outbox import Outbox
 from .pipe import Pipe, SocketPipe
@@ -32,7 +32,6 @@ Dial = Callable[[str, int], Awaitable[Pipe]]
 _HEAD_BYTES: Final = 16 * 1024
 _BODY_BYTES: Final = 4 * 1024
 _STATUS_LINE: Final = re.compile(r"HTTP/1\.[01] ([1-5][0-9]{2})(?: .*)?")
-_CLEAN: Final = re.compile(r"[\t -~]*")
 
 
 @attrs.frozen
@@ -154,9 +153,7 @@ def _encode_request(
         **({"Sec-WebSocket-Protocol": ", ".join(subprotocols)} if subprotocols else {}),
         **headers,
     }
-    for name, value in fields.items():
-        if not _CLEAN.fullmatch(name) or not _CLEAN.fullmatch(value):
-            raise ValueError(f"headers: {name!r} holds something other than visible ASCII")
+    check_clean(fields.items())
     lines = [f"GET {target.resource} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
 

@@ -22,14 +22,12 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from wsrecover.errors import ConnectionClosed
+from wsrecover.protocol.closecodes import CloseCode
 
 from .framing import Message, cut_reason, text_frame
 from .outbox import Outbox
 
-__all__ = ["ABNORMAL", "CLOSE_TIMEOUT", "Engine"]
-
-ABNORMAL: Final = 1006
-"""The close code of an end without a close frame: it is never sent."""
+__all__ = ["CLOSE_TIMEOUT", "Engine"]
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds that a peer has to answer a close frame, or to take ours, before the pipe is closed."""
@@ -42,8 +40,6 @@ _UNREAD_BYTES: Final = 16 * 1024 * 1024
 
 _BYTES_PER_FRAGMENT: Final = 64
 _MIN_FRAGMENTS: Final = 128
-_TOO_BIG: Final = 1009
-_RATE_LIMITED: Final = 4004
 
 
 class Engine(WebSocketConnection):
@@ -85,7 +81,7 @@ class Engine(WebSocketConnection):
     @property
     def how(self) -> ConnectionClosed:
         """How the connection ended or is ending; made anew, since it is raised more than once."""
-        how = self.ended or self._ours or ConnectionClosed(ABNORMAL)
+        how = self.ended or self._ours or ConnectionClosed(CloseCode.ABNORMAL_CLOSURE)
         return ConnectionClosed(how.code, how.reason)
 
     @property
@@ -134,7 +130,7 @@ class Engine(WebSocketConnection):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             data = b""
         if not data:
-            self.end(ConnectionClosed(ABNORMAL))
+            self.end(ConnectionClosed(CloseCode.ABNORMAL_CLOSURE))
             return False
         self._wsproto.receive_data(data)
         self._unhandled = True
@@ -167,7 +163,7 @@ class Engine(WebSocketConnection):
 
     async def _abort_web_socket(self) -> None:
         """The outbox took no frame (called by the library, which says so by its own error)."""
-        self.end(ConnectionClosed(ABNORMAL))
+        self.end(ConnectionClosed(CloseCode.ABNORMAL_CLOSURE))
 
     async def _control(self, event: Event) -> None:
         try:
@@ -175,7 +171,7 @@ class Engine(WebSocketConnection):
                 if self.flood_notice is not None and self.open:
                     self.outbox.put(text_frame(self.flood_notice))
                 self._refuse(
-                    _RATE_LIMITED, f"at most {CONTROL_FRAMES_PER_SECOND} pings and pongs in a second"
+                    CloseCode.RATE_LIMITED, f"at most {CONTROL_FRAMES_PER_SECOND} pings and pongs in a second"
                 )
             elif isinstance(event, Ping):
                 if self._wsproto.state is ConnectionState.OPEN:
@@ -185,7 +181,7 @@ class Engine(WebSocketConnection):
             elif isinstance(event, CloseConnection):
                 await self._note_close(event)
         except trio_websocket.ConnectionClosed:
-            self.end(ConnectionClosed(ABNORMAL))
+            self.end(ConnectionClosed(CloseCode.ABNORMAL_CLOSURE))
 
     def _flooded(self) -> bool:
         now = trio.current_time()
@@ -216,9 +212,9 @@ class Engine(WebSocketConnection):
             data = bytes(data)
         self._fragments += event.frame_finished
         if self._size > self._max_message_bytes:
-            self._refuse(_TOO_BIG, f"a message has at most {self._max_message_bytes} bytes")
+            self._refuse(CloseCode.MESSAGE_TOO_BIG, f"a message has at most {self._max_message_bytes} bytes")
         elif self._fragments > self._max_fragments:
-            self._refuse(_TOO_BIG, f"a message has at most {self._max_fragments} fragments")
+            self._refuse(CloseCode.MESSAGE_TOO_BIG, f"a message has at most {self._max_fragments} fragments")
         elif not event.message_finished:
             if data:
                 self._parts.append(data)

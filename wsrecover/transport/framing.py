@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
+from wsrecover.protocol.closecodes import MAX_REASON_BYTES
+
 __all__ = [
     "PING_FRAME",
     "TEXT",
@@ -78,5 +80,5 @@ def masked_frame(message: Message) -> bytes:
 
 
 def cut_reason(reason: str) -> str:
-    """`reason` as it may stand in a close frame: at most 123 bytes of UTF-8, whole characters."""
-    return reason.encode("utf-8", "replace")[:123].decode("utf-8", "ignore")
+    """`reason` as it may stand in a close frame: at most `MAX_REASON_BYTES` of UTF-8, whole characters."""
+    return reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")

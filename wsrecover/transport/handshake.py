@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
@@ -12,14 +13,23 @@ import attrs
 
 from .head import Headers, Request
 
-__all__ = ["Refusal", "accept_key", "check_upgrade", "encode_refusal", "encode_switch", "refuse_head"]
+__all__ = [
+    "Refusal",
+    "accept_key",
+    "check_clean",
+    "check_upgrade",
+    "encode_refusal",
+    "encode_switch",
+    "refuse_head",
+]
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
 _CLEAN: Final = re.compile(r"[\t -~]*")
 
 
-def _clean_headers(_: object, __: object, headers: tuple[tuple[str, str], ...]) -> None:
+def check_clean(headers: Iterable[tuple[str, str]]) -> None:
+    """Raise `ValueError` where a name or value holds something other than visible ASCII, blanks and tabs."""
     for name, value in headers:
         if not _CLEAN.fullmatch(name) or not _CLEAN.fullmatch(value):
             raise ValueError(f"headers: {name!r} holds something other than visible ASCII")
@@ -31,7 +41,9 @@ class Refusal:
 
     status: int
     body: str
-    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), validator=_clean_headers)
+    headers: tuple[tuple[str, str], ...] = attrs.field(
+        default=(), validator=lambda _, __, headers: check_clean(headers)
+    )
 
 
 _PLAIN_HTTP: Final = Refusal(

@@ -10,9 +10,10 @@ from contextlib import suppress
 import trio
 
 from wsrecover.errors import ConnectionClosed
+from wsrecover.protocol.closecodes import CloseCode
 
-from .engine import ABNORMAL, CLOSE_TIMEOUT, Engine
-from .framing import PING_FRAME, Message, masked_frame, payloads, text_frame
+from .engine import CLOSE_TIMEOUT, Engine
+from .framing import Message, masked_frame, payloads, text_frame
 from .outbox import Outbox
 
 __all__ = ["CLOSE_TIMEOUT", "ClientSocket", "ServerSocket", "text_frame"]
@@ -42,10 +43,6 @@ class ServerSocket:
         self.outbox.translate = lambda frames: b"".join(map(outward, payloads(frames)))
         self._inward = inward
 
-    def offer(self, payload: bytes) -> bool:
-        """Frame `payload` (UTF-8) as one text message and offer it: all or nothing, see `Outbox.offer`."""
-        return self.outbox.offer(text_frame(payload))
-
     def put(self, payload: bytes) -> bool:
         """Frame `payload` (UTF-8) as one text message and queue it behind what is pending: a last word."""
         return self.outbox.put(text_frame(payload))
@@ -55,7 +52,7 @@ class ServerSocket:
         with trio.CancelScope() as scope:
             return await self.run_within(scope, on_message)
         self.kill()
-        self._engine.end(ConnectionClosed(ABNORMAL))
+        self._engine.end(ConnectionClosed(CloseCode.ABNORMAL_CLOSURE))
         return self._engine.how
 
     async def run_within(
@@ -102,10 +99,6 @@ class ServerSocket:
                 self._finished.set()
         self.kill()
         return engine.how
-
-    def ping(self) -> bool:
-        """Offer a WebSocket ping without waiting. Any inbound byte is an answer, see `received_at`."""
-        return self.outbox.offer(PING_FRAME)
 
     def close_nowait(self, code: int, reason: str = "") -> None:
         """Queue a close frame, `reason` cut to 123 bytes; nothing goes out after it, and `run` ends soon."""
