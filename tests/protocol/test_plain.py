@@ -54,8 +54,8 @@ def test_what_was_trimmed_is_one_gap() -> None:
     assert words.tell(gap) == [{"type": "gap", "reason": "trimmed", "id": "e-1.7"}]
 
 
-def test_to_begin_is_no_gap() -> None:
-    assert welcomed(resumed=False, reason="new")[1] == []
+def test_who_begins_is_told_where() -> None:
+    assert welcomed(resumed=False, reason="new")[1] == [{"type": "welcome", "id": "e-1.7"}]
 
 
 def test_broadcasts_are_told_once_their_replay_is_over_and_have_no_id() -> None:

@@ -30,6 +30,8 @@ class Terminal:
 
     def __init__(self, socket: ClientSocket) -> None:
         self.socket = socket
+        self.begins = ""
+        """The id that it was told to begin behind, where it brought none."""
 
     async def word(self) -> Word:
         with trio.fail_after(10):
@@ -62,7 +64,12 @@ async def terminal(
         timeout=10.0,
         max_message_bytes=1 << 22,
     ) as socket:
-        yield Terminal(socket)
+        plain = Terminal(socket)
+        if since is None and socket.subprotocol in (PLAIN, None):
+            word = await plain.word()
+            assert word == {"type": "welcome", "id": word["id"]}
+            plain.begins = word["id"]
+        yield plain
 
 
 def seqs(words: list[Word]) -> list[int]:
@@ -114,6 +121,15 @@ async def test_m07_without_an_id_it_begins_live(local: LocalServer) -> None:
     await local.server.publish("acme", "ada", "noted", {"n": 0})
     async with terminal(local) as plain:
         await local.server.publish("acme", "ada", "noted", {"n": 1})
+        assert (await plain.word())["data"] == {"n": 1}
+
+
+async def test_m07_who_is_cut_off_before_anything_came_misses_nothing(local: LocalServer) -> None:
+    await local.server.publish("acme", "ada", "noted", {"n": 0})
+    async with terminal(local) as plain:
+        begins = plain.begins
+    await local.server.publish("acme", "ada", "noted", {"n": 1})
+    async with terminal(local, begins) as plain:
         assert (await plain.word())["data"] == {"n": 1}
 
 

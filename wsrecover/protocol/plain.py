@@ -94,9 +94,12 @@ class Outward:
 
     def _welcome(self, state: Mapping[str, Any]) -> list[Word]:
         self._epoch = state["epoch"]
-        if state["resumed"] or state["reason"] in ("new", "trimmed"):
-            return []  # Of what was trimmed a `gap` of its own follows.
-        return [self._gap(state["reason"], state["from"] - 1)]
+        reason = state.get("reason")
+        if reason == "new":
+            return [{"type": "welcome", "id": f"{self._epoch}.{state['from'] - 1}"}]
+        if reason is None or reason == "trimmed":  # Of what was trimmed a `gap` of its own follows.
+            return []
+        return [self._gap(reason, state["from"] - 1)]
 
     def _gap(self, reason: str, to: int | None) -> Word:
         return {"type": "gap", "reason": reason, **({} if to is None else {"id": f"{self._epoch}.{to}"})}
