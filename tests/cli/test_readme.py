@@ -8,6 +8,7 @@ import shlex
 import sqlite3
 import sys
 from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,10 @@ CHECKOUT = Path(__file__).parents[2]
 OPERATING = CHECKOUT / "wsrecover/OPERATING.md"
 TEXT = README + OPERATING.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-AGENT, EMBEDDED, CLIENT, KEEPER, SHOP, BUYER, BROADCAST, MANAGER, BY_KEY = (
+AGENT, EMBEDDED, TEST, CLIENT, KEEPER, SHOP, BUYER, BROADCAST, MANAGER, BY_KEY = (
     text for language, text in BLOCKS if language == "python"
 )
+(TAILED,) = (text for language, text in BLOCKS if language == "text" and text.startswith("following"))
 SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 
 URL = "ws://127.0.0.1:8765"
@@ -39,6 +41,12 @@ def said(start: str) -> str:
     """The one shell line that begins so."""
     (line,) = [line for line in SHELL if line.startswith(start)]
     return line
+
+
+def stages(tailed: str) -> list[str]:
+    """The types that `tail` shows; how many deltas come in a row depends on how fast the model is."""
+    types = re.findall(r"^[0-9:]{8} +\d+ (\w+)", tailed, re.MULTILINE)
+    return [kind for kind, _ in groupby(types)]
 
 
 def mentioned() -> set[str]:
@@ -64,6 +72,14 @@ def test_the_embedded_server_runs(folder: Cli) -> None:
     assert re.fullmatch(
         r"listening at ws://127\.0\.0\.1:\d+, logged as 1\n", done.stdout.splitlines(True)[-1]
     )
+
+
+def test_the_agents_test_passes_and_can_fail(folder: Cli) -> None:
+    check = f"{shlex.quote(sys.executable)} -m pytest -q -o trio_mode=true -p no:cacheprovider test_triage.py"
+    (folder.home / "test_triage.py").write_text(TEST)
+    folder.shell(check)
+    (folder.home / "triage.py").write_text(AGENT.replace("42", "43"))
+    assert "1 failed" in folder.shell(check, code=1).stdout
 
 
 def test_a_broadcast_is_sent_and_counted(folder: Cli) -> None:
@@ -98,7 +114,9 @@ def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: 
         with folder.start(*tail, "--url", url, "--since", "0") as follower:
             folder.shell(f"{said('wsrecover send --token-file token ')} --url {url}")
             follower.wait_for("agent_completed", stream="stdout")
+            follower.said.clear()
             follower.wait_for("agent_completed", stream="stdout")
+            assert stages("".join(follower.said)) == stages(TAILED)
 
 
 def test_who_keeps_its_position_with_what_it_does_does_it_once_over_its_own_crash(folder: Cli) -> None:
