@@ -32,8 +32,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 SERVE: Final = ("-m", "wsrecover", "serve", "--app", "talker_app:app")
 
-START_SECONDS: Final = 30.0
-"""A process that is not ready by then will not be."""
+START_SECONDS: Final = 120.0
+"""A process that is not ready by then will not be, even where others compile and test meanwhile."""
 
 
 class ServerProcess:

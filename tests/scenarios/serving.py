@@ -11,6 +11,7 @@ from wsrecover.errors import ConnectionClosed
 from wsrecover.testing import LocalServer, Peer, local_server
 
 __all__ = [
+    "PATIENCE",
     "START",
     "Clock",
     "Frame",
@@ -22,6 +23,10 @@ __all__ = [
 ]
 
 Frame: TypeAlias = dict[str, Any]
+
+PATIENCE: Final = 500.0
+"""Seconds after which a wait for what must come fails. Nothing is timed by it: where others compile and test
+meanwhile, all takes twenty times as long and more."""
 
 START: Final[Frame] = {"from": "start"}
 """The field of hello that asks for the whole stream."""

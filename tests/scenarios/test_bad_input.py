@@ -13,8 +13,9 @@ import orjson
 import pytest
 import trio
 from mutants import GOOD, Mutator
+from serving import PATIENCE
 from structlog.testing import capture_logs
-from witness import PATIENCE, Witness
+from witness import Witness
 
 from wsrecover import protocol
 from wsrecover.errors import ConnectionClosed, HandshakeRefused

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import trio
 from process import TENANT, ServerProcess, server_process
+from serving import PATIENCE
 
 from wsrecover import connect
 from wsrecover.client import ClientSession, Event
@@ -124,7 +125,7 @@ async def test_fault_s1_twenty_kills_in_mid_run_lose_nothing_acknowledged_and_en
     print(f"seed {SEED}")  # noqa: T201  # pytest shows it beside a failure.
     rng = random.Random(SEED)
     story = Story()
-    with trio.fail_after(120):
+    with trio.fail_after(PATIENCE):
         async with server_process(tmp_path, settings=ROOM) as server:
             await server.start()
             async with (

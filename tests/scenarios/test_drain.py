@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 from process import ServerProcess, server_process
-from serving import Frame, frames_until_closed
+from serving import PATIENCE, Frame, frames_until_closed
 
 from wsrecover import connect
 from wsrecover.client import Event
@@ -33,7 +33,7 @@ async def tab(server: ServerProcess, name: str) -> AsyncIterator[Peer]:
 
 
 async def test_s15_sigterm_drains_and_the_next_process_goes_on(tmp_path: Path) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE):
         async with (
             server_process(tmp_path, settings=SETTINGS) as server,
             trio.open_nursery() as nursery,

@@ -13,9 +13,10 @@ import attrs
 import pytest
 import trio
 from memory_world import MemoryWorld, memory_world
+from serving import PATIENCE
 from stage import Stage
 from trio.testing import MockClock, wait_all_tasks_blocked
-from witness import PATIENCE, Witness
+from witness import Witness
 
 from wsrecover.agents import App, Run
 from wsrecover.client import Changed, ClientSession, Event, Gap, Item, Snapshot, connect
@@ -181,7 +182,7 @@ def told_of(items: list[Item], first: int, last: int) -> list[Gap]:
 async def until_head(session: Any, head: int) -> list[Item]:
     """Everything that reaches the app up to the event, or the end of the snapshot, with this seq."""
     items: list[Item] = []
-    with trio.fail_after(2 * PATIENCE):
+    with trio.fail_after(PATIENCE):
         async for batch in session.batches():
             items += batch
             last = batch[-1]

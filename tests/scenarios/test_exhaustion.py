@@ -11,6 +11,7 @@ from typing import Any, Final
 import trio
 from figures import Figure
 from process import TENANT, ServerProcess, server_process
+from serving import PATIENCE
 
 from wsrecover import connect
 from wsrecover.client import ClientSession, Event
@@ -73,7 +74,7 @@ class Story:
 @asynccontextmanager
 async def story(folder: Path) -> AsyncIterator[Story]:
     """A server process with few descriptors, and two who are connected to it."""
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE):
         async with server_process(folder, descriptors=DESCRIPTORS) as server:
             await server.start()
             async with (

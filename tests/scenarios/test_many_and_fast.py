@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import trio
+from serving import PATIENCE
 from witness import Witness
 
 from wsrecover.agents import App, Run
@@ -29,7 +30,7 @@ async def test_e04_two_hundred_users_publish_at_once_and_none_sees_anothers_even
 
     async def live(tenant: str, user: str) -> None:
         async with witness.client(user, tenant=tenant) as client:
-            with trio.fail_after(60):
+            with trio.fail_after(PATIENCE):
                 await client.session.wait_status("live")
                 for _ in range(EACH):
                     await witness.publish(1, user, tenant=tenant)

@@ -19,6 +19,7 @@ import attrs
 import trio
 from figures import Figure
 from process import TENANT, ServerProcess, server_process
+from serving import PATIENCE
 
 from wsrecover import Event, Position, connect
 from wsrecover.client import ClientSession
@@ -67,8 +68,6 @@ bytes_burst = 1_000_000_000
 write_progress = 300.0
 linger = 2.0
 """
-STEP_SECONDS: Final = 300.0 if FULL else 100.0
-"""What takes longer has not ended by itself."""
 
 
 @attrs.frozen
@@ -97,7 +96,7 @@ def dial(port: int, token: str, query: str) -> socket.socket:
     """A client that has asked to connect, and for which its system takes next to nothing."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.settimeout(STEP_SECONDS)
+    sock.settimeout(PATIENCE)
     sock.connect(("127.0.0.1", port))
     sock.sendall(
         f"GET /v1/connect?client={secrets.token_hex(4)}&{query} HTTP/1.1\r\nHost: localhost\r\n"
@@ -233,7 +232,7 @@ def is_alive(pid: int) -> bool:
 async def test_r6_a_flood_of_readers_that_stop_takes_the_budget_and_not_the_process(
     tmp_path: Path, figure: Figure
 ) -> None:
-    with trio.fail_after(STEP_SECONDS):
+    with trio.fail_after(PATIENCE):
         async with server_process(tmp_path, settings=SETTINGS, program=("weighed_server.py",)) as server:
             await server.start()
             async with connect(server.url, token=server.token("backend", ("service",))) as service:

@@ -13,7 +13,7 @@ import pytest
 import trio
 from memory_world import memory_world
 from process import server_process
-from serving import Frame, Stop, frames_until_closed, log_of, serve_until, until_none
+from serving import PATIENCE, Frame, Stop, frames_until_closed, log_of, serve_until, until_none
 from stage import Stage, types
 from structlog.testing import capture_logs
 from trio.testing import MockClock
@@ -233,7 +233,7 @@ class TestS08AHandlerRunsOnce:
         self, tmp_path: Path, nursery: trio.Nursery
     ) -> None:
         trace, answers = tmp_path / "trace", list[str]()
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE):
             async with server_process(tmp_path) as server:
                 await server.start()
                 async with connect(server.url, token=server.token()) as session:

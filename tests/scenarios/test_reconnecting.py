@@ -17,9 +17,10 @@ import attrs
 import pytest
 import trio
 from memory_world import MemoryWorld, memory_world
+from serving import PATIENCE
 from stage import Stage
 from trio.testing import MockClock, wait_all_tasks_blocked
-from witness import PATIENCE, Witness
+from witness import Witness
 
 from wsrecover.client import ClientSession, Event, Position, Status, connect
 from wsrecover.config import Limits, Tier

@@ -14,9 +14,10 @@ import orjson
 import pytest
 import trio
 from memory_world import MemoryWorld, memory_world
+from serving import PATIENCE
 from stage import Stage
 from trio.testing import MockClock, wait_all_tasks_blocked
-from witness import PATIENCE, Client, Witness
+from witness import Client, Witness
 
 from wsrecover.config import Limits
 from wsrecover.session.connection import Connection

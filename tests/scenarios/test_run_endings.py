@@ -12,7 +12,7 @@ import pytest
 import trio
 from memory_world import memory_world
 from process import server_process
-from serving import Frame, Stop, frames_until_closed, log_of, serve_until, until_none
+from serving import PATIENCE, Frame, Stop, frames_until_closed, log_of, serve_until, until_none
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover import connect
@@ -316,7 +316,7 @@ async def test_s07_a_run_whose_server_stops_ends_as_stopped(
 
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "unwatched"])
 async def test_s07_a_run_whose_process_is_killed_ends_as_lost(tmp_path: Path, watched: bool) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE):
         async with server_process(tmp_path) as server:
             await server.start()
             async with connect(server.url, token=server.token()) as session:

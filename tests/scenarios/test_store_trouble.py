@@ -13,7 +13,7 @@ import pytest
 import trio
 from figures import Figure
 from process import ServerProcess, server_process
-from serving import Frame, log_of, until_none
+from serving import PATIENCE, Frame, log_of, until_none
 from stage import Stage, types
 from witness import Witness
 
@@ -309,7 +309,7 @@ async def test_fault_s4_after_a_write_that_failed_nothing_is_acknowledged_until_
     tmp_path: Path,
 ) -> None:
     """Real: the kernel refuses to let the log grow (RLIMIT_FSIZE), which SQLite sees as an I/O error."""
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE):
         async with server_process(tmp_path) as server:
             await server.start()
             async with (

@@ -16,7 +16,7 @@ import pytest
 import trio
 from memory_world import MemoryWorld, memory_world
 from process import server_process
-from serving import frames_until_closed
+from serving import PATIENCE, frames_until_closed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover.agents import App, Run
@@ -121,7 +121,7 @@ async def test_e06_a_client_that_is_stopped_is_cut_and_resumes_when_it_goes_on()
             stderr=subprocess.DEVNULL,
         )
         try:
-            with trio.fail_after(60):
+            with trio.fail_after(PATIENCE):
                 assert await logged_and_told(local, process) == [1]
                 before = counts["closed.4003"]
                 process.send_signal(signal.SIGSTOP)

@@ -12,15 +12,13 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import orjson
 import trio
+from serving import PATIENCE
 
 from wsrecover.client import Changed, ClientSession, Event, Gap, Item, Position, connect
 from wsrecover.testing import LocalServer
 from wsrecover.testing.history import Drained, History, Report, check
 from wsrecover.testing.recording import Publish
 from wsrecover.transport import ClientSocket, Dial, dial_tcp, open_socket
-
-PATIENCE = 30.0
-"""Seconds after which a wait for what must come fails; nothing is timed by it."""
 
 
 def value_of(kind: str, run: str | None, data: Mapping[str, Any]) -> str:
