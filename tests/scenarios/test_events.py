@@ -20,7 +20,7 @@ from witness import Witness
 
 from wsrecover.agents import App, Run
 from wsrecover.client import Changed, ClientSession, Event, Gap, Item, Snapshot, connect
-from wsrecover.config import Config, Retention
+from wsrecover.config import Config, Retention, Timeouts
 from wsrecover.protocol.codec import encode_event
 from wsrecover.protocol.events import AGENT_EVENTS
 from wsrecover.streams.store import Applied, Entry, StreamKey, Unit
@@ -283,8 +283,10 @@ class TestE03Bulk:
     async def test_e03_one_who_reads_too_slowly_for_the_log_is_told_the_gap_and_goes_on(
         self, kept: int
     ) -> None:
+        # Not so slow that it is cut, however long the publishing takes here.
+        times = Timeouts(write_progress=PATIENCE, heartbeat=PATIENCE)
         async with (
-            local_server(retention=Retention(events=kept)) as local,
+            local_server(retention=Retention(events=kept), timeouts=times) as local,
             connect(
                 local.url, token=local.token(), from_="start", buffer_items=10, buffer_bytes=10_000
             ) as session,
