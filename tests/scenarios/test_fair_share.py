@@ -95,7 +95,9 @@ async def test_i4_what_it_takes_from_another(figure: Figure) -> None:
             nursery.start_soon(flood.run, local)
             beside = await p99(peer)
             nursery.cancel_scope.cancel()
-        rate = flood.told.total() / (trio.current_time() - began)
+        seconds = trio.current_time() - began
+        rate = flood.told.total() / seconds
     what = f"p99 beside a tenant at {rate / QUOTA:.1f} times its quota ({alone:.1f} ms alone), ratio"
     figure("I4", what, f"{beside / alone:.1f}")
-    assert flood.told["error"] > 0
+    # A machine that has much else to do may send no more than the burst and what comes back meanwhile.
+    assert flood.told["error"] > 0 or flood.told.total() <= QUOTA * (2 + seconds)
