@@ -17,6 +17,7 @@ from wsrecover.testing import memory_pipe_pair
 from wsrecover.transport import Acceptance, Refusal, Request, SocketPipe, open_listeners, open_socket
 from wsrecover.transport import doorway as doorway_module
 from wsrecover.transport import listener as listener_module
+from wsrecover.transport import upgrade as upgrade_module
 from wsrecover.transport.doorway import Doorway
 from wsrecover.transport.listener import Handshakes, authority
 
@@ -112,13 +113,17 @@ class TestRefusalsBeforeTheUpgrade:
         assert status_of(await answer_to(wire, server, wire.upgrade.replace(old, new))) == status
         assert server.requests == []
 
-    async def test_the_answer_arrives_though_the_client_is_still_sending_its_head(self, wire, server) -> None:
-        client = await wire.connect(server)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.send, b"GET / HTTP/1.1\r\nX: " + b"x" * 2_000_000)
-            assert b" 431 " in await client.head()
-        await client.stream.send_eof()
-        assert b"16384 bytes" in await client.rest()
+    async def test_the_answer_arrives_though_the_client_is_still_sending_its_head(
+        self, wire, monkeypatch
+    ) -> None:
+        monkeypatch.setattr(upgrade_module, "_LINGER", 300.0)  # Else the client must have sent all in time.
+        async with wire.server(handshake_timeout=300.0) as server:
+            client = await wire.connect(server)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.send, b"GET / HTTP/1.1\r\nX: " + b"x" * 2_000_000)
+                assert b" 431 " in await client.head()
+            await client.stream.send_eof()
+            assert b"16384 bytes" in await client.rest()
 
     async def test_another_version_is_told_which_one(self, wire, server) -> None:
         answer = await answer_to(wire, server, wire.upgrade.replace(b"Version: 13", b"Version: 8"))
