@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from wsrecover.agents import App, Run
 from wsrecover.client import ClientSession, Event, connect
@@ -172,13 +173,18 @@ async def test_a_token_of_another_secret_is_refused() -> None:
                 pass
 
 
-async def test_a_server_that_went_away_is_given_up_on() -> None:
+async def test_a_server_that_went_away_is_given_up_on(mock_clock: MockClock) -> None:
     async with local_server(app) as server:
         host, port = server.server.addresses[0]
         link = LossyLink(host, port)
-        async with through(link) as url, joined(url, server, give_up_after=0.3) as session:
+        async with through(link) as url, joined(url, server, give_up_after=30) as session:
             link.refuse()
             link.cut()
+            await session.wait_status("waiting")
+            mock_clock.jump(1)
+            while isinstance(session.last_error, ConnectionClosed):  # It tries once more, and is refused.
+                await trio.lowlevel.checkpoint()
+            mock_clock.jump(30)
             with pytest.raises(Exception, match=r"127\.0\.0\.1"):
                 await anext(session)
             assert session.status == "closed"
