@@ -342,6 +342,7 @@ class TestFailures:
             writers[0].append_nowait(entry)
             writers[1].append_nowait(Entry(ANN, b"{}", 1.0))
             await writers[1].flush()
+            await store.load(BEN)  # By then the store's thread has let go of the commit before.
             gone = weakref.ref(entry)
             del entry
             gc.collect()
