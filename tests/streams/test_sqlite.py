@@ -411,9 +411,9 @@ class TestTroubleThatHeals:
         with pytest.raises(StoreFailed, match="longer than"):
             await store.commit([unit(ANN, "a")])
         blocker.close()
+        store._timeout = 300.0
         with pytest.raises(StoreClosed, match="longer than"):
             await store.commit([unit(ANN, "b")])
-        store._timeout = 20.0
         await store.aclose()
 
     async def test_a_commit_that_was_handed_over_gives_its_outcome_though_cancelled(
