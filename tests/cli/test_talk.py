@@ -111,7 +111,7 @@ class TestTail:
                 process.wait_for("read", stream="stdout")
                 process.popen.stdout.close()
                 cli.run("send", *ada, "chat", '{"text": "not read"}')
-                assert process.popen.wait(timeout=60) == 0
+                assert process.popen.wait() == 0
                 err = process.popen.stderr.read()
                 assert "Traceback" not in err
                 assert "Go on with" not in err
