@@ -23,6 +23,10 @@ PROJECT = Path(__file__).parent.parent
 NOT_PYTHON = "\ndef (:\n"
 """What no compiler takes."""
 
+SECONDS = 540.0
+"""For one command: to compile, with all types that the two modules use, takes more than a minute where little
+else runs. It is given up before the test itself is taken to hang."""
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -56,7 +60,7 @@ def run(checkout: Path, *command: str, **env: str) -> subprocess.CompletedProces
         env=inherited | {"TMPDIR": str(scratch)} | env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=SECONDS,
     )
     after = {path for path in checkout.rglob("*") if "__pycache__" not in path.parts}
     assert after == before
