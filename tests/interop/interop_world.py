@@ -44,8 +44,9 @@ from wsrecover.testing import LocalServer
 
 Item = dict[str, Any]
 
-PATIENCE = 30.0
-"""Seconds after which a test gives up on what should have come."""
+PATIENCE = 300.0
+"""Seconds after which a test gives up on what should have come, which may be a client's start or, after the
+longest of its back-offs, its next try."""
 
 USER = StreamKey("user", "acme", "ada")
 
