@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -105,6 +106,18 @@ def progress(request: pytest.FixtureRequest) -> Progress:
                 reporter.flush()
 
     return say
+
+
+@pytest.fixture
+def kept_port() -> Iterator[int]:
+    """A port of loopback for servers that come and go: nobody else is given it meanwhile.
+
+    Who only binds it takes no connections, and lets servers bind it that set SO_REUSEADDR, as ours do.
+    """
+    with socket.socket() as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("127.0.0.1", 0))
+        yield keeper.getsockname()[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

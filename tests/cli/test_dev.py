@@ -50,15 +50,14 @@ def test_its_secret_and_its_log_outlive_a_restart(cli: Cli) -> None:
         assert orjson.loads(done.stdout) == {"seq": 2}
 
 
-def test_who_follows_goes_on_over_a_restart(cli: Cli) -> None:
-    with cli.start("dev", "--port", "0") as process:
+def test_who_follows_goes_on_over_a_restart(cli: Cli, kept_port: int) -> None:
+    with cli.start("dev", "--port", str(kept_port)) as process:
         tail, _, chat, _ = commands(process)
-        url = shlex.split(tail)[-1]
         with cli.start(*shlex.split(tail)[1:], "--json", "--since", "0") as following:
             cli.shell(chat)
             assert orjson.loads(following.wait_for('"chat"', stream="stdout"))["seq"] == 1
             assert process.stop()[0] == 0
-            with cli.start("dev", "--port", url.rpartition(":")[2]) as again:
+            with cli.start("dev", "--port", str(kept_port)) as again:
                 commands(again)
                 cli.shell(chat)
                 assert orjson.loads(following.wait_for('"chat"', stream="stdout"))["seq"] == 2

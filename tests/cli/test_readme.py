@@ -119,13 +119,13 @@ def test_the_agent_the_server_the_client_and_the_terminal_work_together(folder: 
             assert stages("".join(follower.said)) == stages(TAILED)
 
 
-def test_who_keeps_its_position_with_what_it_does_does_it_once_over_its_own_crash(folder: Cli) -> None:
+def test_who_keeps_its_position_with_what_it_does_does_it_once_over_its_own_crash(
+    folder: Cli, kept_port: int
+) -> None:
     serve = [*shlex.split(said("wsrecover serve --app"))[1:], "--store", "memory", "--log-format", "json"]
-    port = "0"
     for _ in range(2):  # In memory: the second server has another history.
-        with folder.start(*serve, "--port", port) as process:
+        with folder.start(*serve, "--port", str(kept_port)) as process:
             url = process.ready()["url"]
-            port = url.rpartition(":")[2]
             assert URL in KEEPER
             (folder.home / "keeper.py").write_text(KEEPER.replace(URL, url))
             start = f"{said('wsrecover send --token-file token ')} --url {url}"

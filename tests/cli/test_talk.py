@@ -131,9 +131,11 @@ class TestTail:
                 assert process.wait_for("following") == f"following ada of acme at {url}\n"
 
     @pytest.mark.parametrize("since", ["3", "nope.5"])
-    def test_it_shows_what_comes_after_the_history_began_anew(self, cli: Cli, since: str) -> None:
+    def test_it_shows_what_comes_after_the_history_began_anew(
+        self, cli: Cli, since: str, kept_port: int
+    ) -> None:
         with ExitStack() as stack:
-            server, url = stack.enter_context(cli.serving())
+            server, url = stack.enter_context(cli.serving(port=str(kept_port)))
             ada = ("--url", url, "--token-file", cli.token())
             for _ in range(4):
                 cli.run("send", *ada, "chat", '{"text": "before"}')
@@ -141,7 +143,7 @@ class TestTail:
             tail.wait_for("before", stream="stdout")
             before = len(tail.said)
             server.stop()
-            stack.enter_context(cli.serving(port=url.rpartition(":")[2]))
+            stack.enter_context(cli.serving(port=str(kept_port)))
             cli.run("send", *ada, "chat", '{"text": "after"}')
             assert tail.wait_for('"after"', stream="stdout").split()[1] == "1"
             anew = [line for line in tail.said[before:] if line.startswith("-- ")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -77,12 +76,6 @@ def fragment(seq: int, offset: int, text: str, **more: Any) -> Item:
 def connection(server: LocalServer, connected: Item) -> Connection:
     """The server's side of a client's connection."""
     return server.server.registry.session("acme", "ada").connections[connected["client"]]
-
-
-def free_port() -> int:
-    """A port that nobody listens at now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Scenarios:
@@ -261,19 +254,19 @@ class Scenarios:
                 assert before + again.events == await logged(server)
 
     async def test_a_server_that_starts_again_goes_on_with_the_history(
-        self, command: Command, tmp_path: Path
+        self, command: Command, tmp_path: Path, kept_port: int
     ) -> None:
-        stage, store, port = Stage(), f"sqlite:{tmp_path / 'log.db'}", free_port()
+        stage, store = Stage(), f"sqlite:{tmp_path / 'log.db'}"
         tokens = [""]
-        async with running(command, f"ws://127.0.0.1:{port}", tokens.pop, online=False) as client:
-            async with local_server(stage.app, store=store, port=port) as server:
+        async with running(command, f"ws://127.0.0.1:{kept_port}", tokens.pop, online=False) as client:
+            async with local_server(stage.app, store=store, port=kept_port) as server:
                 tokens[:] = [server.token()]
                 await client.order("online")
                 await client.until("live", stream="user")
                 await client.order("send", id="start", **START)
                 await stage.tell(*lines(1, 3))
                 await client.until("event", seq=4)
-            async with local_server(stage.app, store=store, port=port) as server:
+            async with local_server(stage.app, store=store, port=kept_port) as server:
                 assert (await client.until("connected"))["streams"]["user"]["resumed"]
                 await server.server.publish("acme", "ada", "app.line", {"line": 4})
                 await client.until("event", seq=6)
