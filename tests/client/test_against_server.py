@@ -49,7 +49,7 @@ def joined(url: str, server: LocalServer, **changes: Any) -> Any:
 async def until(session: ClientSession, kind: str) -> list[Event]:
     """The events up to and including the first of this type."""
     events: list[Event] = []
-    with trio.fail_after(30):
+    with trio.fail_after(300):
         async for item in session:
             if isinstance(item, Event):
                 events.append(item)
@@ -139,10 +139,9 @@ async def test_a_newer_connection_with_the_same_client_id_takes_over() -> None:
         joined(server.url, server, client_id="tab") as older,
         joined(server.url, server, client_id="tab") as newer,
     ):
-        with trio.fail_after(10):
-            while older.client_id == "tab":
-                await older.wait_status("waiting", "connecting")
-                await older.wait_status("live")
+        while older.client_id == "tab":
+            await older.wait_status("waiting", "connecting")
+            await older.wait_status("live")
         await newer.start_agent("count", {"to": 1})
         assert [event.seq for event in await until(older, "agent_completed")] == [1, 2, 3]
         assert newer.client_id == "tab"
