@@ -107,7 +107,7 @@ async def test_a_command_whose_answer_is_lost_takes_effect_once() -> None:
                 runs.append(await session.start_agent("count", {"to": 1}))
 
             nursery.start_soon(start)
-            async with joined(server.url, server) as other:
+            async with joined(server.url, server, from_="start") as other:  # The run may be over by then.
                 await until(other, "agent_completed")
             link.cut()
             link.resume()
