@@ -258,3 +258,19 @@ async def test_s03_an_embedder_may_decide_by_a_cookie_or_a_key() -> None:
         async with local.stranger(headers={"Cookie": "sid=of-nobody"}) as nobody:
             await nobody.send({"op": "hello", "client": "c1"})
             assert (await frames_until_closed(nobody))[1] == 4501
+
+
+async def test_s03_an_embedder_may_decide_by_a_header_of_another_scheme() -> None:
+    class ByPassword:
+        async def authenticate(self, credentials: Credentials) -> Grant | None:
+            await trio.lowlevel.checkpoint()
+            assert credentials.token is None
+            known = credentials.headers.get("Authorization") == "Basic YWRhOnNlY3JldA=="
+            return Grant(Principal("acme", "ada"), NOW + 60) if known else None
+
+    async with (
+        local_server(authenticator=ByPassword(), secret=None, wall_clock=lambda: NOW) as local,
+        local.stranger(headers={"Authorization": "Basic YWRhOnNlY3JldA=="}) as ada,
+    ):
+        await ada.send({"op": "hello", "client": "c1"})
+        assert (await ada.frame())["principal"]["user"] == "ada"

@@ -300,12 +300,14 @@ def _credentials(request: Request) -> Credentials:
 
 
 def _token(request: Request) -> str | None:
-    """The token of the Authorization header, else of a `bearer.` subprotocol. Raises `TokenError`."""
-    header = request.headers.lower.get("authorization")
-    if header is not None:
-        scheme, _, token = header.partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise TokenError("Authorization: must be `Bearer` and a token")
+    """The token of `Authorization: Bearer`, else of a `bearer.` subprotocol. Raises `TokenError`.
+
+    A header of any other scheme is not for us: a proxy that asks for a password makes browsers send one.
+    """
+    scheme, _, token = request.headers.lower.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        if not token.strip():
+            raise TokenError("Authorization: a token must follow `Bearer`")
         return token.strip()
     for entry in request.subprotocols:
         if entry.startswith(BEARER):
