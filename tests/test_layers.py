@@ -17,6 +17,7 @@ FLOORS = {
     "config": 0,
     "config_access": 0,
     "config_checks": 0,
+    "interpreter": 0,
     "logger": 0,
     "logs": 1,
     "protocol": 1,

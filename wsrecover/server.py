@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import gc
 import ssl
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
@@ -29,6 +27,7 @@ from .agents.ending import leaves
 from .agents.lifecycle import close_lost_runs
 from .config import Config, default_store, state_folder
 from .errors import ConfigError, StoreError, WsrecoverError
+from .interpreter import tuned
 from .manager import Server, ServerStatistics
 from .session.admission import Admission
 from .session.heartbeat import sweep
@@ -48,13 +47,6 @@ from .transport.listener import authority, open_listeners, serve_sockets
 __all__ = ["Server", "ServerStatistics", "serve"]
 
 log = get_logger(__name__)
-
-SWITCH_INTERVAL: Final = 0.001
-"""Seconds: with the default of 5 ms the store's thread waits that long for a busy loop at every commit."""
-
-GC_THRESHOLDS: Final = (50_000, 20, 50)
-"""One commit of 1,000 events makes 15,000 objects and drops most of them again. With Python's default, a look
-for cycles every 700, that search was a third of all CPU per event."""
 
 JOURNAL_PART: Final = 16
 """The journal never takes more than this part of all memory, which it is by default: it fills up between two
@@ -82,11 +74,15 @@ async def serve(
 
     `authenticator` decides who is let in; None: tokens, as `Config.tokens` says. `wall_clock` gives unix
     seconds. Where the program has not configured structlog, this does it (`Config.log_*`).
+
+    While it runs the whole process has other thresholds of garbage collection and a shorter switch interval
+    (see `interpreter`). The last server of a process to end puts back what was there before.
     """
     if not trio.lowlevel.in_trio_run():
         raise WsrecoverError("serve needs trio, not asyncio: call it within trio.run")
     try:
-        await _serve(app, config, authenticator, wall_clock, task_status)
+        with tuned():
+            await _serve(app, config, authenticator, wall_clock, task_status)
     except BaseExceptionGroup as group:
         errors = [leaf for leaf in leaves(group) if not isinstance(leaf, trio.Cancelled)]
         if len(errors) == 1 and isinstance(errors[0], WsrecoverError):
@@ -110,8 +106,6 @@ async def _serve(
         open_verifier(config, wall_clock) if authenticator is None else nullcontext(authenticator)
     )
     context, quotas, steady = _tls(config), Quotas(config), _steady(wall_clock)
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    gc.set_threshold(*GC_THRESHOLDS)
     async with (
         admits as admission,
         _opened_store(config, steady) as store,
