@@ -37,6 +37,7 @@ from wsrecover.transport.listener import Acceptance, Refusal
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
 from . import audit
+from .calls import error_frame
 from .plain import is_plain, plain_hello, speak_plain
 from .proof import prove, refused
 from .registry import Registry
@@ -174,8 +175,7 @@ class Admission:
         try:
             self._registry.of(grant.principal).attach(socket, grant, hello, early)
         except CommandError as error:
-            frame = ErrorFrame(error.code, error.message, retry_after=error.retry_after)
-            goodbye = Goodbye(CloseCode.TOO_MANY_CONNECTIONS, error.message, frame)
+            goodbye = Goodbye(CloseCode.TOO_MANY_CONNECTIONS, error.message, error_frame(error))
         except StoreUnavailable as error:
             goodbye = Goodbye(CloseCode.TRY_AGAIN_LATER, str(error))
         except StoreFailed:  # Its session was just stopped, and the server with it.
@@ -241,11 +241,9 @@ class Admission:
             if problem := self._too_much(grant, hello):
                 raise problem
         except FrameError as error:
-            frame = ErrorFrame(error.code, error.message, field=error.field, ref=error.ref)
-            return Goodbye(CloseCode.PROTOCOL_ERROR, error.message, frame)
+            return Goodbye(CloseCode.PROTOCOL_ERROR, error.message, error_frame(error))
         except CommandError as error:
-            frame = ErrorFrame(error.code, error.message, retry_after=error.retry_after)
-            return Goodbye(CloseCode.TRY_AGAIN_LATER, error.message, frame)
+            return Goodbye(CloseCode.TRY_AGAIN_LATER, error.message, error_frame(error))
         except TokenError as error:
             return Goodbye(refused(error), str(error))
         self._attach(socket, grant, hello, early)

@@ -8,8 +8,8 @@ import attrs
 import orjson
 
 from wsrecover.access.principal import Principal
-from wsrecover.errors import CommandError
-from wsrecover.protocol.frames import ErrorBody, Reply, Send
+from wsrecover.errors import CommandError, FrameError
+from wsrecover.protocol.frames import ErrorBody, ErrorFrame, Reply, Send
 from wsrecover.streams.store import (
     Answer,
     AnswerKey,
@@ -21,7 +21,17 @@ from wsrecover.streams.store import (
     Store,
 )
 
-__all__ = ["Call", "Result", "Status", "conflict", "outcome_unknown", "refusal", "settled", "told"]
+__all__ = [
+    "Call",
+    "Result",
+    "Status",
+    "conflict",
+    "error_frame",
+    "outcome_unknown",
+    "refusal",
+    "settled",
+    "told",
+]
 
 Status: TypeAlias = Literal["ok", "duplicate"]
 Result: TypeAlias = dict[str, Any]
@@ -92,3 +102,10 @@ def refusal(ref: str, error: CommandError) -> Reply:
     """The reply that says why a command was refused."""
     body = ErrorBody(error.code, error.message, field=error.field, retry_after=error.retry_after)
     return Reply(ref, "error", error=body)
+
+
+def error_frame(error: FrameError | CommandError) -> ErrorFrame:
+    """The frame that tells of an error where there is no command to reply to."""
+    ref = error.ref if isinstance(error, FrameError) else None
+    retry_after = error.retry_after if isinstance(error, CommandError) else None
+    return ErrorFrame(error.code, error.message, field=error.field, ref=ref, retry_after=retry_after)

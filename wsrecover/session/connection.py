@@ -46,7 +46,7 @@ from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
 from . import audit
-from .calls import refusal
+from .calls import error_frame, refusal
 from .contexts import Snapshot
 from .delivery import Delivery
 from .following import Following
@@ -312,11 +312,10 @@ class Connection:
 
     def _refuse(self, error: FrameError) -> None:
         self._services.note(f"frame.{error.code}")
-        frame = ErrorFrame(error.code, error.message, field=error.field, ref=error.ref)
         if error.close is None:
-            self._delivery.control(frame)
+            self._delivery.control(error_frame(error))
         else:
-            self._close_with(frame, error.close, error.message)
+            self._close_with(error_frame(error), error.close, error.message)
 
     def _close_with(self, word: ServerFrame, code: int, reason: str) -> None:
         """Close, with a last word behind what is on its way."""
