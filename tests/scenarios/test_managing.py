@@ -12,6 +12,7 @@ from serving import START, frames_until_closed, until_none
 from stage import Stage
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from wsrecover.access import Credentials, Grant, Principal
 from wsrecover.agents import App, Run
 from wsrecover.config import Tier, Timeouts
 from wsrecover.errors import ConnectionClosed, InvalidFilter
@@ -310,6 +311,45 @@ class TestM04Errors:
                 "connection.4502": 1,
             }
             assert all(0 <= local.wall_clock() - error.last < 60 for error in errors.values())
+
+    async def test_m04_what_a_limit_refuses_is_an_error_too(self) -> None:
+        async with local_server() as local, local.peer(tier="free") as peer:
+            await peer.until("live")
+            replies = [await peer.command("chat", {}) for _ in range(15)]
+            told = [reply["error"]["code"] for reply in replies if reply["status"] == "error"]
+            assert set(told) == {"rate_limited"}
+            statistics = local.server.statistics()
+            assert statistics.errors["command.rate_limited"].count == len(told)
+            assert statistics.sessions.counts["refused.rate_limited"] == len(told)
+
+    async def test_m04_so_is_an_ack_of_what_was_not_sent(self) -> None:
+        async with local_server() as local, local.peer() as peer:
+            await peer.until("live")
+            await peer.send({"op": "ack", "pos": {"user": 7, "tenant": 7}})
+            for _ in range(2):
+                await peer.until("error")
+            assert local.server.statistics().errors["frame.invalid"].count == 2
+
+    async def test_m04_so_is_a_token_that_nobody_verified_in_time(self, mock_clock: MockClock) -> None:
+        asked = trio.Event()
+
+        class Slow:
+            async def authenticate(self, credentials: Credentials) -> Grant:
+                if not credentials.headers:  # It came with `auth`.
+                    asked.set()
+                    await trio.sleep_forever()
+                return Grant(Principal("acme", "ada"), 1e9)
+
+        async with (
+            local_server(authenticator=Slow(), wall_clock=trio.current_time) as local,
+            local.peer() as peer,
+        ):
+            await peer.until("live")
+            await peer.send({"op": "auth", "id": "a1", "token": "any"})
+            await asked.wait()
+            mock_clock.jump(local.config.timeouts.handshake)
+            assert (await peer.until("reply"))[-1]["error"]["code"] == "overloaded"
+            assert local.server.statistics().errors["command.overloaded"].count == 1
 
     async def test_m04_codes_that_peers_make_up_count_as_one(self) -> None:
         async with local_server() as local:

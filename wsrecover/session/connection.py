@@ -294,7 +294,7 @@ class Connection:
         match frame:
             case Ack():
                 for error in self._following.acknowledge(frame):
-                    self._delivery.control(error)
+                    self._refuse(error)
             case Send():
                 self._request(self._answer, frame, repeat=frame.age is not None)
             case Ping():
@@ -333,7 +333,7 @@ class Connection:
             else:
                 self._turns.admit()
         except CommandError as error:
-            self._services.counts[f"refused.{error.code}"] += 1
+            self._services.note_refusal(error.code)
             self._delivery.control(refusal(frame.id, error))
             return
         fail = partial(self.close, CloseCode.INTERNAL_ERROR, "internal error")
@@ -359,6 +359,7 @@ class Connection:
             if self.state == "closing":  # By now.
                 return
         except CommandError as error:
+            self._services.note(f"command.{error.code}")
             self._delivery.control(refusal(auth.id, error))
             return
         except TokenError as error:

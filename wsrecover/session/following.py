@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from wsrecover.access.principal import Principal
+from wsrecover.errors import FrameError
 from wsrecover.logger import get_logger
 from wsrecover.protocol.cursor import Position
-from wsrecover.protocol.frames import Ack, ErrorFrame, From, Hello, StreamInfo, Streams
+from wsrecover.protocol.frames import Ack, From, Hello, StreamInfo, Streams
 from wsrecover.protocol.resume import held_part
 from wsrecover.streams.stream import Stream
 
@@ -79,14 +80,14 @@ class Following:
         """Note what the peer will never be sent."""
         self._services.receipts.miss(stream.key, self._member, first, last)
 
-    def acknowledge(self, ack: Ack) -> Iterator[ErrorFrame]:
+    def acknowledge(self, ack: Ack) -> Iterator[FrameError]:
         """Take over what the peer has processed; what is wrong with it."""
         receipts = self._services.receipts
         for name, seq in ack.pos.items():
             sent = self._delivery.position(name)
             if sent is None or seq > sent:
                 problem = "no such stream" if sent is None else f"{seq} was not sent yet, only up to {sent}"
-                yield ErrorFrame("invalid", problem, field=f"pos.{name}")
+                yield FrameError("invalid", problem, field=f"pos.{name}")
             elif seq > (before := self.processed.get(name, 0)):
                 self.processed[name] = seq
                 if receipts:

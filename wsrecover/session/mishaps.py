@@ -50,8 +50,8 @@ class _Slice:
 
 
 class Mishaps:
-    """Errors by kind: `frame.<code>` and `command.<code>` as clients were told, `run.<status>`,
-    `connection.<close code>`."""
+    """Errors by kind: `frame.<code>` and `command.<code>` as clients were told, also of what a limit refused;
+    `run.failed`; `connection.<close code>`."""
 
     def __init__(self) -> None:
         self._slices: deque[_Slice] = deque()

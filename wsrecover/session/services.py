@@ -31,9 +31,11 @@ __all__ = ["Services"]
 class Services:
     """The parts of one server process. `clock` gives unix seconds; deadlines use trio's clock.
 
-    `counts` are totals since the start, by name: `resume.<outcome>`, `closed.<code>`, `session.<state>`,
-    `replayed`, `replay.paced`, `commands.<status>`, `ephemeral.sent` and `.shed`; for want of memory
-    `shed.tails` and `shed.contexts` (bytes), `shed.connects` and `shed.resumes`.
+    `counts` are totals since the start, by name: `session.started` and `.ended`; of connections
+    `resume.<outcome>` and `closed.<code>`; of replays `replayed` (events), `replay.paced` and `snapshots`; of
+    commands `commands.<status>` as they were answered, and `refused.<code>` of those, `auth` and
+    `follow` too, that a limit refused before; `ephemeral.sent` and `.shed`; for want of memory `shed.tails`
+    and `shed.contexts` (bytes), `shed.connects` and `shed.resumes`.
     """
 
     app: App
@@ -65,6 +67,11 @@ class Services:
     def note(self, kind: str) -> None:
         """Count an error of this kind (see `Mishaps`)."""
         self.mishaps.note(kind, self.clock())
+
+    def note_refusal(self, code: str) -> None:
+        """Count a command that a limit refuses with this code."""
+        self.counts[f"refused.{code}"] += 1
+        self.note(f"command.{code}")
 
     @property
     def farewell(self) -> Drain:
