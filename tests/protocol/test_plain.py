@@ -10,10 +10,10 @@ from hypothesis import given
 from strategies import garbage, objects, server_frames
 
 from wsrecover.errors import FrameError
-from wsrecover.protocol.codec import decode_client, encode, event_frame, parts
+from wsrecover.protocol.codec import decode_client, decode_plain, encode, event_frame, parts
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import Send, ServerFrame
-from wsrecover.protocol.plain import Outward, inward, parse_id
+from wsrecover.protocol.plain import Outward, parse_id
 
 WELCOME = {"op": "welcome", "streams": {"user": {"epoch": "e-1", "from": 8, "resumed": True}}}
 EVENT = {
@@ -108,23 +108,55 @@ def test_every_frame_is_told_or_passed_over(frame: ServerFrame) -> None:
 
 @given(objects)
 def test_what_is_said_is_a_send(said: dict[str, Any]) -> None:
-    (ours,) = decode_client(str(inward(orjson.dumps(said).decode(), "fresh")), max_bytes=1 << 20)
-    (same,) = decode_client(orjson.dumps({"id": "fresh", **said, "op": "send"}).decode(), max_bytes=1 << 20)
+    ours = decode_plain(orjson.dumps(said).decode(), "fresh", max_bytes=1 << 20)
+    same = decode_client(orjson.dumps({"id": "fresh", **said, "op": "send"}).decode(), max_bytes=1 << 20)
     assert repr(ours) == repr(same)
 
 
 def test_an_id_of_the_clients_own_stays() -> None:
     message = '{"type":"chat","data":{"a":1},"id":"mine","thread":"t"}'
-    assert decode_client(str(inward(message, "fresh")), max_bytes=1000) == [
-        Send("mine", "chat", {"a": 1}, "t")
-    ]
+    assert decode_plain(message, "fresh", max_bytes=1000) == [Send("mine", "chat", {"a": 1}, "t")]
 
 
 @given(garbage)
-def test_what_is_no_object_passes_for_version_1_to_refuse(message: str) -> None:
+def test_what_is_no_object_is_refused_as_a_whole(message: str) -> None:
     if not message.lstrip().startswith("{"):
-        assert inward(message, "fresh") == message
-    assert inward(message.encode("utf-8", "replace"), "fresh") == message.encode("utf-8", "replace")
+        with pytest.raises(FrameError) as refused:
+            decode_plain(message, "fresh", max_bytes=1000)
+        assert refused.value.ref is None
+    with pytest.raises(FrameError) as closed:
+        decode_plain(message.encode("utf-8", "replace"), "fresh", max_bytes=1000)
+    assert closed.value.close == 4502
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ('[{"op":"follow","id":"f1","threads":["t1"]}]', "a message is one JSON object, a command"),
+        ('[{"type":"chat","data":{}}]', "a message is one JSON object, a command"),
+        ('{"type":"chat","data":{},"data":{}}', "duplicate keys in an object"),
+        ("x" * 1001, "a message of more than 1000 bytes"),
+    ],
+)
+def test_what_is_wrong_with_a_message_is_told(message: str, problem: str) -> None:
+    with pytest.raises(FrameError, match=f"^{problem}$"):
+        decode_plain(message, "fresh", max_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("9007199254740992", "an integer beyond ±(2^53-1)"),
+        ("1e999", "a number too large for a double"),
+        ('"\\ud800"', "a lone surrogate in a string"),
+        ("[" * 70 + "]" * 70, "nested deeper than 64 levels"),
+    ],
+)
+def test_what_is_wrong_with_a_command_is_told_with_its_id(value: str, problem: str) -> None:
+    message = f'{{"id":"a1","type":"chat","data":{{"n":{value}}}}}'
+    (error,) = decode_plain(message, "fresh", max_bytes=1000)
+    assert isinstance(error, FrameError)
+    assert (error.code, error.message, error.field, error.ref) == ("malformed", problem, None, "a1")
 
 
 def test_ids_are_read_back() -> None:

@@ -192,6 +192,10 @@ async def test_m07_what_it_says_is_a_command_and_takes_effect_once(local: LocalS
         ("not JSON", "malformed"),
         ('{"type":"chat","type":"chat","data":{}}', "malformed"),
         ("[1]", "malformed"),
+        ('[{"op":"bye"}]', "malformed"),
+        ('[{"type":"chat","data":{}}]', "malformed"),
+        ('{"type":"chat","data":{"n":12345678901234567890}}', "malformed"),
+        ('{"type":"chat","data":{"text":"\\ud800"}}', "malformed"),
         ('"chat"', "malformed"),
         ('{"data":{}}', "invalid"),
         ('{"type":"chat"}', "invalid"),
@@ -212,6 +216,7 @@ async def test_m07_what_it_says_wrong_is_answered_or_closes(
             return
         word = await plain.word()
         assert (word["type"], word["code"]) == ("error", code)
+        assert not {"op", "frame"} & set(word["message"].replace(":", " ").split()), "words of version 1"
         await plain.say({"type": "chat", "data": {}})
         assert {word["type"] for word in await plain.words(2)} == {"reply", "chat"}
 

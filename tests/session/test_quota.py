@@ -12,6 +12,7 @@ from wsrecover.agents import App, Run
 from wsrecover.config import Config, Contexts, Limits, Retention, Tier
 from wsrecover.errors import StoreFailed
 from wsrecover.protocol.frames import Hello
+from wsrecover.session.introduction import Introduction
 from wsrecover.session.quota import CHANGE, Quota, Quotas
 from wsrecover.streams.store import StreamKey
 from wsrecover.testing import local_server
@@ -150,7 +151,7 @@ async def test_what_comes_when_the_server_has_stopped_takes_nothing_of_the_tenan
         await session.runs.start(session.runs.prepare("worker", {}, thread=None))
     assert taken(quotas) == (0, 0)
     with pytest.raises(StoreFailed):
-        session.attach(connection.socket, connection.grant, Hello("another"))
+        session.attach(connection.socket, connection.grant, Introduction(Hello("another")))
     assert taken(quotas) == (0, 0)
     assert session.connections == {}
 

@@ -46,7 +46,7 @@ class TestDialect:
         near, far = memory_pipe_pair()
         sock = ServerSocket(Outbox(near), "test", max_message_bytes=100)
         sock.outbox.preface(preface)
-        sock.translate(lambda said: b"" if said == b"hush" else text_frame(said.upper()) * 2, str.title)
+        sock.translate(lambda said: b"" if said == b"hush" else text_frame(said.upper()) * 2)
         assert sock.offer(b"hush")
         assert sock.offer(b"loud")
         assert sock.ping()
@@ -55,15 +55,6 @@ class TestDialect:
         closing = b"\x88\x02" + struct.pack("!H", 4000)
         expected = preface + text_frame(b"LOUD") * 2 + b"\x89\x00" + text_frame(b"LAST") * 2 + closing
         assert await far.receive_some(1000) == expected
-
-    async def test_what_the_peer_says_is_translated(self) -> None:
-        near, far = memory_pipe_pair()
-        sock = ServerSocket(Outbox(near), "test", max_message_bytes=100)
-        sock.translate(text_frame, lambda said: f"<{said}>")
-        Outbox(far).offer(masked_frame("hello") + b"\x88\x80\0\0\0\0")
-        got: list[object] = []
-        await sock.run(got.append)
-        assert got == ["<hello>"]
 
 
 class TestMessages:

@@ -18,7 +18,7 @@ from wsrecover.errors import FrameError
 
 from .events import Event
 from .fields import MAX_DEPTH, MAX_FRAMES, MAX_INT, is_id
-from .frames import CLIENT_FRAMES, SERVER_FRAMES, ClientFrame, Hello, ServerFrame, Snapshot
+from .frames import CLIENT_FRAMES, SERVER_FRAMES, ClientFrame, Hello, Send, ServerFrame, Snapshot
 from .structure import structurer
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "decode_client",
     "decode_event",
     "decode_hello",
+    "decode_plain",
     "decode_server",
     "decode_snapshot",
     "event_thread",
@@ -64,10 +65,7 @@ def decode_client(message: str | bytes, *, max_bytes: int) -> list[ClientFrame |
     above `max_bytes`, not strict JSON (RFC 8259; no duplicate keys, no NaN), or an array of no frames or more
     than 256. Never anything else.
     """
-    if not isinstance(message, str):
-        raise FrameError("malformed", "binary messages are not part of this protocol", close=4502)
-    _check_size(message, max_bytes)
-    value, suspect = _parse(message), _is_suspect(message)
+    value, suspect = _read(message, max_bytes)
     if isinstance(value, dict):
         return [_client_frame(value, suspect)]
     if not isinstance(value, list):
@@ -75,6 +73,18 @@ def decode_client(message: str | bytes, *, max_bytes: int) -> list[ClientFrame |
     if not 1 <= len(value) <= MAX_FRAMES:
         raise FrameError("malformed", f"an array of {len(value)} frames, 1 to {MAX_FRAMES} are allowed")
     return [_client_frame(item, suspect) for item in value]
+
+
+def decode_plain(message: str | bytes, fresh_id: str, *, max_bytes: int) -> list[ClientFrame | FrameError]:
+    """The `send` that a message of the plain mode is, under `fresh_id` where it brings no id.
+
+    Each message is one object, and held to what `decode_client` asks of a frame. Raises `FrameError` where it
+    is no strict JSON, or anything but an object.
+    """
+    value, suspect = _read(message, max_bytes)
+    if not isinstance(value, dict):
+        raise FrameError("malformed", "a message is one JSON object, a command")
+    return [_client_frame({"id": fresh_id, **value, "op": Send.op}, suspect)]
 
 
 def decode_hello(parameters: Mapping[str, str], *, max_bytes: int) -> Hello:
@@ -94,6 +104,14 @@ def decode_hello(parameters: Mapping[str, str], *, max_bytes: int) -> Hello:
             except FrameError as exc:
                 raise FrameError(exc.code, f"{name}: {exc.message}", field=name) from None
     return _structure_hello(item)
+
+
+def _read(message: str | bytes, max_bytes: int) -> tuple[Any, bool]:
+    """The JSON value of a message, and whether it is suspect: see `_is_suspect`."""
+    if not isinstance(message, str):
+        raise FrameError("malformed", "binary messages are not part of this protocol", close=4502)
+    _check_size(message, max_bytes)
+    return _parse(message), _is_suspect(message)
 
 
 def _check_size(message: str, max_bytes: int) -> None:

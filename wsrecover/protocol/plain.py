@@ -3,7 +3,7 @@
 ::
 
     v1      [{"op":"event","stream":"user","seq":8, …}, {"op":"live", …}]      {"op":"send","id":"x", …}
-               │ Outward.tell                                                         ▲ inward
+               │ Outward.tell                                                         ▲ decode_plain
     plain   {"id":"k3v-9f.8","type":"chat","data":{…},"ts":1.5}                {"type":"chat","data":{…}}
 """
 
@@ -18,10 +18,9 @@ import orjson
 from wsrecover.errors import FrameError
 
 from .cursor import Position
-from .decode import parse_strict
 from .fields import MAX_INT, is_id
 
-__all__ = ["PLAIN", "Outward", "inward", "parse_id"]
+__all__ = ["PLAIN", "Outward", "parse_id"]
 
 PLAIN: Final = "wsrecover.plain.v1"
 """The subprotocol."""
@@ -45,20 +44,6 @@ def parse_id(text: str) -> Position:
     if not is_id(epoch) or not (seq.isascii() and seq.isdigit()) or len(seq) > 16 or int(seq) > MAX_INT:
         raise FrameError("invalid", "since: must be the id of an event, <epoch>.<seq>", field="since")
     return Position(epoch, int(seq))
-
-
-def inward(message: str | bytes, fresh_id: str) -> str | bytes:
-    """What a plain client sent as a `send` of version 1, which gets `fresh_id` where it brings none.
-
-    What is no JSON object passes as it is, for version 1 to refuse.
-    """
-    try:
-        value = parse_strict(message) if isinstance(message, str) else None
-    except FrameError:
-        return message
-    if not isinstance(value, dict):
-        return message
-    return orjson.dumps({"id": fresh_id, **value, "op": "send"}).decode()
 
 
 class Outward:

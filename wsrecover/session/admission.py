@@ -30,7 +30,7 @@ from wsrecover.errors import CommandError, FrameError, StoreFailed, StoreUnavail
 from wsrecover.logger import get_logger
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import decode_client, decode_hello, encode
-from wsrecover.protocol.frames import SUBPROTOCOL, ClientFrame, Drain, ErrorFrame, Hello
+from wsrecover.protocol.frames import SUBPROTOCOL, Drain, ErrorFrame, Hello
 from wsrecover.protocol.plain import PLAIN
 from wsrecover.transport.head import Request
 from wsrecover.transport.listener import Acceptance, Refusal
@@ -38,7 +38,8 @@ from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
 from . import audit
 from .calls import error_frame
-from .plain import is_plain, plain_hello, speak_plain
+from .introduction import Frame, Introduction
+from .plain import hear_plain, is_plain, plain_hello, speak_plain
 from .proof import prove, refused
 from .registry import Registry
 from .services import Services
@@ -127,7 +128,7 @@ class Admission:
             if self._waiting >= config.limits.handshakes:
                 return Refusal(503, "Too many handshakes are under way.\n", (("Retry-After", "1"),))
             return Acceptance(SUBPROTOCOL, lambda socket: self._enter_lobby(socket, grant))
-        return Acceptance(SUBPROTOCOL, lambda socket: self._attach(socket, grant, hello))
+        return Acceptance(SUBPROTOCOL, lambda socket: self._attach(socket, grant, Introduction(hello)))
 
     def _misplaced(self, request: Request) -> Refusal | None:
         """What is wrong with the request whoever it is that makes it."""
@@ -147,7 +148,8 @@ class Admission:
         if grant is None or hello is None:  # Plain words have no hello that could bring a token.
             return Refusal(401, "A token must come with the request.\n", (("WWW-Authenticate", "Bearer"),))
         chosen = PLAIN if PLAIN in request.subprotocols else None
-        return Acceptance(chosen, lambda socket: self._attach(speak_plain(socket), grant, hello))
+        introduction = Introduction(hello, decode=hear_plain)
+        return Acceptance(chosen, lambda socket: self._attach(speak_plain(socket), grant, introduction))
 
     def _too_much(self, grant: Grant | None, hello: Hello | None) -> CommandError | None:
         """Why one more connect is too much now, and for how long; else it is counted.
@@ -166,14 +168,12 @@ class Admission:
         pressure.enter()
         return None
 
-    def _attach(
-        self, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()
-    ) -> None:
+    def _attach(self, socket: ServerSocket, grant: Grant, introduction: Introduction) -> None:
         if self._registry.draining:
             self._nursery.start_soon(_part_from, socket, self._farewell())
             return
         try:
-            self._registry.of(grant.principal).attach(socket, grant, hello, early)
+            self._registry.of(grant.principal).attach(socket, grant, introduction)
         except CommandError as error:
             goodbye = Goodbye(CloseCode.TOO_MANY_CONNECTIONS, error.message, error_frame(error))
         except StoreUnavailable as error:
@@ -246,10 +246,10 @@ class Admission:
             return Goodbye(CloseCode.TRY_AGAIN_LATER, error.message, error_frame(error))
         except TokenError as error:
             return Goodbye(refused(error), str(error))
-        self._attach(socket, grant, hello, early)
+        self._attach(socket, grant, Introduction(hello, early))
         return None
 
-    def _decode(self, messages: Sequence[str | bytes]) -> list[ClientFrame | FrameError]:
+    def _decode(self, messages: Sequence[str | bytes]) -> list[Frame]:
         """The frames of what came. Raises `FrameError` for the first message alone: whoever takes the socket
         over answers the others, as it would have later."""
         limit = self._services.config.limits.message_bytes

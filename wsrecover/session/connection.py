@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, Literal, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
@@ -26,16 +26,14 @@ from wsrecover.config import Limits, Timeouts
 from wsrecover.errors import CommandError, ConnectionClosed, FrameError, StoreError, TokenError
 from wsrecover.logger import get_logger
 from wsrecover.protocol.closecodes import RULES, CloseCode
-from wsrecover.protocol.codec import decode_client, encode, welcome_frame
+from wsrecover.protocol.codec import encode, welcome_frame
 from wsrecover.protocol.frames import (
     Ack,
     Auth,
     AuthRequired,
     Bye,
-    ClientFrame,
     ErrorFrame,
     Follow,
-    Hello,
     Ping,
     Pong,
     Reply,
@@ -50,6 +48,7 @@ from .calls import error_frame, refusal
 from .contexts import Snapshot
 from .delivery import Delivery
 from .following import Following
+from .introduction import Frame, Introduction
 from .mishaps import QUIET_ENDS
 from .owner import Home
 from .presence import Member
@@ -66,8 +65,6 @@ log = get_logger(__name__)
 Args = TypeVarTuple("Args")
 R = TypeVar("R", Send, Auth, Follow)
 
-Frame: TypeAlias = ClientFrame | FrameError
-
 ConnectionState: TypeAlias = Literal["opening", "live", "lagging", "closing"]
 """Before its welcome; at the head of all its streams; behind in one, as in a replay; about to end."""
 
@@ -83,9 +80,8 @@ FLOODED: Final = encode(ErrorFrame("rate_limited", "too many pings and pongs", r
 class Connection:
     """One WebSocket of a session; see the module's text for its life."""
 
-    def __init__(
-        self, home: Home, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[Frame]
-    ) -> None:
+    def __init__(self, home: Home, socket: ServerSocket, grant: Grant, introduction: Introduction) -> None:
+        hello = introduction.hello
         self._home, self._services = home, home.services
         self.socket = socket
         self.member = Member(grant.principal.tenant, grant.principal.user, hello.client)
@@ -106,7 +102,8 @@ class Connection:
         wanted = None if hello.threads is None else frozenset(hello.threads)
         self._delivery = Delivery(self, socket, wanted, snapshots=hello.from_ == "snapshot")
         self._following = Following(self._services, self.member, self._delivery)
-        self._opening = hello, early
+        self._opening = hello, introduction.early
+        self._decode = introduction.decode
 
     @property
     def delivery(self) -> Delivery:
@@ -273,7 +270,7 @@ class Connection:
 
     def _on_message(self, message: str | bytes) -> None:
         try:
-            frames = decode_client(message, max_bytes=self.limits.message_bytes)
+            frames = self._decode(message, max_bytes=self.limits.message_bytes)
         except FrameError as error:
             self._refuse(error)
             return

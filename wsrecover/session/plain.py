@@ -1,4 +1,4 @@
-"""The plain mode of a connection: within it is like any other, and only its socket speaks differently."""
+"""The plain mode of a connection: within it is like any other, and only speaks and hears differently."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import secrets
 
 import orjson
 
-from wsrecover.protocol.codec import decode_hello
+from wsrecover.protocol.codec import decode_hello, decode_plain
 from wsrecover.protocol.frames import SUBPROTOCOL, Hello
-from wsrecover.protocol.plain import PLAIN, Outward, inward, parse_id
+from wsrecover.protocol.plain import PLAIN, Outward, parse_id
 from wsrecover.transport.framing import PING_FRAME, Message, text_frame
 from wsrecover.transport.head import Request
 from wsrecover.transport.websocket import ServerSocket
 
-__all__ = ["is_plain", "plain_hello", "speak_plain"]
+from .introduction import Frame
+
+__all__ = ["hear_plain", "is_plain", "plain_hello", "speak_plain"]
 
 
 def is_plain(request: Request) -> bool:
@@ -51,8 +53,10 @@ def speak_plain(socket: ServerSocket) -> ServerSocket:
             told += [text_frame(orjson.dumps(word)) for word in words.tell(frame)]
         return b"".join(told)
 
-    def inwards(message: Message) -> Message:
-        return inward(message, secrets.token_hex(16))
-
-    socket.translate(outwards, inwards)
+    socket.translate(outwards)
     return socket
+
+
+def hear_plain(message: Message, *, max_bytes: int) -> list[Frame]:
+    """What a plain client says in a message: see `decode_plain`."""
+    return decode_plain(message, secrets.token_hex(16), max_bytes=max_bytes)

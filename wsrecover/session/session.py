@@ -18,10 +18,9 @@ import trio
 
 from wsrecover.access.principal import Principal
 from wsrecover.access.tokens import Grant
-from wsrecover.errors import FrameError, InvalidEvent, StoreFailed
+from wsrecover.errors import InvalidEvent, StoreFailed
 from wsrecover.protocol.closecodes import CloseCode
 from wsrecover.protocol.codec import ephemeral_frame
-from wsrecover.protocol.frames import ClientFrame, Hello
 from wsrecover.streams.store import Entry, StreamKey
 from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import ServerSocket, text_frame
@@ -31,6 +30,7 @@ from .commands import Commands
 from .connection import Connection
 from .contexts import UserContexts
 from .entitled import entitled
+from .introduction import Introduction
 from .members import Members
 from .pressure import Stage
 from .quota import Quota
@@ -177,27 +177,24 @@ class Session:
         for stream in streams.values():
             self.services.streams.release(stream)
 
-    def attach(
-        self, socket: ServerSocket, grant: Grant, hello: Hello, early: Sequence[ClientFrame | FrameError] = ()
-    ) -> None:
+    def attach(self, socket: ServerSocket, grant: Grant, introduction: Introduction) -> None:
         """Take a socket over; an older one of the same client is replaced at once.
-
-        `early` are frames that came right behind the hello.
 
         Raises `CommandError("overloaded")` where the user has all the connections that the limits allow, and
         `StoreClosed` once the server has stopped; the socket then stays the caller's.
         """
-        older = self.connections.get(hello.client)
+        client = introduction.hello.client
+        older = self.connections.get(client)
         self.quota.adopt(grant.principal)
         self.quota.add_connection(len(self.connections), replaces=older is not None)
         if older is not None:
             audit.replaced(older)
             older.close(CloseCode.REPLACED, "the same client connected again")
-        connection = self.connections[hello.client] = Connection(self, socket, grant, hello, early)
+        connection = self.connections[client] = Connection(self, socket, grant, introduction)
         try:
             self.members.start(connection.run)
         except StoreFailed:
-            self.detach(hello.client, connection)
+            self.detach(client, connection)
             raise
         audit.accepted(connection)
 

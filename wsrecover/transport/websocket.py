@@ -22,7 +22,7 @@ __all__ = ["CLOSE_TIMEOUT", "ClientSocket", "ServerSocket", "text_frame"]
 class ServerSocket:
     """One accepted WebSocket. `peer` is its address, `received_at` the trio time of its last bytes."""
 
-    __slots__ = ("_deadline", "_engine", "_finished", "_inward", "_scope", "outbox", "peer", "received_at")
+    __slots__ = ("_deadline", "_engine", "_finished", "_scope", "outbox", "peer", "received_at")
 
     def __init__(self, outbox: Outbox, peer: str, *, early: bytes = b"", max_message_bytes: int) -> None:
         self.peer = peer
@@ -32,16 +32,14 @@ class ServerSocket:
         self._deadline = math.inf
         self._scope: trio.CancelScope | None = None
         self._finished: trio.Event | None = None
-        self._inward: Callable[[Message], Message] | None = None
 
-    def translate(self, outward: Callable[[bytes], bytes], inward: Callable[[Message], Message]) -> None:
+    def translate(self, outward: Callable[[bytes], bytes]) -> None:
         """Speak another dialect from now on than those who use this socket.
 
-        `outward` gets each text message that is sent and gives the frames to send instead, none or several;
-        `inward` gets each message of the peer. Neither may raise.
+        `outward` gets each text message that is sent and gives the frames to send instead, none or several.
+        It must not raise.
         """
         self.outbox.translate = lambda frames: b"".join(map(outward, payloads(frames)))
-        self._inward = inward
 
     def put(self, payload: bytes) -> bool:
         """Frame `payload` (UTF-8) as one text message and queue it behind what is pending: a last word."""
@@ -75,9 +73,8 @@ class ServerSocket:
         The code is that of our close frame, else of the peer's, 1005 for one without a code, 1006 for none.
         Cancelling it leaves the socket open and usable: `aclose` or `kill` it.
         """
-        engine, inward = self._engine, self._inward
+        engine = self._engine
         engine.flood_notice = flood_notice
-        deliver = on_message if inward is None else _translated(on_message, inward)
         self._scope = scope
         if self._deadline < scope.deadline:
             scope.deadline = self._deadline
@@ -85,13 +82,13 @@ class ServerSocket:
             if self.outbox.holds:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # Reading says so, too.
                     await self.outbox.drain()
-            await engine.handle(deliver)
+            await engine.handle(on_message)
             while engine.ended is None and await engine.read():
                 if engine.open:
                     self.received_at = now = trio.current_time()
                     if on_bytes is not None:
                         on_bytes(now)
-                await engine.handle(deliver)
+                await engine.handle(on_message)
             await engine.leave()
         finally:
             self._scope = None
@@ -218,12 +215,6 @@ class ClientSocket:
     def kill(self) -> None:
         """Close the pipe at once, without a word; idempotent."""
         self.outbox.close()
-
-
-def _translated(
-    on_message: Callable[[Message], None], inward: Callable[[Message], Message]
-) -> Callable[[Message], None]:
-    return lambda message: on_message(inward(message))
 
 
 def _discard(_: Message) -> None:
