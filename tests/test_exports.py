@@ -53,9 +53,9 @@ def test_every_module_with_code_says_what_is_public(name: str) -> None:
 
 PUBLIC = """
     AgentError App Authenticator Changed ClientSession Command CommandError Config ConfigError
-    ConnectionView Contexts Credentials Ephemeral ErrorCount Event Forgotten Gap Grant InvalidEvent
-    InvalidFilter KeysUnavailable Limits NoAnswer Origins Position Principal Receipt ReceiptCounts
-    Retention Run RunBroken RunEnded Server ServerStatistics SessionView Snapshot StoreClosed
+    ConnectionView Contexts Credentials Ephemeral ErrorCount Event Forgotten Gap Grant InvalidArgument
+    InvalidEvent InvalidFilter KeysUnavailable Limits NoAnswer Origins Position Principal Receipt
+    ReceiptCounts Retention Run RunBroken RunEnded Server ServerStatistics SessionView Snapshot StoreClosed
     StoreError StoreFailed StoreUnavailable Tier Timeouts TokenError Tokens TransportError
     WsrecoverError connect load_config serve
 """

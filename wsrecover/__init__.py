@@ -12,6 +12,7 @@ from .config import Config, Contexts, Limits, Origins, Retention, Tier, Timeouts
 from .errors import (
     CommandError,
     ConfigError,
+    InvalidArgument,
     InvalidEvent,
     InvalidFilter,
     KeysUnavailable,
@@ -51,6 +52,7 @@ __all__ = [
     "Forgotten",
     "Gap",
     "Grant",
+    "InvalidArgument",
     "InvalidEvent",
     "InvalidFilter",
     "KeysUnavailable",

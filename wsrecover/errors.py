@@ -4,9 +4,10 @@
 
     WsrecoverError
     ├── ConfigError           a setting is wrong: names the field and the accepted values
-    ├── InvalidFilter         what is asked of sessions is not to be had: names the filter and the values
+    ├── InvalidArgument       what a program gives is not accepted: names the parameter and the limit
+    │   ├── InvalidFilter     what is asked of sessions is not to be had: names the filter and the values
+    │   └── InvalidEvent      what is emitted cannot be logged: names the field and the limit
     ├── FrameError            what the peer sent is not a frame; carries the `error` frame to answer with
-    ├── InvalidEvent          what an agent emitted cannot be logged: names the field and the limit
     ├── Misfit                data does not fit its schema: names the field
     ├── CommandError          a command was refused: code, message, field, retry_after
     ├── AgentError            what an agent raises to fail its run in words that its user may read
@@ -45,6 +46,7 @@ __all__ = [
     "ConnectionClosed",
     "FrameError",
     "HandshakeRefused",
+    "InvalidArgument",
     "InvalidEvent",
     "InvalidFilter",
     "KeysUnavailable",
@@ -87,12 +89,20 @@ class ConfigError(WsrecoverError):
         self.accepted = accepted
 
 
-class InvalidFilter(WsrecoverError):
+class InvalidArgument(WsrecoverError):
+    """What a program gives cannot be. Nothing happened. `field` is the parameter, or the path in it."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class InvalidFilter(InvalidArgument):
     """No session or connection could ever let this filter pass. The message names what is accepted."""
 
     def __init__(self, field: str, problem: str, accepted: str) -> None:
-        super().__init__(f"{field}: {problem}; accepted: {accepted}")
-        self.field = field
+        super().__init__(field, f"{problem}; accepted: {accepted}")
         self.problem = problem
         self.accepted = accepted
 
@@ -120,13 +130,8 @@ class FrameError(WsrecoverError):
         self.close = close
 
 
-class InvalidEvent(WsrecoverError):
+class InvalidEvent(InvalidArgument):
     """An event cannot be logged as given. Nothing was logged; the run goes on."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
-        self.field = field
-        self.problem = problem
 
 
 class Misfit(WsrecoverError):

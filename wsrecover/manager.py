@@ -9,13 +9,13 @@ from typing import Any, Unpack
 import attrs
 import trio
 
-from .access.principal import Principal
 from .errors import CommandError, InvalidEvent
 from .protocol import codec
 from .protocol.cursor import Position
 from .protocol.events import CRITICAL
 from .protocol.fields import MAX_ID, is_id
 from .protocol.schema import fitted
+from .session.arguments import check_patience, input_of, user_of
 from .session.broadcast import Broadcast, audience
 from .session.connection import ConnectionState
 from .session.drain import drain
@@ -84,13 +84,13 @@ class Server:
 
         `data` is as in `Run.emit`. With an `id`, a repeat within ten minutes gives the first one's position.
 
-        Raises `InvalidEvent`, `TokenError` for a name that no token could carry, `StoreUnavailable` or
+        Raises `InvalidArgument` for a name that no token could carry, `InvalidEvent`, `StoreUnavailable` or
         `StoreClosed` (nothing was logged), `StoreFailed` where nobody knows, `CommandError("id_conflict")`.
         Cancelled, it may have taken effect.
         """
         if id is not None and not is_id(id):
             raise InvalidEvent("id", f"must be 1 to {MAX_ID} printable ASCII characters")
-        principal, now = Principal(tenant, user), self._services.clock()
+        principal, now = user_of(tenant, user), self._services.clock()
         fit = fitted(type, data, self._services.app.events)
         body = codec.encode_event(
             ts=now,
@@ -111,15 +111,17 @@ class Server:
         tenant: str,
         user: str,
         type: str,  # noqa: A002  # The word of the wire.
-        data: Mapping[str, Any],
+        data: object,
         *,
         thread: str | None = None,
     ) -> int:
         """Show a user what is out of date in a moment; to how many connections, without waiting.
 
-        It is not logged and has no seq: who is away or behind never sees it. Raises `InvalidEvent`, also for
-        one that is larger than `limits.part_bytes` or of a type that a user must always see.
+        It is not logged and has no seq: who is away or behind never sees it. `data` is as in `Run.emit`.
+        Raises `InvalidArgument` for a name that no token could carry, and `InvalidEvent`, also for one that
+        is larger than `limits.part_bytes` or of a type that a user must always see.
         """
+        user_of(tenant, user)
         if type in CRITICAL:
             raise InvalidEvent("type", f"{type} must reach its user, and so is logged")
         services = self._services
@@ -133,34 +135,44 @@ class Server:
         self,
         to: str,
         type: str,  # noqa: A002  # The word of the wire.
-        data: Mapping[str, Any],
+        data: object,
         *,
         tenant: str | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """Log one event for many: `to` is "all", or of a `tenant` "tenant", "tier:<name>", "role:<name>".
 
-        Who is away finds it on return. The receipt, given once the event is on stable storage, counts those
-        who are entitled and connected in that moment and acknowledge it within `timeout` seconds (None:
-        `timeouts.receipt`), over however many connections of theirs.
+        `data` is as in `Run.emit`. Who is away finds it on return. The receipt, given once the event is on
+        stable storage, counts those who are entitled and connected in that moment and acknowledge it within
+        `timeout` seconds (None: `timeouts.receipt`), over however many connections of theirs.
 
-        Raises `InvalidEvent` (of `to` and `tenant` too), `StoreUnavailable` or `StoreClosed` (nothing was
-        logged), `StoreFailed` where nobody knows. Cancelled, it may have taken effect.
+        Raises `InvalidEvent` (of `to` and `tenant` too), `InvalidArgument` for a `timeout` that is none,
+        `StoreUnavailable` or `StoreClosed` (nothing was logged), `StoreFailed` where nobody knows. Cancelled,
+        it may have taken effect.
         """
+        if timeout is not None:
+            check_patience("timeout", timeout)
         broadcast = Broadcast.of(self._services, audience(to, tenant), type, data, timeout=timeout)
         await broadcast.commit()
         return broadcast.receipt
 
     async def start_agent(
-        self, tenant: str, user: str, agent: str, given: Mapping[str, Any], *, thread: str | None = None
+        self,
+        tenant: str,
+        user: str,
+        agent: str,
+        input: Mapping[str, Any] | None = None,  # noqa: A002  # The word of the wire.
+        *,
+        thread: str | None = None,
     ) -> str:
         """Start an agent for a user, connected or not; the run's id, once its start is on stable storage.
 
-        Raises `CommandError` (`not_found`, `overloaded`), `InvalidEvent`, `StoreUnavailable`, `StoreFailed`.
+        Raises `CommandError` (`not_found`, `overloaded`), `InvalidArgument` for a name that no token could
+        carry or an `input` that is no mapping, `InvalidEvent`, `StoreUnavailable`, `StoreFailed`.
         """
-        principal = Principal(tenant, user)
+        principal, given = user_of(tenant, user), input_of(input)
         runs = self.registry.of(principal).runs
-        execution = runs.prepare(agent, dict(given), thread=thread)
+        execution = runs.prepare(agent, given, thread=thread)
         await runs.start(execution)
         return execution.run.id
 
@@ -220,8 +232,12 @@ class Server:
     async def wait_connected(self, tenant: str, user: str, timeout: float | None = None) -> None:
         """Wait until the user has a connection that was welcomed; returns at once where there is one.
 
-        Raises `trio.TooSlowError` after `timeout` seconds (None: never). Cancelling is safe.
+        Raises `trio.TooSlowError` after `timeout` seconds (None: never), and `InvalidArgument` for a name
+        that no token could carry or a `timeout` that is none. Cancelling is safe.
         """
+        user_of(tenant, user)
+        if timeout is not None:
+            check_patience("timeout", timeout)
         with trio.fail_after(math.inf if timeout is None else timeout):
             if self.registry.is_connected(tenant, user):
                 await trio.lowlevel.checkpoint()

@@ -14,7 +14,7 @@ import attrs
 
 from wsrecover.errors import TokenError
 
-__all__ = ["MAX_NAME", "MAX_ROLES", "MAX_ROLE_NAME", "Principal"]
+__all__ = ["MAX_NAME", "MAX_ROLES", "MAX_ROLE_NAME", "Principal", "label_problem", "name_problem"]
 
 MAX_NAME: Final = 128
 """Characters of a tenant or user."""
@@ -29,19 +29,27 @@ _REFUSED: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Control characters, lone surrogates, line and paragraph separators: what forges logs or is no UTF-8."""
 
 
-def _check_name(field: str, value: object) -> None:
+def name_problem(value: object) -> str | None:
+    """Why this is no name of a tenant or user; None where it is one."""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME:
-        raise TokenError(f"{field}: must be a string of 1 to {MAX_NAME} characters")
+        return f"must be a string of 1 to {MAX_NAME} characters"
     if not value.isprintable() and any(unicodedata.category(char) in _REFUSED for char in value):
-        raise TokenError(f"{field}: must not contain control characters, line breaks or lone surrogates")
+        return "must not contain control characters, line breaks or lone surrogates"
+    return None
 
 
-def _check_label(field: str, value: object) -> None:
-    """A role or tier: it becomes part of a stream's name on the wire, so it is held to ASCII."""
+def label_problem(value: object) -> str | None:
+    """Why this is no role or tier. It becomes part of a stream's name on the wire, so it is held to ASCII."""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_ROLE_NAME:
-        raise TokenError(f"{field}: must be a string of 1 to {MAX_ROLE_NAME} characters")
+        return f"must be a string of 1 to {MAX_ROLE_NAME} characters"
     if not (value.isascii() and value.isprintable()) or " " in value:
-        raise TokenError(f"{field}: must be printable ASCII without spaces")
+        return "must be printable ASCII without spaces"
+    return None
+
+
+def _check(field: str, problem: str | None) -> None:
+    if problem is not None:
+        raise TokenError(f"{field}: {problem}")
 
 
 def _sorted_roles(roles: object) -> tuple[str, ...]:
@@ -51,7 +59,7 @@ def _sorted_roles(roles: object) -> tuple[str, ...]:
     if len(listed) > MAX_ROLES:
         raise TokenError(f"roles: {len(listed)} given, at most {MAX_ROLES} allowed")
     for role in listed:
-        _check_label("roles", role)
+        _check("roles", label_problem(role))
     return tuple(sorted(set(listed)))
 
 
@@ -70,7 +78,7 @@ class Principal:
     tier: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        _check_name("tenant", self.tenant)
-        _check_name("user", self.user)
+        _check("tenant", name_problem(self.tenant))
+        _check("user", name_problem(self.user))
         if self.tier is not None:
-            _check_label("tier", self.tier)
+            _check("tier", label_problem(self.tier))

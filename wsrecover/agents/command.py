@@ -37,7 +37,7 @@ class Effects(Protocol):
     def emit(self, type: str, data: object, thread: str | None) -> None:  # noqa: A002  # The word of the wire.
         """See `Command.emit`."""
 
-    async def start_agent(self, agent: str, given: dict[str, Any], thread: str | None) -> str:
+    async def start_agent(self, agent: str, input: dict[str, Any], thread: str | None) -> str:  # noqa: A002  # The word of the wire.
         """See `Command.start_agent`."""
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from typing import Any
 
 import attrs
 
-from wsrecover.access.principal import Principal
-from wsrecover.errors import InvalidEvent, TokenError
+from wsrecover.access.principal import label_problem, name_problem
+from wsrecover.agents.arguments import check_text
+from wsrecover.errors import InvalidEvent
 from wsrecover.protocol.codec import encode_event
 from wsrecover.protocol.schema import fitted
 from wsrecover.streams.store import Answer, Applied, Entry, Outcome, StreamKey, Unit
@@ -25,6 +24,7 @@ def audience(to: str, tenant: str | None) -> StreamKey:
 
     Raises `InvalidEvent`, which names the field.
     """
+    check_text("to", to)
     scope, colon, name = to.partition(":")
     if to not in ("all", "tenant") and not (colon and scope in ("tier", "role")):
         raise InvalidEvent("to", "must be all, tenant, tier:<name> or role:<name>")
@@ -34,20 +34,17 @@ def audience(to: str, tenant: str | None) -> StreamKey:
         return StreamKey("all")
     if tenant is None:
         raise InvalidEvent("tenant", f"is missing: what is for {to!r} goes to the users of one tenant")
+    _check("tenant", name_problem(tenant))
     if to == "tenant":
-        _check("tenant", tenant)
         return StreamKey("tenant", tenant)
-    _check("tenant", tenant)
-    _check("to", tenant, name)
+    _check("to", label_problem(name))
     return StreamKey("tier" if scope == "tier" else "role", tenant, name)
 
 
-def _check(field: str, tenant: str, *roles: str) -> None:
+def _check(field: str, problem: str | None) -> None:
     """Hold names to what a token could say: any others would be nobody's."""
-    try:
-        Principal(tenant, "-", roles=roles)
-    except TokenError as error:
-        raise InvalidEvent(field, str(error)) from error
+    if problem is not None:
+        raise InvalidEvent(field, problem)
 
 
 @attrs.define(eq=False)
@@ -67,7 +64,7 @@ class Broadcast:
         services: Services,
         key: StreamKey,
         type: str,  # noqa: A002  # The word of the wire.
-        data: Mapping[str, Any],
+        data: object,
         *,
         timeout: float | None = None,
     ) -> Broadcast:

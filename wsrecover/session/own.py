@@ -73,8 +73,8 @@ class _Effects:
         )
         self.entries.append(Entry(self.key, body, now, thread))
 
-    async def start_agent(self, agent: str, given: dict[str, Any], thread: str | None) -> str:
-        execution = self.runs.prepare(agent, given, thread=thread)
+    async def start_agent(self, agent: str, input: dict[str, Any], thread: str | None) -> str:  # noqa: A002  # The word of the wire.
+        execution = self.runs.prepare(agent, input, thread=thread)
         await self.runs.start(execution)
         return execution.run.id
 

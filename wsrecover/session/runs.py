@@ -70,7 +70,7 @@ class Runs:
     def prepare(
         self,
         name: str,
-        given: dict[str, Any],
+        input: dict[str, Any],  # noqa: A002  # The word of the wire.
         *,
         thread: str | None,
         field: str = "agent",
@@ -99,7 +99,7 @@ class Runs:
             show=self._show,
             threads=self._contexts,
         )
-        return Execution(place, agent, run=secrets.token_hex(16), input=given, thread=thread)
+        return Execution(place, agent, run=secrets.token_hex(16), input=input, thread=thread)
 
     async def start(self, execution: Execution, answer: Answer | None = None) -> Outcome:
         """Start a run: its `agent_started`, its record and the answer in one commit, then the agent itself.
