@@ -15,7 +15,7 @@ from .protocol.cursor import Position
 from .protocol.events import CRITICAL
 from .protocol.fields import MAX_ID, is_id
 from .protocol.schema import fitted
-from .session.arguments import check_patience, input_of, user_of
+from .session.arguments import check_patience, check_token, input_of, user_of
 from .session.broadcast import Broadcast, audience
 from .session.connection import ConnectionState
 from .session.drain import drain
@@ -23,12 +23,12 @@ from .session.mishaps import ErrorCount
 from .session.pressure import MemoryStatistics
 from .session.receipts import Receipt
 from .session.registry import Registry, RegistryStatistics
-from .session.revoking import revoke
+from .session.revoking import erase, revoke
 from .session.services import Services
 from .session.session import State as SessionState
 from .session.views import ConnectionView, Filters, Query, SessionView
 from .streams.journal import JournalStatistics
-from .streams.store import Applied, Entry, StoreStatistics, StreamKey, Unit
+from .streams.store import Applied, Entry, StoreStatistics, StreamKey, TokenRevocation, Unit, UserRevocation
 from .transport.doorway import AcceptStatistics, Doorway
 from .transport.listener import authority
 
@@ -176,29 +176,44 @@ class Server:
         await runs.start(execution)
         return execution.run.id
 
-    async def revoke(
-        self, tenant: str, user: str | None = None, *, token_id: str | None = None, erase: bool = False
-    ) -> int:
-        """Let tokens count no more: those of a user that were issued up to now, or the one with this `jti`.
+    async def revoke(self, tenant: str, user: str) -> int:
+        """Let the tokens of a user count no more that were issued up to now.
 
         Connections that go by one are closed with 4503 before this waits for anything; it returns how many,
         once it is on stable storage and so outlives a restart. A token that does not say when it was issued
         (`iat`), or was issued within `timeouts.token_leeway` after, by a clock that may be ahead, counts as
         one of before. Runs and the log stay as they are.
 
-        With `erase`, for a user only, all that the log holds of it goes in one transaction with that: its
-        events, contexts, documents, the answers to its commands. Its runs are cancelled and log nothing more,
-        not even their end; one whose code does not heed that goes on unheard. Whoever publishes to the user,
-        or connects as it, later finds a new, empty stream. Broadcasts, and what others' streams say of it,
-        stay. It returns once what was erased is gone from the store's files as well, but not from backups
-        and the file system's own copies. For that SQLite's file is written anew, and commits wait: about 1 s
-        for each 100 MB. Where that is not possible now, because another process reads the file or it would
-        take more than 10 s, `StoreUnavailable` is raised although all else is done, for good; repeat it.
-
-        Raises `TokenError` for a name that no token could carry; `StoreUnavailable` or `StoreFailed`, and
-        then it counts until a restart, so repeat it. Cancelled, likewise.
+        Raises `InvalidArgument` for a name that no token could carry; `StoreUnavailable` or `StoreFailed`,
+        and then it counts until a restart, so repeat it. Cancelled, likewise.
         """
-        return await revoke(self.registry, self._services, tenant, user=user, token_id=token_id, erase=erase)
+        return await revoke(self.registry, self._services, self._revocation(tenant, user))
+
+    async def revoke_token(self, tenant: str, token_id: str) -> int:
+        """Let the one token of a tenant count no more that has this `jti`. Else as `revoke`."""
+        check_token(tenant, token_id)
+        one = TokenRevocation(tenant, token_id, self._services.clock())
+        return await revoke(self.registry, self._services, one)
+
+    async def erase(self, tenant: str, user: str) -> int:
+        """Revoke a user's tokens, and in one transaction with that erase all that the log holds of the user.
+
+        That is its events, contexts, documents, the answers to its commands. Its runs are cancelled and log
+        nothing more, not even their end; one whose code does not heed that goes on unheard. Whoever publishes
+        to the user, or connects as it, later finds a new, empty stream. Broadcasts, and what others' streams
+        say of it, stay.
+
+        It returns how many connections it closed, once what was erased is gone from the store's files as
+        well, but not from backups and the file system's own copies. For that SQLite's file is written anew,
+        and commits wait: about 1 s for each 100 MB. Where that is not possible now, because another process
+        reads the file or it would take more than 10 s, `StoreUnavailable` is raised although all else is
+        done, for good; repeat it. Else as `revoke`.
+        """
+        return await erase(self.registry, self._services, self._revocation(tenant, user))
+
+    def _revocation(self, tenant: str, user: str) -> UserRevocation:
+        principal = user_of(tenant, user)
+        return UserRevocation(principal.tenant, principal.user, self._services.clock())
 
     async def drain(self) -> None:
         """Stop accepting, and ask every client to reconnect elsewhere or later: `drain`, then 4000.

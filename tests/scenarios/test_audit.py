@@ -93,7 +93,7 @@ async def test_a4_each_decision_is_told_with_who_and_why(log: Log) -> None:
         async with local.stranger() as stranger:
             await stranger.send({"op": "hello", "client": "c2", "token": token(local, "t5", lifetime=-90)})
             await frames_until_closed(stranger)
-        await local.server.revoke("acme", token_id="t1")
+        await local.server.revoke_token("acme", "t1")
     told = [
         (line["event"], line.get("user"), line.get("token_id"), line.get("code", line.get("closed")))
         for line in log.audit()

@@ -14,8 +14,8 @@ from serving import START, Clock, Frame, frames_until_closed, log_of, until_none
 import wsrecover
 from wsrecover.access import sign
 from wsrecover.config import Retention
-from wsrecover.errors import RunError, StoreUnavailable, TokenError
-from wsrecover.streams.store import Revocation
+from wsrecover.errors import RunError, StoreUnavailable
+from wsrecover.streams.store import UserRevocation
 from wsrecover.testing import LocalServer, local_server
 
 CANARY = "canary-of-ada"
@@ -123,7 +123,7 @@ async def test_m08_an_erased_user_is_in_no_file_and_nobody_else_is_touched(
         await fill(local, "grace", "canary-of-grace")
         epoch, grace = await log_of(local, "grace")
         assert found(tmp_path, CANARY) > 40
-        await local.server.revoke("acme", "ada", erase=True)
+        await local.server.erase("acme", "ada")
         left = found(tmp_path, CANARY)
         figure("M08", "traces of an erased user in the store's files", left)
         assert left == 0
@@ -153,7 +153,7 @@ async def test_m08_who_comes_back_after_being_erased_begins_anew(
         old, _ = await log_of(local)
         async with local.peer() as peer:
             await peer.until("live")
-            assert await local.server.revoke("acme", "ada", erase=True) == 1
+            assert await local.server.erase("acme", "ada") == 1
             frames, code = await frames_until_closed(peer)
             assert ([frame["op"] for frame in frames], code) == ([], 4503)
         clock.now += LATER
@@ -171,7 +171,7 @@ async def test_m08_runs_of_an_erased_user_end_and_leave_nothing(clock: Clock, ag
     async with local_server(agents.app, wall_clock=clock) as local:
         await local.server.start_agent("acme", "ada", "busy", {})
         await agents.began.wait()
-        await local.server.revoke("acme", "ada", erase=True)
+        await local.server.erase("acme", "ada")
         await until_none(local, "runs")
         clock.now += LATER
         assert (await log_of(local))[1] == []
@@ -182,7 +182,7 @@ async def test_m08_an_agent_that_does_not_heed_it_can_log_nothing_more(clock: Cl
         await log_of(local)  # Its session holds on to the stream from here.
         await local.server.start_agent("acme", "ada", "stubborn", {})
         await agents.began.wait()
-        await local.server.revoke("acme", "ada", erase=True)
+        await local.server.erase("acme", "ada")
         assert agents.refused == []
         await local.server.publish("acme", "ada", "noted", {"text": "new"})
         clock.now += LATER
@@ -200,7 +200,7 @@ async def test_m08_a_command_of_an_erased_user_comes_to_nothing(clock: Clock, ag
             data = {"text": CANARY}
             await peer.send({"op": "send", "id": "c1", "type": "ponder", "data": data})
             await agents.began.wait()
-            await local.server.revoke("acme", "ada", erase=True)
+            await local.server.erase("acme", "ada")
             agents.let_go.set()
             await frames_until_closed(peer)
         await trio.testing.wait_all_tasks_blocked()
@@ -219,7 +219,7 @@ async def test_m08_a_run_of_an_erased_user_is_no_lost_run_of_the_next_process(
     async with local_server(agents.app, store=store, wall_clock=clock) as local:
         await local.server.start_agent("acme", "ada", "stubborn", {})
         await agents.began.wait()
-        await local.server.revoke("acme", "ada", erase=True)
+        await local.server.erase("acme", "ada")
         agents.let_go.set()
     async with local_server(agents.app, store=store, wall_clock=clock) as local:
         clock.now += LATER
@@ -235,7 +235,7 @@ class Held:
         self._erase = store.erase
         monkeypatch.setattr(store, "erase", self.erase)
 
-    async def erase(self, one: Revocation) -> None:
+    async def erase(self, one: UserRevocation) -> None:
         self.began.set()
         await self.let_go.wait()
         await self._erase(one)
@@ -264,7 +264,7 @@ async def test_m08_nobody_begins_as_a_user_who_is_being_erased(
 
 
 async def _erase_ada(local: LocalServer) -> None:
-    await local.server.revoke("acme", "ada", erase=True)
+    await local.server.erase("acme", "ada")
 
 
 async def test_m08_who_has_a_token_of_later_is_told_to_come_again(clock: Clock) -> None:
@@ -277,7 +277,7 @@ async def test_m08_who_has_a_token_of_later_is_told_to_come_again(clock: Clock) 
         async with local.peer(token=later, **START) as peer:
             await peer.events(1)
             clock.now -= LATER
-            assert await local.server.revoke("acme", "ada", erase=True) == 0
+            assert await local.server.erase("acme", "ada") == 0
             assert (await frames_until_closed(peer))[1] == 4007
         clock.now += LATER
         async with local.peer(token=later, **START) as peer:
@@ -292,7 +292,7 @@ async def test_m08_contexts_that_are_in_memory_are_not_those_of_the_new_stream(
         await fill(local, "ada", CANARY)
         old = local.server.registry.session("acme", "ada").contexts
         assert CANARY in (await old.snapshot()).contexts
-        await local.server.revoke("acme", "ada", erase=True)
+        await local.server.erase("acme", "ada")
         assert (await old.snapshot()).contexts == {}
         await old.store()
         assert local.server.registry.session("acme", "ada").contexts is not old
@@ -314,13 +314,6 @@ async def test_m08_an_erasing_that_is_cancelled_is_whole_or_absent(clock: Clock,
         assert len(events) in (0, 1)
         if not events:  # And a later one has nothing to wait for.
             assert (await log_of(local))[0] == epoch
-        await local.server.revoke("acme", "ada", erase=True)
+        await local.server.erase("acme", "ada")
         clock.now += LATER
-        assert (await log_of(local))[1] == []
-
-
-async def test_m08_only_a_user_can_be_erased(clock: Clock) -> None:
-    async with local_server(wall_clock=clock) as local:
-        with pytest.raises(TokenError):
-            await local.server.revoke("acme", token_id="t1", erase=True)
         assert (await log_of(local))[1] == []

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from operator import ne
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -15,7 +16,7 @@ from serving import START, Clock, frames_until_closed, log_of
 from wsrecover.access import sign
 from wsrecover.access.keys import sealed, secret_key
 from wsrecover.config import Tokens
-from wsrecover.errors import ConnectionClosed, HandshakeRefused, TokenError
+from wsrecover.errors import ConnectionClosed, HandshakeRefused, InvalidArgument
 from wsrecover.testing import LocalServer, Peer, local_server
 from wsrecover.transport import open_socket
 
@@ -140,7 +141,7 @@ async def test_m08_a_revocation_is_forgotten_once_no_token_is_left_that_it_is_ab
             lifetime=3600,
             clock=lambda: clock.now + 30,
         )
-        await local.server.revoke("acme", token_id="t1")
+        await local.server.revoke_token("acme", "t1")
         clock.now += 3600 + 59.5
         await local.server.revoke("acme", "somebody")
         assert await status(local, last) == 401
@@ -172,7 +173,7 @@ async def test_m08_one_token_is_revoked_by_its_id_and_the_users_others_stay(loca
     async with local.peer(token=lost) as stolen, local.peer(token=kept) as own:
         for peer in (stolen, own):
             await peer.until("live")
-        assert await local.server.revoke("acme", token_id="lost") == 1
+        assert await local.server.revoke_token("acme", "lost") == 1
         assert (await frames_until_closed(stolen))[1] == 4503
         await own.send({"op": "auth", "id": "a1", "token": kept})
         await own.until("reply", status="ok")
@@ -208,7 +209,7 @@ async def test_m08_it_survives_a_restart_and_so_does_the_log(tmp_path: Path, clo
         token, by_id = token_of(local), token_of(local, "grace", jti="t1")
         await local.server.publish("acme", "ada", "noted", {"n": 1})
         await local.server.revoke("acme", "ada")
-        await local.server.revoke("acme", token_id="t1")
+        await local.server.revoke_token("acme", "t1")
     async with local_server(store=store, wall_clock=clock) as local:
         assert [await status(local, one) for one in (token, by_id)] == [401, 401]
         clock.now += LATER
@@ -228,15 +229,33 @@ async def test_a7_events_that_are_on_their_way_stop_at_the_revocation(local: Loc
     assert len(frames) < 299
 
 
-NOBODY = [(None, None), ("ada", "t1"), ("", None), (None, ""), (None, "x" * 257)]
-
-
-@pytest.mark.parametrize(("user", "jti"), NOBODY)
-async def test_m08_what_names_nobody_is_refused(
-    local: LocalServer, user: str | None, jti: str | None
+@pytest.mark.parametrize(
+    ("field", "tenant", "user"), [("user", "acme", ""), ("user", "acme", None), ("tenant", "", "ada")]
+)
+async def test_m08_a_user_that_could_be_nobody_is_refused(
+    local: LocalServer, field: str, tenant: str, user: Any
 ) -> None:
-    with pytest.raises(TokenError):
-        await local.server.revoke("acme", user, token_id=jti)
+    for end in (local.server.revoke, local.server.erase):
+        with pytest.raises(InvalidArgument, match=f"^{field}: must ") as raised:
+            await end(tenant, user)
+        assert raised.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("field", "tenant", "jti"),
+    [
+        ("token_id", "acme", ""),
+        ("token_id", "acme", "x" * 257),
+        ("token_id", "acme", 5),
+        ("tenant", "a\ncme", "t1"),
+    ],
+)
+async def test_m08_a_token_that_could_be_nobodys_is_refused(
+    local: LocalServer, field: str, tenant: str, jti: Any
+) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{field}: must ") as raised:
+        await local.server.revoke_token(tenant, jti)
+    assert raised.value.field == field
 
 
 async def test_a7_a_role_that_is_lost_in_a_refresh_is_lost_for_the_next_command(local: LocalServer) -> None:

@@ -10,11 +10,11 @@ from wsrecover.errors import RunBroken, StoreFailed, StoreUnavailable
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.memory import MemoryStore
 from wsrecover.streams.registry import Streams
-from wsrecover.streams.store import Entry, Outcome, Retention, Revocation, StreamKey, Unit
+from wsrecover.streams.store import Entry, Outcome, Retention, StreamKey, Unit, UserRevocation
 
 ANN = StreamKey("user", "tenant", "ann")
 BEN = StreamKey("user", "tenant", "ben")
-REVOKED = Revocation("tenant", 1.0, user="ann")
+REVOKED = UserRevocation("tenant", "ann", 1.0)
 
 
 class Held(MemoryStore):
@@ -31,7 +31,7 @@ class Held(MemoryStore):
         await self.open.wait()
         return await super().commit(units)
 
-    async def erase(self, one: Revocation) -> None:
+    async def erase(self, one: UserRevocation) -> None:
         await self.open.wait()
         if self.broken is not None:
             raise self.broken

@@ -40,11 +40,11 @@ from wsrecover.streams.store import (
     NewSnapshot,
     Outcome,
     Retention,
-    Revocation,
     Store,
     StoredSnapshot,
     StreamKey,
     Unit,
+    UserRevocation,
 )
 
 ANN = StreamKey("user", "tenant", "ann")
@@ -618,7 +618,7 @@ class TestShape:
                     with pytest.raises(StoreUnavailable):
                         await store.commit([*units, Unit((bad,))])
                 case "erase":
-                    await store.erase(Revocation("tenant", 1000.0, chosen[0][0].name))
+                    await store.erase(UserRevocation("tenant", chosen[0][0].name, 1000.0))
                     model[chosen[0][0]] = []
             assert sorted(head.key for head in log._dirty) == sorted(
                 head.key for head in log.heads.values() if head.dirty

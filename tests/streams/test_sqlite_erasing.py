@@ -12,11 +12,11 @@ from wsrecover.errors import StoreFailed, StoreUnavailable
 from wsrecover.streams import sqlite_erase
 from wsrecover.streams.sqlite import open_sqlite
 from wsrecover.streams.sqlite_read import read_page
-from wsrecover.streams.store import Entry, Retention, Revocation, StreamKey, Unit
+from wsrecover.streams.store import Entry, Retention, StreamKey, Unit, UserRevocation
 
 ANN = StreamKey("user", "tenant", "ann")
 BEN = StreamKey("user", "tenant", "ben")
-REVOKED = Revocation("tenant", 1.0, user="ann")
+REVOKED = UserRevocation("tenant", "ann", 1.0)
 CANARY = "canary of ann"
 
 

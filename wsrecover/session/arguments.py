@@ -6,24 +6,31 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from wsrecover.access.claims import MAX_TOKEN_ID
 from wsrecover.access.principal import Principal, name_problem
 from wsrecover.agents.arguments import is_duration
 from wsrecover.errors import InvalidArgument
 
-__all__ = ["check_name", "check_patience", "input_of", "user_of"]
-
-
-def check_name(field: str, name: object) -> None:
-    """Refuse what no token could say: it would be nobody's."""
-    if problem := name_problem(name):
-        raise InvalidArgument(field, problem)
+__all__ = ["check_patience", "check_token", "input_of", "user_of"]
 
 
 def user_of(tenant: str, user: str) -> Principal:
-    """The user of this name."""
-    check_name("tenant", tenant)
-    check_name("user", user)
+    """The user of this name. One that no token could say would be nobody's."""
+    _check_name("tenant", tenant)
+    _check_name("user", user)
     return Principal(tenant, user)
+
+
+def check_token(tenant: object, token_id: object) -> None:
+    """Refuse what could be no token's tenant and `jti`."""
+    _check_name("tenant", tenant)
+    if not isinstance(token_id, str) or not 1 <= len(token_id) <= MAX_TOKEN_ID:
+        raise InvalidArgument("token_id", f"must be a string of 1 to {MAX_TOKEN_ID} characters")
+
+
+def _check_name(field: str, name: object) -> None:
+    if problem := name_problem(name):
+        raise InvalidArgument(field, problem)
 
 
 def input_of(given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from wsrecover.access.claims import Grant
 from wsrecover.logger import get_logger
-from wsrecover.streams.store import Revocation
+from wsrecover.streams.store import Revocation, TokenRevocation, UserRevocation
 
 from .presence import Member
 
@@ -75,12 +75,13 @@ def replaced(one: Party) -> None:
     _audit.info("replaced", **_names(one))
 
 
-def erased(one: Revocation) -> None:
+def erased(one: UserRevocation) -> None:
     """Nothing is left of what the log held of the user."""
     _audit.warning("erased", tenant=one.tenant, user=one.user)
 
 
 def revoked(one: Revocation, closed: int) -> None:
     """Tokens count no more; `closed` connections went by them."""
-    user, token_id = one.user or None, one.token_id or None
+    user = one.user if isinstance(one, UserRevocation) else None
+    token_id = one.token_id if isinstance(one, TokenRevocation) else None
     _audit.warning("revoked", tenant=one.tenant, user=user, token_id=token_id, closed=closed)

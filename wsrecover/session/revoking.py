@@ -5,20 +5,18 @@ from __future__ import annotations
 from functools import partial
 from operator import attrgetter
 
-from wsrecover.access.claims import MAX_TOKEN_ID
-from wsrecover.access.principal import Principal
 from wsrecover.access.revocations import Revocations
 from wsrecover.config import Config
-from wsrecover.errors import StoreError, TokenError
+from wsrecover.errors import StoreError
 from wsrecover.logger import get_logger
 from wsrecover.protocol.closecodes import CloseCode
-from wsrecover.streams.store import Revocation, Store, Unit
+from wsrecover.streams.store import Revocation, Store, TokenRevocation, Unit, UserRevocation
 
 from . import audit
 from .registry import Registry
 from .services import Services
 
-__all__ = ["known_revocations", "revoke"]
+__all__ = ["erase", "known_revocations", "revoke"]
 
 log = get_logger(__name__)
 
@@ -37,31 +35,39 @@ async def known_revocations(store: Store, config: Config, now: float) -> Revocat
 
 
 def _add(revocations: Revocations, one: Revocation) -> None:
-    if one.token_id:
-        revocations.add_token(one.tenant, one.token_id, one.at)
-    else:
-        revocations.add_user(one.tenant, one.user, one.at)
+    match one:
+        case UserRevocation(tenant, user, at):
+            revocations.add_user(tenant, user, at)
+        case TokenRevocation(tenant, token_id, at):
+            revocations.add_token(tenant, token_id, at)
 
 
-async def revoke(
-    registry: Registry,
-    services: Services,
-    tenant: str,
-    *,
-    user: str | None,
-    token_id: str | None,
-    erase: bool,
-) -> int:
-    """See `Server.revoke`."""
-    if erase and user is None:
-        raise TokenError("erase: a user must be named; a token has no log")
-    if (user is None) == (token_id is None):
-        raise TokenError("user, token_id: one of the two must be given")
-    if token_id is not None and not 1 <= len(token_id) <= MAX_TOKEN_ID:
-        raise TokenError(f"token_id: must be a string of 1 to {MAX_TOKEN_ID} characters")
-    principal = Principal(tenant, "nobody" if user is None else user)
-    one = Revocation(tenant, services.clock(), "" if user is None else principal.user, token_id or "")
-    # It counts before it is durable: whoever revokes cannot wait for a disk.
+async def revoke(registry: Registry, services: Services, one: Revocation) -> int:
+    """See `Server.revoke` and `Server.revoke_token`."""
+    closed = _take_effect(registry, services, one)
+    await services.journal.commit(Unit(revocations=(one,)))
+    await _forget_outlived(services, one.at)
+    return closed
+
+
+async def erase(registry: Registry, services: Services, one: UserRevocation) -> int:
+    """See `Server.erase`.
+
+    Nobody writes for the user until it is done but others who publish to it: what of its own is queued by now
+    is erased, and what was about to be is refused.
+    """
+    closed = _take_effect(registry, services, one)
+    over = partial(registry.admit, one.tenant, one.user)
+    registry.bar(one.tenant, one.user)
+    await services.journal.erase(one, over=over)
+    await services.store.purge()
+    audit.erased(one)
+    await _forget_outlived(services, one.at)
+    return closed
+
+
+def _take_effect(registry: Registry, services: Services, one: Revocation) -> int:
+    """Close what goes by it; how many. It counts before it is durable: who revokes cannot wait for a disk."""
     _add(services.revocations, one)
     closed = 0
     for session in list(registry.sessions.values()):
@@ -70,11 +76,6 @@ async def revoke(
                 connection.close(CloseCode.REVOKED, "the token was revoked")
                 closed += 1
     audit.revoked(one, closed)
-    if erase:
-        await _erase(registry, services, one)
-    else:
-        await services.journal.commit(Unit(revocations=(one,)))
-    await _forget_outlived(services, one.at)
     return closed
 
 
@@ -86,16 +87,3 @@ async def _forget_outlived(services: Services, now: float) -> None:
             await services.store.forget_revocations(before=before)
         except StoreError as error:  # The next start forgets them.
             log.warning("revocations_not_forgotten", error=str(error))
-
-
-async def _erase(registry: Registry, services: Services, one: Revocation) -> None:
-    """Erase the user together with the revocation.
-
-    Nobody writes for the user from here until that is done but others who publish to it: what of its own is
-    queued by now is erased, and what was about to be is refused.
-    """
-    over = partial(registry.admit, one.tenant, one.user)
-    registry.bar(one.tenant, one.user)
-    await services.journal.erase(one, over=over)
-    await services.store.purge()
-    audit.erased(one)

@@ -9,7 +9,7 @@ import trio
 from wsrecover.errors import StoreError, StoreFailed
 
 from .registry import Streams
-from .store import Revocation, Store, StreamKey
+from .store import Store, StreamKey, UserRevocation
 
 __all__ = ["Erasure", "carry_out"]
 
@@ -23,7 +23,7 @@ class Erasure:
 
     __slots__ = ("_done", "_error", "_over", "one")
 
-    def __init__(self, one: Revocation, over: Callable[[], object]) -> None:
+    def __init__(self, one: UserRevocation, over: Callable[[], object]) -> None:
         self.one = one
         self._over = over
         self._done = trio.Event()

@@ -25,7 +25,7 @@ from .group import Group, Waiter, appended
 from .registry import Streams
 from .retention import Retainer, Snapshots
 from .room import Room
-from .store import APPLIED, Applied, Entry, Outcome, Retention, Revocation, Store, StreamKey, Unit
+from .store import APPLIED, Applied, Entry, Outcome, Retention, Store, StreamKey, Unit, UserRevocation
 
 __all__ = ["Journal", "JournalStatistics", "Writer"]
 
@@ -216,7 +216,7 @@ class Journal:
         await self.submit(unit, None, waiter)
         return await waiter.wait()
 
-    async def erase(self, one: Revocation, *, over: Callable[[], object]) -> None:
+    async def erase(self, one: UserRevocation, *, over: Callable[[], object]) -> None:
         """Erase the user behind all units that are queued, or wait for room, by now; see `Store.erase`.
 
         Units for the user that share a commit with those go, too; later ones are of its new stream. `over`:

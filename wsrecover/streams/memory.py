@@ -37,6 +37,7 @@ from .store import (
     StreamKey,
     StreamState,
     Unit,
+    UserRevocation,
 )
 
 __all__ = ["MemoryStore", "open_memory"]
@@ -81,7 +82,7 @@ class MemoryStore(Store):
         self._answers: dict[AnswerKey, tuple[Answer, tuple[Position, ...]]] = {}
         self._ids: dict[tuple[StreamKey, str], tuple[bytes, Position, float]] = {}
         self._runs: dict[str, RunRecord] = {}
-        self._revocations: dict[tuple[str, str, str], Revocation] = {}
+        self._revocations: dict[Revocation, Revocation] = {}
         self._commits = 0
         self._events = 0
         self._closed = False
@@ -173,7 +174,7 @@ class MemoryStore(Store):
         await self._ready()
         self._revocations = {name: one for name, one in self._revocations.items() if one.at >= before}
 
-    async def erase(self, one: Revocation) -> None:
+    async def erase(self, one: UserRevocation) -> None:
         """See `Store.erase`."""
         await self._ready()
         key, user = StreamKey("user", one.tenant, one.user), (one.tenant, one.user)
@@ -233,7 +234,7 @@ class MemoryStore(Store):
         self._runs.update({run.run: run for run in unit.runs_started})
         for ended in unit.runs_ended:
             self._runs.pop(ended, None)
-        self._revocations.update({(one.tenant, one.user, one.token_id): one for one in unit.revocations})
+        self._revocations.update({attrs.evolve(one, at=0.0): one for one in unit.revocations})
         for snapshot in unit.snapshots:
             log = self._log(snapshot.key)
             if snapshot.epoch in (None, log.epoch) and snapshot.seq >= log.snapshot:

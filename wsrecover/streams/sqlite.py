@@ -37,6 +37,7 @@ from .store import (
     StreamKey,
     StreamState,
     Unit,
+    UserRevocation,
 )
 from .worker import Job, Worker
 
@@ -211,7 +212,7 @@ class SQLiteStore(Store):
         """See `Store.forget_revocations`."""
         await self._write(partial(self._log.known.forget_revocations, before))
 
-    async def erase(self, one: Revocation) -> None:
+    async def erase(self, one: UserRevocation) -> None:
         """See `Store.erase`."""
         await self._write(partial(self._log.erase, one))
 

@@ -9,7 +9,19 @@ import orjson
 
 from wsrecover.protocol.cursor import Position
 
-from .store import ANSWER_WINDOW, Answer, AnswerKey, Conflict, Duplicate, Entry, Revocation, RunRecord, Unit
+from .store import (
+    ANSWER_WINDOW,
+    Answer,
+    AnswerKey,
+    Conflict,
+    Duplicate,
+    Entry,
+    Revocation,
+    RunRecord,
+    TokenRevocation,
+    Unit,
+    UserRevocation,
+)
 
 __all__ = ["Known", "find_answer", "find_revocations", "find_runs"]
 
@@ -46,7 +58,19 @@ def find_runs(db: apsw.Connection) -> list[RunRecord]:
 
 def find_revocations(db: apsw.Connection) -> list[Revocation]:
     """See `Store.revocations`."""
-    return [Revocation(*row) for row in db.execute("SELECT tenant, at, user, token_id FROM revocation")]
+    return [
+        TokenRevocation(tenant, token_id, at) if token_id else UserRevocation(tenant, user, at)
+        for tenant, user, token_id, at in db.execute("SELECT tenant, user, token_id, at FROM revocation")
+    ]
+
+
+def _revocation_row(one: Revocation) -> tuple[str, str, str, float]:
+    """A column is empty where it is the other that names what is revoked."""
+    match one:
+        case UserRevocation(tenant, user, at):
+            return tenant, user, "", at
+        case TokenRevocation(tenant, token_id, at):
+            return tenant, "", token_id, at
 
 
 class Known:
@@ -94,7 +118,7 @@ class Known:
         if unit.revocations:
             self._db.executemany(
                 "INSERT OR REPLACE INTO revocation VALUES (?, ?, ?, ?)",
-                [(one.tenant, one.user, one.token_id, one.at) for one in unit.revocations],
+                map(_revocation_row, unit.revocations),
             )
 
     def newest(self) -> float | None:

@@ -36,9 +36,9 @@ from .store import (
     Outcome,
     Retained,
     Retention,
-    Revocation,
     StreamKey,
     Unit,
+    UserRevocation,
 )
 from .worker import Job
 
@@ -345,7 +345,7 @@ class SQLiteLog:
         self._db.execute("UPDATE stream SET oldest = ?, base = ?, since = ? WHERE id = ?", (*trim, head.id))
         self._trims[head] = trim
 
-    def erase(self, one: Revocation) -> None:
+    def erase(self, one: UserRevocation) -> None:
         """See `Store.erase`."""
         key = StreamKey("user", one.tenant, one.user)
         head = self._existing(key)

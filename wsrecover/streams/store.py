@@ -47,7 +47,9 @@ __all__ = [
     "StoredSnapshot",
     "StreamKey",
     "StreamState",
+    "TokenRevocation",
     "Unit",
+    "UserRevocation",
 ]
 
 ANSWER_WINDOW: Final = 660.0
@@ -99,14 +101,24 @@ class RunRecord:
 
 
 @attrs.frozen
-class Revocation:
-    """That a tenant's tokens count no more: those of `user` issued up to `at` (unix seconds), or the one with
-    this `token_id`. One of the two is given."""
+class UserRevocation:
+    """That the tokens of a user count no more that were issued up to `at` (unix seconds)."""
 
     tenant: str
+    user: str
     at: float
-    user: str = ""
-    token_id: str = ""
+
+
+@attrs.frozen
+class TokenRevocation:
+    """That the token of a tenant with this `jti` counts no more; known at `at` (unix seconds)."""
+
+    tenant: str
+    token_id: str
+    at: float
+
+
+Revocation: TypeAlias = UserRevocation | TokenRevocation
 
 
 @attrs.frozen
@@ -340,8 +352,8 @@ class Store(abc.ABC):
         """Forget those whose `at` is before that."""
 
     @abc.abstractmethod
-    async def erase(self, one: Revocation) -> None:
-        """Keep the revocation, which is of a user, and forget all else that is known of the user.
+    async def erase(self, one: UserRevocation) -> None:
+        """Keep the revocation, and forget all else that is known of the user.
 
         That is its stream with its snapshot and event ids, the answers to its commands and its runs. It takes
         effect whole, on stable storage, or not at all. The stream has another incarnation from then on, and

@@ -10,14 +10,15 @@ from wsrecover.streams.store import (
     Answer,
     AnswerKey,
     NewSnapshot,
-    Revocation,
     RunRecord,
     Store,
     StoredContext,
     StoredSnapshot,
     StreamKey,
     StreamState,
+    TokenRevocation,
     Unit,
+    UserRevocation,
 )
 
 from .subject import ALL, ANN, BEN, START, Subject, confirm, entries, expect, logged, named, seqs, unit
@@ -25,7 +26,7 @@ from .subject import ALL, ANN, BEN, START, Subject, confirm, entries, expect, lo
 __all__ = ["REVOKING_CHECKS", "REVOKING_CHECKS_DURABLE"]
 
 NAMESAKE: Final = StreamKey("user", "other tenant", "ann")
-REVOKED: Final = Revocation("tenant", START + 1, user="ann")
+REVOKED: Final = UserRevocation("tenant", "ann", START + 1)
 
 
 def _asked(key: StreamKey) -> Answer:
@@ -39,10 +40,10 @@ def _run(key: StreamKey) -> RunRecord:
 async def _revocations_are_kept_the_last_of_each(subject: Subject) -> None:
     async with subject.opened() as store:
         expect(await store.revocations(), [], "what was revoked")
-        user, token = Revocation("t", START, "ann"), Revocation("t", START, "", "ann")
-        other = Revocation("other", START, user="ann")
+        user, token = UserRevocation("t", "ann", START), TokenRevocation("t", "ann", START)
+        other = UserRevocation("other", "ann", START)
         await store.commit([Unit(revocations=(user, token)), Unit(revocations=(other,))])
-        again = Revocation("t", START + 1, user="ann")
+        again = UserRevocation("t", "ann", START + 1)
         await store.commit([Unit(revocations=(again,))])
         found = sorted(await store.revocations(), key=repr)
         expect(found, sorted([again, token, other], key=repr), "what was revoked")
@@ -132,7 +133,7 @@ async def _somebody_unknown_may_be_erased(subject: Subject) -> None:
 
 async def _old_revocations_are_forgotten(subject: Subject) -> None:
     async with subject.opened() as store:
-        old, edge = Revocation("t", START - 1, user="ann"), Revocation("t", START, "", "j1")
+        old, edge = UserRevocation("t", "ann", START - 1), TokenRevocation("t", "j1", START)
         await store.commit([Unit(revocations=(old, edge))])
         await store.forget_revocations(before=START)
         expect(await store.revocations(), [edge], "what is not older")

@@ -21,10 +21,10 @@ from wsrecover.streams.store import (
     Entry,
     NewSnapshot,
     Retention,
-    Revocation,
     RunRecord,
     StreamKey,
     Unit,
+    UserRevocation,
 )
 
 from .revoking import REVOKING_CHECKS, REVOKING_CHECKS_DURABLE
@@ -341,7 +341,7 @@ async def _what_was_committed_is_there_after_a_restart(subject: Subject) -> None
     ask = Unit((named(ANN, "e1"), *entries(ANN, "b", "c")), (Answer(key, b"d", START, b"{}"),))
     run = RunRecord("r1", "tenant", "ann", "agent", START)
     accepted = Answer(AnswerKey("tenant", "ann", "c2"), b"d", START, status="accepted")
-    revoked = Revocation("tenant", START, user="ann")
+    revoked = UserRevocation("tenant", "ann", START)
     async with subject.opened() as store:
         await store.commit([ask, Unit(runs_started=(run,)), Unit(answers=(accepted,))])
         await store.commit([Unit(snapshots=(NewSnapshot(ANN, 3, {}),)), Unit(revocations=(revoked,))])
