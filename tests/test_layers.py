@@ -1,8 +1,10 @@
-"""The floors of the house: who may import whom, which library has which door, and how big a file may grow."""
+"""The floors of the house: who may import whom, which library has which door, how big a file may grow, and
+what a line of the log is called."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +94,10 @@ PURE = frozenset(
 """What the protocol may use beside its own: nothing that reads or waits, no clock, no randomness, so that it
 can be tested whole, byte by byte. (`datetime` and `uuid` are types in a schema.)"""
 
+LEVELS = frozenset({"debug", "info", "warning", "error", "exception"})
+EVENT = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+"""What a line of the log is called, for those who search and count by it; what it is about are its fields."""
+
 FILE_LINES = 400
 FUNCTION_LINES = 45
 
@@ -136,6 +142,18 @@ def long_functions(path: str, source: str) -> Iterator[str]:
                 yield f"{path}: {node.name} has {lines} lines"
 
 
+def odd_lines(path: str, source: str) -> Iterator[str]:
+    """Loggers and lines of the log that are not called as all others."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Assign([ast.Name(name)], ast.Call(ast.Name("get_logger"))) if name != "log":
+                yield f"{path} calls its logger {name}"
+            case ast.Call(ast.Attribute(ast.Name("log"), level), [event, *_]) if level in LEVELS:
+                named = isinstance(event, ast.Constant) and EVENT.fullmatch(str(event.value))
+                if not (named or isinstance(event, ast.Name)):
+                    yield f"{path} logs {ast.unparse(event)}"
+
+
 def modules() -> list[tuple[str, str]]:
     return [
         (file.relative_to(PACKAGE).as_posix(), file.read_text(encoding="utf-8"))
@@ -165,6 +183,10 @@ def test_no_file_is_longer_than_a_reader_can_hold() -> None:
 
 def test_no_function_is_longer_than_a_screen() -> None:
     assert [problem for path, source in modules() for problem in long_functions(path, source)] == []
+
+
+def test_lines_of_the_log_are_called_alike() -> None:
+    assert [problem for path, source in modules() for problem in odd_lines(path, source)] == []
 
 
 @pytest.mark.parametrize(
@@ -211,3 +233,23 @@ def test_a_long_function_is_found() -> None:
     docstring = '    """Long\n    and\n    dull."""\n'
     assert list(long_functions("x.py", f"def f():\n{body}")) == ["x.py: f has 46 lines"]
     assert list(long_functions("x.py", f"def f():\n{docstring}{body}")) == ["x.py: f has 46 lines"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'log.warning("trim failed", error="")',
+        'log.info("Ready")',
+        'log.exception(f"of_{name}")',
+        "_log = get_logger(__name__)",
+    ],
+)
+def test_an_odd_line_of_the_log_is_found(source: str) -> None:
+    assert len(list(odd_lines("x.py", source))) == 1
+
+
+@pytest.mark.parametrize(
+    "source", ['log = get_logger(__name__)\nlog.debug("trim_failed")', "log.info(what)", 'math.log("a b")']
+)
+def test_a_proper_line_of_the_log_is_left_alone(source: str) -> None:
+    assert list(odd_lines("x.py", source)) == []

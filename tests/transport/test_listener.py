@@ -240,7 +240,7 @@ class TestTheUpgrade:
         server.answer = answer
         with structlog.testing.capture_logs() as logs:
             assert await answer_to(wire, server, wire.upgrade) == b""
-        assert [entry["event"] for entry in logs] == ["handshake failed"]
+        assert [entry["event"] for entry in logs] == ["handshake_failed"]
         server.answer = server.accept
         await still_serves(wire, server)
 

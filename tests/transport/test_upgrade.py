@@ -145,7 +145,7 @@ async def test_a_refusal_that_cannot_be_sent_costs_only_its_connection(wire, ser
     now.decide = lambda request: Refusal(403, "\ud800")
     with structlog.testing.capture_logs() as logs:
         assert await (await arrive(wire, server, wire.upgrade)).rest() == b""
-    assert [entry["event"] for entry in logs] == ["handshake failed"]
+    assert [entry["event"] for entry in logs] == ["handshake_failed"]
     now.decide = lambda request: Acceptance(None, server.own)
     assert (await (await arrive(wire, server, wire.upgrade)).head()).startswith(b"HTTP/1.1 101 ")
 
@@ -162,7 +162,7 @@ async def test_an_owner_that_raises_costs_only_its_connection(wire, server, now)
     now.decide = lambda request: Acceptance(None, lambda sock: 1 / 0)
     with structlog.testing.capture_logs() as logs:
         assert await (await arrive(wire, server, wire.upgrade)).rest() == b""
-    assert [entry["event"] for entry in logs] == ["handshake failed"]
+    assert [entry["event"] for entry in logs] == ["handshake_failed"]
     now.decide = lambda request: Acceptance(None, server.own)
     assert (await (await arrive(wire, server, wire.upgrade)).head()).startswith(b"HTTP/1.1 101 ")
 

@@ -16,7 +16,7 @@ from .presence import Member
 
 __all__ = ["accepted", "disowned", "erased", "refreshed", "rejected", "replaced", "revoked"]
 
-_audit = get_logger("wsrecover.audit", log="audit")
+log = get_logger("wsrecover.audit", log="audit")
 
 
 class Peer(Protocol):
@@ -51,37 +51,37 @@ def _names(one: Party) -> dict[str, Any]:
 
 def accepted(one: Party) -> None:
     """A connection goes by its grant."""
-    _audit.info("accepted", **_names(one), roles=one.grant.principal.roles)
+    log.info("accepted", **_names(one), roles=one.grant.principal.roles)
 
 
 def refreshed(one: Party) -> None:
     """It goes by another grant, its present one, from now on."""
-    _audit.info("refreshed", **_names(one), roles=one.grant.principal.roles)
+    log.info("refreshed", **_names(one), roles=one.grant.principal.roles)
 
 
 def rejected(code: int, reason: str, *, peer: str) -> None:
     """Somebody was turned away: `code` is an HTTP status or a close code."""
     # A console shows the repr: of an enum's member that is more than the number.
-    _audit.info("rejected", code=int(code), reason=reason.strip(), peer=peer)
+    log.info("rejected", code=int(code), reason=reason.strip(), peer=peer)
 
 
 def disowned(one: Party, code: int, reason: str) -> None:
     """It is closed for another token that it brought: a `rejected`, too."""
-    _audit.info("rejected", **_names(one), code=int(code), reason=reason)
+    log.info("rejected", **_names(one), code=int(code), reason=reason)
 
 
 def replaced(one: Party) -> None:
     """It gave way to a newer one of the same client id."""
-    _audit.info("replaced", **_names(one))
+    log.info("replaced", **_names(one))
 
 
 def erased(one: UserRevocation) -> None:
     """Nothing is left of what the log held of the user."""
-    _audit.warning("erased", tenant=one.tenant, user=one.user)
+    log.warning("erased", tenant=one.tenant, user=one.user)
 
 
 def revoked(one: Revocation, closed: int) -> None:
     """Tokens count no more; `closed` connections went by them."""
     user = one.user if isinstance(one, UserRevocation) else None
     token_id = one.token_id if isinstance(one, TokenRevocation) else None
-    _audit.warning("revoked", tenant=one.tenant, user=user, token_id=token_id, closed=closed)
+    log.warning("revoked", tenant=one.tenant, user=user, token_id=token_id, closed=closed)

@@ -8,7 +8,6 @@ import attrs
 
 from wsrecover.access.principal import Principal
 from wsrecover.errors import FrameError
-from wsrecover.logger import get_logger
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.frames import Ack, From, Hello, StreamInfo, Streams
 from wsrecover.protocol.resume import held_part
@@ -20,8 +19,6 @@ from .presence import Member
 from .services import Services
 
 __all__ = ["Following", "Start"]
-
-log = get_logger(__name__)
 
 
 @attrs.frozen

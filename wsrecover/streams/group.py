@@ -15,7 +15,7 @@ from .store import Applied, Entry, Outcome, Unit
 
 __all__ = ["Author", "Group", "Waiter", "appended"]
 
-_log = get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Author(Protocol):
@@ -45,8 +45,8 @@ class Waiter:
         if self._then is not None:
             try:
                 self._then(outcome)
-            except Exception:  # noqa: BLE001  # One caller's bug must not end everybody's journal.
-                _log.exception("commit callback failed")
+            except Exception:  # One caller's bug must not end everybody's journal.
+                log.exception("commit_callback_failed")
 
     def fail(self, error: Exception) -> None:
         self._error = error

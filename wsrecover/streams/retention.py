@@ -16,7 +16,7 @@ from .store import Retention, Store, StreamKey
 
 __all__ = ["Retainer", "Snapshots"]
 
-_log = get_logger(__name__)
+log = get_logger(__name__)
 
 Snapshots: TypeAlias = Callable[[Sequence[StreamKey], bool], Awaitable[None]]
 """Stores a snapshot of each of these users' streams; or, with False, reduces what their tails hold by now, so
@@ -92,7 +92,7 @@ class Retainer:
         try:
             page = await self._store.keys(after=after, limit=_PAGE)
         except StoreError as error:
-            _log.warning("sweep failed", error=str(error))
+            log.warning("sweep_failed", error=str(error))
             return after
         await self._apply(page)
         await self._forget_contexts([key for key in page if key.scope == "user"])
@@ -109,7 +109,7 @@ class Retainer:
         try:
             oldest = await self._store.oldest_contexts(users)
         except StoreError as error:
-            _log.warning("sweep of contexts failed", error=str(error))
+            log.warning("context_sweep_failed", error=str(error))
             return
         now = self._clock()
         await self._snapshot([key for key, at in oldest.items() if at < now - self._context_age(key)])
@@ -141,7 +141,7 @@ class Retainer:
         try:
             await self.snapshots(keys, store)
         except StoreError as error:
-            _log.warning("snapshots failed", error=str(error), streams=len(keys))
+            log.warning("snapshots_failed", error=str(error), streams=len(keys))
 
     async def _trim(self, keys: Iterable[StreamKey]) -> Sequence[StreamKey]:
         """Trim these; those that a snapshot held back."""
@@ -149,7 +149,7 @@ class Retainer:
         try:
             retained = await self._store.retain(limits, now=self._clock())
         except StoreError as error:
-            _log.warning("trim failed", error=str(error), streams=len(limits))
+            log.warning("trim_failed", error=str(error), streams=len(limits))
             return ()
         self._streams.trim(retained.oldest)
         return retained.held

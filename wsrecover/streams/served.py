@@ -8,7 +8,7 @@ from wsrecover.logger import get_logger
 
 __all__ = ["AT_ONCE", "Sender", "Served"]
 
-_log = get_logger(__name__)
+log = get_logger(__name__)
 
 AT_ONCE: Final = 64
 """Followers that take before they send, and those of one stream beyond: few enough for their frames to be in
@@ -39,6 +39,6 @@ class Served:
         for follower in self.followers:
             try:
                 follower.flush()
-            except Exception:  # noqa: BLE001  # As in `Stream`: one connection's bug is its own task's.
-                _log.exception("follower failed to send")
+            except Exception:  # As in `Stream`: one connection's bug is its own task's.
+                log.exception("follower_send_failed")
         self.followers.clear()

@@ -44,7 +44,7 @@ from .worker import Job
 
 __all__ = ["SQLiteLog"]
 
-_log = get_logger(__name__)
+log = get_logger(__name__)
 
 HEADS_EVERY: Final = 16_384
 _MAX_HEADS: Final = 65_536
@@ -122,8 +122,8 @@ class SQLiteLog:
             self._refuse(jobs, translate(error, self._path))
         except StoreError as error:
             self._refuse(jobs, error)
-        except Exception as error:  # noqa: BLE001  # One author's odd value must not end the journal of all.
-            _log.exception("commit rolled back", path=str(self._path))
+        except Exception as error:  # One author's odd value must not end the journal of all.
+            log.exception("commit_rolled_back", path=str(self._path))
             self._refuse(jobs, StoreUnavailable(f"{self._path}: {error!r}"))
         else:
             self.healthy = True

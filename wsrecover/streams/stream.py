@@ -23,7 +23,7 @@ from .store import Entry, Store, StreamKey, StreamState
 
 __all__ = ["CROWD", "Follower", "Stream"]
 
-_log = get_logger(__name__)
+log = get_logger(__name__)
 
 CROWD: Final = 256
 """Followers that one step may serve: 2 ms of sends. More are served in slices of half as many."""
@@ -256,8 +256,9 @@ class Stream:
         for follower in followers:
             try:
                 taken = follower.deliver(self, entries)
-            except Exception:  # noqa: BLE001  # One connection's bug must not end everybody's journal: its own task meets it again.
-                _log.exception("follower failed", stream=self.name, seq=entries[-1].seq)
+            except Exception:
+                # One connection's bug must not end everybody's journal: its own task meets it again.
+                log.exception("follower_failed", stream=self.name, seq=entries[-1].seq)
                 self._drop(follower, entries[0].seq - 1)
                 taken = False
             if taken:
@@ -271,8 +272,8 @@ class Stream:
     def _drop(self, follower: Follower, after: int) -> None:
         try:
             follower.lag(self, after)
-        except Exception:  # noqa: BLE001  # Likewise; it is in `live` no more.
-            _log.exception("follower lost", stream=self.name, seq=after)
+        except Exception:  # Likewise; it is in `live` no more.
+            log.exception("follower_lost", stream=self.name, seq=after)
 
     def _begin_wave(self, entries: list[Entry]) -> None:
         if not self._waves:

@@ -176,9 +176,9 @@ class Handshakes:
                 refusal = decision
             rest = partial(self._shake, outbox, peer, refusal, forwarded=forwarded, received=received)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("handshake lost", peer=peer)
+            log.debug("handshake_lost", peer=peer)
         except Exception:
-            log.exception("handshake failed", peer=peer)
+            log.exception("handshake_failed", peer=peer)
         finally:
             if rest is None and not owned:
                 outbox.close()
@@ -201,7 +201,7 @@ class Handshakes:
         try:
             decision = self.answer_now(request)
         except Exception:
-            log.exception("deciding over an upgrade failed", peer=request.peer)
+            log.exception("upgrade_not_decided", peer=request.peer)
             return _SERVER_BUG
         return None if decision is None else _checked(request, decision)
 
@@ -213,9 +213,9 @@ class Handshakes:
             with trio.move_on_after(self.timeout):
                 handed_over = await self._converse(outbox, peer, refusal, received, forwarded=forwarded)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("handshake lost", peer=peer)
+            log.debug("handshake_lost", peer=peer)
         except Exception:
-            log.exception("handshake failed", peer=peer)
+            log.exception("handshake_failed", peer=peer)
         finally:
             if not handed_over:
                 outbox.close()
@@ -272,14 +272,14 @@ class Handshakes:
             outbox.put(encode_refusal(_SLOW))
             raise
         except Exception:
-            log.exception("deciding over an upgrade failed", peer=request.peer)
+            log.exception("upgrade_not_decided", peer=request.peer)
             return _SERVER_BUG
         return _checked(request, decision)
 
 
 def _checked(request: Request, decision: Refusal | Acceptance) -> Refusal | Acceptance:
     if isinstance(decision, Acceptance) and decision.subprotocol not in (None, *request.subprotocols):
-        log.error("the subprotocol accepted was not offered", subprotocol=decision.subprotocol)
+        log.error("subprotocol_not_offered", subprotocol=decision.subprotocol)
         return _SERVER_BUG
     return decision
 
