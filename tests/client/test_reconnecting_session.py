@@ -268,6 +268,28 @@ class TestReconnecting:
             with pytest.raises(ConnectionClosed):
                 await session.send("chat", {})
 
+    async def test_who_waits_for_another_status_than_closed_is_told_of_the_end(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            await trio.sleep(5)
+            peer.close(4503)
+
+        async with opened(Server(script)) as session:
+            for _ in range(2):  # While it waits, and behind the end.
+                with pytest.raises(ConnectionClosed, match="4503"):
+                    await session.wait_status("waiting")
+            assert await session.wait_status("live", "closed") == "closed"
+
+    async def test_who_waits_for_a_status_of_a_session_that_is_left_is_told_so(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with opened(Server(stay)) as session:
+            await session.aclose()
+            with pytest.raises(TransportError, match="the session is closed"):
+                await session.wait_status("live")
+
     @pytest.mark.parametrize(
         "code", [1001, 1002, 1003, 1005, 1007, 1009, 1011, 1013, 4002, 4003, 4004, 4007, 4499]
     )

@@ -113,9 +113,10 @@ class Keeper:
             shared.last_error = final or shared.last_error
         finally:
             shared.inbox.end(final)
-            shared.outbox.end(final or TransportError("the session is closed"))
-            shared.following.end(final or TransportError("the session is closed"))
-            shared.board.set("closed")
+            error = final or TransportError("the session is closed")
+            shared.outbox.end(error)
+            shared.following.end(error)
+            shared.board.end(error)
             self._done.set()
 
     async def leave(self) -> None:

@@ -164,7 +164,10 @@ class ClientSession:
         return self._shared.board.status
 
     async def wait_status(self, *wanted: Status) -> Status:
-        """Wait until the status is one of `wanted`, and return it. A brief one may pass unseen."""
+        """Wait until the status is one of `wanted`, and return it. A brief one may pass unseen.
+
+        Raises `WsrecoverError` where the session has ended, unless `"closed"` is wanted: its last error.
+        """
         return await self._shared.board.wait(*wanted)
 
     @property

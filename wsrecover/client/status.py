@@ -25,6 +25,7 @@ class StatusBoard:
         on_error: Callable[[WsrecoverError], object] | None,
     ) -> None:
         self._status: Status = "connecting"
+        self._end: WsrecoverError | None = None
         self._on_change = on_change
         self._on_error = on_error
         self._lot = trio.lowlevel.ParkingLot()
@@ -49,9 +50,19 @@ class StatusBoard:
             self._on_error(error)
         self.set("waiting")
 
+    def end(self, error: WsrecoverError) -> None:
+        """Change to `closed`, because of `error`."""
+        self._end = error
+        self.set("closed")
+
     async def wait(self, *wanted: Status) -> Status:
-        """Return the status once it is one of `wanted`, at once where it is already. Cancelling is safe."""
+        """Return the status once it is one of `wanted`, at once where it is already. Cancelling is safe.
+
+        Raises what `end` was given where it is `closed` and that is not wanted: it stays so.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         while self._status not in wanted:
+            if self._end is not None:
+                raise self._end
             await self._lot.park()
         return self._status
