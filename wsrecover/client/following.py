@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 import attrs
 import trio
 
-from wsrecover.errors import CommandError, ConfigError, WsrecoverError
+from wsrecover.errors import ConfigError, WsrecoverError
 from wsrecover.protocol.codec import encode
 from wsrecover.protocol.fields import MAX_THREADS, is_id
-from wsrecover.protocol.frames import ErrorBody, Follow, Snapshot
+from wsrecover.protocol.frames import ErrorBody, ErrorFrame, Follow, Snapshot
+
+from .refusal import refusal
 
 __all__ = ["Following", "check_threads"]
 
@@ -126,7 +128,7 @@ class Following:
         if self._known is not None and chosen is not None:
             self._known |= set(snapshot.threads).intersection(chosen)
 
-    def answer(self, ref: str | None, error: ErrorBody | None) -> bool:
+    def answer(self, ref: str | None, error: ErrorBody | ErrorFrame | None) -> bool:
         """The server answered; False where that was not to a `follow`."""
         asked = next((follow for follow in self._asked if follow.id == ref), None)
         if asked is None:
@@ -137,9 +139,5 @@ class Following:
         else:
             self.threads = self._asked[-1].threads if self._asked else self._held
         if self._change is not None and ref == self._change.ref:
-            self._change.settle(None if error is None else _refusal(error))
+            self._change.settle(None if error is None else refusal(error))
         return True
-
-
-def _refusal(error: ErrorBody) -> CommandError:
-    return CommandError(error.code, error.message, field=error.field, retry_after=error.retry_after)

@@ -27,7 +27,6 @@ from wsrecover.protocol.frames import (
     Bye,
     ClientFrame,
     Drain,
-    ErrorBody,
     ErrorFrame,
     Event,
     Live,
@@ -277,8 +276,7 @@ class Link:
     def _refused(self, error: ErrorFrame) -> None:
         if error.ref is None:
             self.retry_after = error.retry_after or 0.0
-        body = ErrorBody(error.code, error.message, field=error.field, retry_after=error.retry_after)
-        if not self._shared.following.answer(error.ref, body):
+        if not self._shared.following.answer(error.ref, error):
             self._shared.outbox.refuse(error)
 
     async def _refresh(self, expires_in: float) -> None:

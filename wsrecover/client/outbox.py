@@ -14,6 +14,8 @@ from wsrecover.errors import CommandError, InvalidEvent, WsrecoverError
 from wsrecover.protocol.codec import encode
 from wsrecover.protocol.frames import ErrorFrame, Reply, Send
 
+from .refusal import refusal
+
 __all__ = ["MAX_OUTSTANDING", "Outbox"]
 
 MAX_OUTSTANDING: Final = 32
@@ -123,9 +125,7 @@ class Outbox:
         """A frame was refused: where it was a command's, that is its answer."""
         command = self._commands.get(error.ref or "")
         if command is not None:
-            command.settle(
-                CommandError(error.code, error.message, field=error.field, retry_after=error.retry_after)
-            )
+            command.settle(refusal(error))
 
     def end(self, error: Exception) -> None:
         """No connection will come any more: every command fails with `error`."""
@@ -139,8 +139,7 @@ def _result(answer: Reply | Exception | None) -> dict[str, Any]:
     if isinstance(answer, Reply):
         if answer.status != "error":
             return answer.result or {}
-        body = answer.error
-        if body is None:
+        if answer.error is None:
             raise CommandError("internal", "the server refused without a reason")
-        raise CommandError(body.code, body.message, field=body.field, retry_after=body.retry_after)
+        raise refusal(answer.error)
     raise answer or WsrecoverError("answered with nothing")
