@@ -98,16 +98,38 @@ async def connect(
         dial=dial,
     )
     kept = _positions({} if positions is None else positions)
-    progress = Progress(kept)
-    contexts = Contexts()
-    inbox = Inbox(progress, contexts, max_items=buffer_items, max_bytes=buffer_bytes)
+    following = Following(check_threads(threads))
     tokens = TokenSource(token, timeout=connect_timeout)
     board = StatusBoard(on_status, on_error)
-    receiver = Receiver(kept, snapshots=from_ == "snapshot")
-    following = Following(check_threads(threads))
-    shared = Shared(receiver, progress, inbox, Outbox(inbox.poke), tokens, board, rng, following, contexts)
+    shared = _shared(kept, following, from_, buffer_items, buffer_bytes, tokens=tokens, board=board, rng=rng)
     async with _kept(Keeper(route, shared), shared) as session:
         yield session
+
+
+def _shared(
+    kept: Mapping[str, Position],
+    following: Following,
+    from_: From,
+    buffer_items: int,
+    buffer_bytes: int,
+    *,
+    tokens: TokenSource,
+    board: StatusBoard,
+    rng: Callable[[], float],
+) -> Shared:
+    progress, contexts = Progress(kept), Contexts()
+    inbox = Inbox(progress, contexts, max_items=buffer_items, max_bytes=buffer_bytes)
+    return Shared(
+        receiver=Receiver(kept, snapshots=from_ == "snapshot"),
+        progress=progress,
+        inbox=inbox,
+        outbox=Outbox(inbox.poke),
+        tokens=tokens,
+        board=board,
+        rng=rng,
+        following=following,
+        contexts=contexts,
+    )
 
 
 @asynccontextmanager

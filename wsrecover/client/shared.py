@@ -21,7 +21,7 @@ from .tokens import TokenSource
 __all__ = ["Shared"]
 
 
-@attrs.define
+@attrs.define(kw_only=True)
 class Shared:
     """`welcome` is the last one; `last_error` says why there is no connection, or why the last one ended."""
 
