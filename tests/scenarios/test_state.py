@@ -16,7 +16,7 @@ from stage import Stage
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from wsrecover.agents import App, Run
-from wsrecover.client import Changed, ClientSession, Dial, Event, Gap, Item, Snapshot, connect
+from wsrecover.client import Changed, ClientSession, Event, Gap, Item, OpenSocket, Snapshot, connect
 from wsrecover.config import Contexts, Limits, Retention, Tier, Timeouts
 from wsrecover.protocol.context import Context
 from wsrecover.protocol.cursor import Position
@@ -398,7 +398,7 @@ class TestC05ByTier:
             assert await self.settled(self.stored, world, ["rich"]) == ["rich"]
 
 
-def through(network: MemoryNetwork) -> Dial:
+def through(network: MemoryNetwork) -> OpenSocket:
     """Connects by way of `network`."""
 
     def dial(url: str, **options: Any) -> Any:

@@ -7,7 +7,7 @@ from wsrecover.protocol.frames import Ephemeral, Event, Gap, Snapshot
 from wsrecover.protocol.receiver import Changed, Forgotten
 
 from .inbox import Item
-from .keeper import Dial
+from .keeper import OpenSocket
 from .opening import connect
 from .session import ClientSession
 from .status import Status
@@ -16,12 +16,12 @@ from .tokens import Token
 __all__ = [
     "Changed",
     "ClientSession",
-    "Dial",
     "Ephemeral",
     "Event",
     "Forgotten",
     "Gap",
     "Item",
+    "OpenSocket",
     "Position",
     "Snapshot",
     "Status",

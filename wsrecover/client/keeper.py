@@ -37,7 +37,7 @@ from .entry import entry
 from .link import Link, Socket
 from .shared import Shared
 
-__all__ = ["Dial", "Keeper", "Route", "new_client_id"]
+__all__ = ["Keeper", "OpenSocket", "Route", "new_client_id"]
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 """Of the server's messages: replay pages and snapshots are 256 KiB, unless configured otherwise."""
@@ -55,7 +55,7 @@ _FOR_GOOD: Final = frozenset({400, 403, 404, 426, 431})
 """HTTP statuses that another try will not change."""
 
 
-class Dial(Protocol):
+class OpenSocket(Protocol):
     """Opens a WebSocket, as `transport.open_socket` does; raises `TransportError` and its kin."""
 
     def __call__(
@@ -80,7 +80,7 @@ class Route:
     ssl_context: ssl.SSLContext | None
     connect_timeout: float
     give_up_after: float
-    dial: Dial
+    dial: OpenSocket
 
 
 def new_client_id() -> str:

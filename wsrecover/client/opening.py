@@ -22,7 +22,7 @@ from .contexts import Contexts
 from .entry import check_url
 from .following import Following, check_threads
 from .inbox import Inbox
-from .keeper import Dial, Keeper, Route, new_client_id
+from .keeper import Keeper, OpenSocket, Route, new_client_id
 from .outbox import Outbox
 from .progress import Progress
 from .session import ClientSession
@@ -59,7 +59,7 @@ async def connect(
     on_status: Callable[[Status], object] | None = None,
     on_error: Callable[[WsrecoverError], object] | None = None,
     ssl_context: ssl.SSLContext | None = None,
-    dial: Dial = open_socket,
+    dial: OpenSocket = open_socket,
     rng: Callable[[], float] = random.random,
 ) -> AsyncIterator[ClientSession]:
     """A session with the server at `url` (`ws://host:port`), for the block; entered once it is connected.
