@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import Any
 
 import attrs
 import pytest
@@ -20,6 +21,21 @@ from wsrecover.errors import (
 class Note:
     name: str
     raw: bytes = b""
+
+
+def allowing(most: int, **changes: Any) -> dict[str, Any]:
+    """A welcome that allows so many commands under way."""
+    greeting = welcome(**changes)
+    greeting["limits"]["commands_in_flight"] = most
+    return greeting
+
+
+async def heard(peer: Peer) -> list[tuple[int, dict[str, Any]]]:
+    """The commands that were sent, each with its `data.n`, a second later."""
+    await trio.sleep(1)
+    waiting = peer.from_client.statistics().current_buffer_used
+    frames = [await peer.hear() for _ in range(waiting)]
+    return [(frame["data"]["n"], frame) for frame in frames]
 
 
 class TestCommands:
@@ -242,6 +258,47 @@ class TestCommands:
         async with opened(Server(script)) as session, trio.open_nursery() as nursery:
             for _ in range(40):
                 nursery.start_soon(session.send, "chat", {})
+
+    async def test_as_many_are_under_way_as_each_connections_welcome_allows_repeats_first(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def first(peer: Peer) -> None:
+            peer.say(allowing(4), live(0))
+            assert [n for n, _ in await heard(peer)] == [0, 1, 2, 3]
+            peer.close(1006)
+
+        async def second(peer: Peer) -> None:
+            peer.say(allowing(2, **RESUMED), live(0))
+            for expected in ([0, 1], [2, 3], [4, 5], [6, 7]):
+                frames = await heard(peer)
+                assert [n for n, _ in frames] == expected
+                assert all(("age" in frame) == (n < 4) for n, frame in frames), "which were sent before"
+                for _, frame in frames:
+                    peer.say({"op": "reply", "id": frame["id"], "status": "ok", "result": {}})
+            await peer.until_bye()
+
+        async with opened(Server(first, second)) as session, trio.open_nursery() as nursery:
+            for n in range(8):
+                nursery.start_soon(session.send, "chat", {"n": n})
+                await trio.testing.wait_all_tasks_blocked()  # In this order.
+
+    async def test_one_that_was_given_up_has_its_turn_until_the_server_has_answered_it(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(allowing(1), live(0))
+            ((n, frame),) = await heard(peer)
+            assert n == 0
+            await trio.sleep(5)
+            assert await heard(peer) == []
+            peer.say({"op": "reply", "id": frame["id"], "status": "ok", "result": {}})
+            assert (await peer.answer())["data"] == {"n": 1}
+            await peer.until_bye()
+
+        async with opened(Server(script)) as session:
+            with pytest.raises(trio.TooSlowError):
+                await session.send("chat", {"n": 0}, timeout=3)
+            await session.send("chat", {"n": 1})
 
     async def test_an_answer_behind_more_events_than_the_buffer_holds_arrives(
         self, autojump_clock: MockClock

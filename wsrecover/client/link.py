@@ -254,9 +254,8 @@ class Link:
         self._heartbeat = max(MIN_HEARTBEAT, frame.heartbeat)
         self.welcomed_at = trio.current_time()
         self._start(self._keep_acknowledging)
-        limit = frame.limits.get("message_bytes")
         shared.following.attach(self._post_bytes)  # First: so many commands may wait that it is one too many.
-        shared.outbox.attach(self._post_bytes, limit if isinstance(limit, int) else None)
+        shared.outbox.attach(self._post_bytes, frame.limits)
         shared.welcome = frame
         self._on_welcome()
 

@@ -16,10 +16,11 @@ from wsrecover.protocol.frames import ErrorFrame, Reply, Send
 
 from .refusal import refusal
 
-__all__ = ["MAX_OUTSTANDING", "Outbox"]
+__all__ = ["MAX_IN_FLIGHT", "Outbox"]
 
-MAX_OUTSTANDING: Final = 32
-"""Commands without an answer; more wait for their turn. A server allows as many by default."""
+MAX_IN_FLIGHT: Final = 32
+"""Commands that a server is sent before it answered one; more wait for their turn. It allows as many by
+default, and says so where it allows fewer."""
 
 FATAL_CLOSES: Final = 2
 """A command that was outstanding at so many closes for a protocol error is taken for their cause."""
@@ -52,12 +53,17 @@ class _Command:
 
 
 class Outbox:
-    """The commands without an answer, in the order in which they were made."""
+    """The commands without an answer, in the order in which they were made, which is that of sending them.
+
+    `in_flight` is what the connection at hand was sent and has not answered: also what nobody waits for any
+    more, for the server is at work on it all the same.
+    """
 
     def __init__(self, on_urgent: Callable[[], None]) -> None:
         self._commands: dict[str, _Command] = {}
+        self._in_flight: set[str] = set()
+        self._most = MAX_IN_FLIGHT
         self._post: Callable[[bytes], None] | None = None
-        self._slots = trio.Semaphore(MAX_OUTSTANDING)
         self._on_urgent = on_urgent
         self._max_bytes: int | None = None
         self._end: Exception | None = None
@@ -70,18 +76,33 @@ class Outbox:
     async def call(self, type: str, data: Mapping[str, Any], thread: str | None) -> dict[str, Any]:  # noqa: A002 - the word of the wire
         """Send a command and wait for its result; see `ClientSession.send`."""
         command = self._make(type, data, thread)
-        async with self._slots:
-            if self._end is not None:
-                raise self._end
-            self._commands[command.id] = command
-            self._on_urgent()
-            try:
-                if self._post is not None:
-                    self._post(command.message())
-                await command.answered.wait()
-            finally:
-                self._commands.pop(command.id, None)
+        if self._end is not None:
+            raise self._end
+        self._commands[command.id] = command
+        self._on_urgent()
+        try:
+            self._send_on()
+            await command.answered.wait()
+        finally:
+            self._commands.pop(command.id, None)
         return _result(command.answer)
+
+    def _send_on(self) -> None:
+        """Send as many commands as the server takes now."""
+        for command in self._commands.values():
+            if self._post is None or len(self._in_flight) >= self._most:
+                return
+            if command.id not in self._in_flight:
+                self._in_flight.add(command.id)
+                self._post(command.message())
+
+    def _settle(self, name: str, answer: Reply | Exception) -> None:
+        """Give a command its answer; one that nobody waits for only makes room."""
+        self._in_flight.discard(name)
+        command = self._commands.pop(name, None)
+        if command is not None:
+            command.settle(answer)
+        self._send_on()
 
     def _make(self, type: str, data: Mapping[str, Any], thread: str | None) -> _Command:  # noqa: A002 - the word of the wire
         name = secrets.token_hex(16)
@@ -94,11 +115,16 @@ class Outbox:
             raise CommandError("too_large", problem, field="data")
         return _Command(name, encoded)
 
-    def attach(self, post: Callable[[bytes], None], max_bytes: int | None) -> None:
-        """A connection is up: send what has no answer yet, and from now on each command as it comes."""
-        self._post, self._max_bytes = post, max_bytes
-        for command in self._commands.values():
-            post(command.message())
+    def attach(self, post: Callable[[bytes], None], limits: Mapping[str, Any]) -> None:
+        """A connection is up: send what has no answer yet, and then each command as it comes.
+
+        `limits` are those of its welcome: `message_bytes` and `commands_in_flight`.
+        """
+        max_bytes, most = limits.get("message_bytes"), limits.get("commands_in_flight")
+        self._max_bytes = max_bytes if isinstance(max_bytes, int) else None
+        self._most = min(MAX_IN_FLIGHT, max(1, most)) if isinstance(most, int) else MAX_IN_FLIGHT
+        self._post = post
+        self._send_on()
 
     def detach(self, *, fatal: bool) -> bool:
         """The connection is gone, `fatal` where it was closed for what a client sent.
@@ -106,26 +132,22 @@ class Outbox:
         Returns whether commands were outstanding that may have been the cause.
         """
         self._post = None
-        suspects = [command for command in self._commands.values() if command.first_sent is not None]
-        if not fatal:
-            return bool(suspects)
-        for command in suspects:
+        suspects, self._in_flight = self._in_flight, set()
+        for name in suspects.intersection(self._commands) if fatal else ():
+            command = self._commands[name]
             command.fatal_closes += 1
             if command.fatal_closes >= FATAL_CLOSES:
-                command.settle(CommandError("malformed", "the server closed the connection over it, twice"))
+                error = CommandError("malformed", "the server closed the connection over it, twice")
+                self._settle(name, error)
         return bool(suspects)
 
     def reply(self, reply: Reply) -> None:
-        """An answer came; one for nobody that waits still is dropped."""
-        command = self._commands.get(reply.id)
-        if command is not None:
-            command.settle(reply)
+        """An answer came."""
+        self._settle(reply.id, reply)
 
     def refuse(self, error: ErrorFrame) -> None:
         """A frame was refused: where it was a command's, that is its answer."""
-        command = self._commands.get(error.ref or "")
-        if command is not None:
-            command.settle(refusal(error))
+        self._settle(error.ref or "", refusal(error))
 
     def end(self, error: Exception) -> None:
         """No connection will come any more: every command fails with `error`."""
