@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import pytest
 import trio
 from serving import Frame, log_of
 from stage import Stage
 from trio.testing import MockClock
 
-from wsrecover.agents import App, Run
+from wsrecover.agents import App, Command, Run
 from wsrecover.config import Limits, Tier, Timeouts
 from wsrecover.errors import CommandError, InvalidEvent
 from wsrecover.streams.journal import Journal
@@ -460,6 +461,39 @@ async def test_s08_all_that_was_outstanding_may_be_repeated_at_once(
             held.set()
             replies = [(await peer.until("reply"))[-1] for _ in chats]
     assert {reply["status"] for reply in replies} == {"duplicate"}
+
+
+@attrs.frozen
+class Numbered:
+    n: int
+
+
+async def test_s08_who_repeats_all_that_was_outstanding_has_room_for_another_at_the_first_answer() -> None:
+    app, go_on = App(), [trio.Event() for _ in range(3)]
+
+    @app.command("wait")
+    async def wait(command: Command, data: Numbered) -> None:
+        await go_on[data.n].wait()
+
+    first, second, third = (
+        {"op": "send", "id": f"w{n}", "type": "wait", "data": {"n": n}} for n in range(len(go_on))
+    )
+    async with local_server(app, limits=Limits(commands_in_flight=2)) as local:
+        async with local.peer() as peer:
+            await peer.until("live")
+            await peer.send([first, second, {"op": "ping"}])
+            await peer.until("pong")
+            peer.socket.kill()
+        async with local.peer() as peer:
+            await peer.until("live")
+            await peer.send([first, second])
+            go_on[0].set()
+            assert (await peer.until("reply"))[-1]["id"] == "w0"
+            await peer.send(third)
+            go_on[1].set()
+            go_on[2].set()
+            replies = [(await peer.until("reply"))[-1] for _ in range(2)]
+    assert {reply["id"]: reply["status"] for reply in replies} == {"w1": "duplicate", "w2": "ok"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ command that is still under way joins it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeAlias
@@ -89,7 +90,7 @@ class Commands:
         self._services = services
         self._key = key
         self._runs = runs
-        self._in_flight = 0
+        self._admitted: Counter[str] = Counter()
         self._under_way: dict[str, UnderWay] = {}
         self._handlers: Mapping[str, Answerer] = {
             "start_agent": self._start_agent,
@@ -105,13 +106,14 @@ class Commands:
     def admit(self, id: str) -> None:  # noqa: A002  # The word of the wire.
         """Make room for a command that `answer` will then take. Raises `CommandError("overloaded")`.
 
-        A repeat of one under way waits for that one's answer: it has room of its own, else a client that
-        comes back with all that it had outstanding would be told of each that it was refused.
+        A repeat of one under way waits for that one's answer and is none on top: it has room of its own. Else
+        a client that comes back with all that it had outstanding would be told of each that it was refused,
+        and so of each new one, which it sends when it has an answer.
         """
-        limit = self._services.config.limits.commands_in_flight
-        if self._in_flight >= (2 * limit if id in self._under_way else limit):
+        limit, admitted = self._services.config.limits.commands_in_flight, self._admitted
+        if admitted.total() >= 2 * limit if id in admitted else len(admitted) >= limit:
             raise CommandError("overloaded", f"{limit} commands are under way, the limit", retry_after=1.0)
-        self._in_flight += 1
+        admitted[id] += 1
 
     async def wait_idle(self) -> None:
         """Wait until no command is under way."""
@@ -136,7 +138,9 @@ class Commands:
             log.exception("command_failed", command=send.type)
             reply = refusal(send.id, CommandError("internal", "the command failed in the server"))
         finally:
-            self._in_flight -= 1
+            self._admitted[send.id] -= 1
+            if not self._admitted[send.id]:
+                del self._admitted[send.id]
         self._services.counts[f"commands.{reply.status}"] += 1
         if reply.error is not None:
             self._services.note(f"command.{reply.error.code}")
