@@ -173,6 +173,8 @@ class TestLoading:
             ("[limits]\nmessage_bytes = 9007199254740992", "limits.message_bytes", "at most 2^53-1"),
             ("[tiers.free]\ncommands_burst = 9223372036854775807", "tiers.free.commands_burst", "2^53-1"),
             ("[timeouts]\nheartbeat = 9223372036854775807", "timeouts.heartbeat", "at most 2^53-1"),
+            ("[limits]\nevent_bytes = 8388608", "limits.event_bytes", "from 1024 to 8000000"),
+            ("[limits]\npart_bytes = 2097152", "limits.part_bytes", "from 1024 to 1048576"),
             ("[timeouts]\nrun = true", "timeouts.run", "seconds > 0, or None (in a file: left out)"),
             ("[timeouts]\ndrain = nan", "timeouts.drain", "seconds ≥ 0"),
             ("[retention]\nage = 0", "retention.age", "seconds > 0"),

@@ -124,10 +124,12 @@ class Limits:
 
     message_bytes: int = attrs.field(default=64 * 1024, validator=size(1024))
     """One inbound message: commands are small; larger ones close with 1009."""
-    event_bytes: int = attrs.field(default=1024 * 1024, validator=size(1024))
-    """One event: room for a tool's output. Larger ones are refused at emit."""
-    part_bytes: int = attrs.field(default=32 * 1024, validator=size(1024))
-    """A larger event goes out in parts of this size: a 10 KB/s link stays alive between two of them."""
+    event_bytes: int = attrs.field(default=1024 * 1024, validator=size(1024, 8_000_000))
+    """One event: room for a tool's output. Larger ones are refused at emit. With what its frame adds, the
+    largest is below the 8 MiB that clients take (SPEC.md, `MAX_TOTAL`)."""
+    part_bytes: int = attrs.field(default=32 * 1024, validator=size(1024, 1024 * 1024))
+    """A larger event goes out in parts of this size: a 10 KB/s link stays alive between two of them. Clients
+    bound messages: with 1 MiB, and base64, what goes out at once is well below the Python client's 4 MiB."""
     page_bytes: int = attrs.field(default=256 * 1024, validator=size(4096))
     """One page of a replay, and one snapshot frame: what a connection holds in memory to catch up."""
     page_events: int = attrs.field(default=500, validator=count(1))

@@ -80,9 +80,9 @@ def count(least: int, most: int | None = None, unit: str = "", *, none: bool = F
     return check
 
 
-def size(least: int, *, none: bool = False) -> Validator:
+def size(least: int, most: int | None = None, *, none: bool = False) -> Validator:
     """A whole number of bytes."""
-    return count(least, unit="bytes", none=none)
+    return count(least, most, unit="bytes", none=none)
 
 
 def one_of(accepted: tuple[str, ...]) -> Validator:

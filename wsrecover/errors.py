@@ -29,6 +29,7 @@
     │   ├── NoAnswer          nobody answered what the agent asked in time
     │   └── ScopeEnded        the tool call, message or command was completed already
     └── TransportError
+        ├── TooLarge          the server sends an event that is larger than a client takes
         ├── ConnectionClosed  the WebSocket ended: code, reason
         └── HandshakeRefused  the peer answered the upgrade with an HTTP status
 
@@ -66,6 +67,7 @@ __all__ = [
     "TokenError",
     "TokenExpired",
     "TokenRevoked",
+    "TooLarge",
     "TransportError",
     "UnknownKey",
     "WsrecoverError",
@@ -245,6 +247,10 @@ class ScopeEnded(RunError):
 
 class TransportError(WsrecoverError):
     """The root of what the transport raises."""
+
+
+class TooLarge(TransportError):
+    """The server sends an event, or a snapshot, of more bytes than a client takes. It would do so again."""
 
 
 class ConnectionClosed(TransportError):

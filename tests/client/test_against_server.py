@@ -14,6 +14,7 @@ from trio.testing import MockClock
 
 from wsrecover.agents import App, Run
 from wsrecover.client import ClientSession, Event, connect
+from wsrecover.config import Limits
 from wsrecover.errors import CommandError, ConnectionClosed, TokenError
 from wsrecover.testing import Cut, LocalServer, LossyLink, local_server
 
@@ -113,6 +114,17 @@ async def test_a_command_whose_answer_is_lost_takes_effect_once() -> None:
             link.resume()
             events = await until(session, "agent_completed")
     assert [event.run for event in events if event.type == "agent_started"] == runs
+
+
+async def test_the_largest_event_in_the_largest_parts_that_a_server_may_be_set_to_arrives() -> None:
+    limits = Limits(event_bytes=8_000_000, part_bytes=2**20)
+    async with (
+        local_server(limits=limits) as server,
+        joined(server.url, server, from_="start") as session,
+    ):
+        await server.server.publish("acme", "ada", "large", {"text": "x" * 7_999_900})
+        (event,) = await until(session, "large")
+        assert len(event.data["text"]) == 7_999_900
 
 
 async def test_a_refused_command_raises_its_code() -> None:

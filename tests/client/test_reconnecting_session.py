@@ -15,6 +15,7 @@ from wsrecover.errors import (
     ConnectionClosed,
     HandshakeRefused,
     TokenError,
+    TooLarge,
     TransportError,
 )
 
@@ -289,6 +290,30 @@ class TestReconnecting:
             await session.aclose()
             with pytest.raises(TransportError, match="the session is closed"):
                 await session.wait_status("live")
+
+    async def test_an_event_that_is_larger_than_a_client_takes_ends_the_session(
+        self, autojump_clock: MockClock
+    ) -> None:
+        """The server would send it again and again."""
+
+        async def script(peer: Peer) -> None:
+            part = {
+                "op": "part",
+                "stream": "user",
+                "seq": 2,
+                "offset": 0,
+                "total": 8 * 2**20 + 1,
+                "bytes": "eyJ",
+            }
+            peer.say(welcome(2, **{"from": 1}), event(1), part)
+            await trio.sleep_forever()
+
+        async with opened(Server(script)) as session:
+            assert seqs(await take(session, 1)) == [1]
+            with pytest.raises(TooLarge, match="event 2 of user has 8388609 bytes"):
+                await anext(session)
+            with pytest.raises(TooLarge):
+                await session.send("chat", {})
 
     @pytest.mark.parametrize(
         "code", [1001, 1002, 1003, 1005, 1007, 1009, 1011, 1013, 4002, 4003, 4004, 4007, 4499]

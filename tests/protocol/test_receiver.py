@@ -12,6 +12,7 @@ from wsrecover.errors import FrameError
 from wsrecover.protocol.codec import decode_server, encode, encode_event, event_frame, parts
 from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.events import Event
+from wsrecover.protocol.fields import MAX_TOTAL
 from wsrecover.protocol.frames import (
     Ephemeral,
     Gap,
@@ -289,12 +290,15 @@ class TestParts:
         with pytest.raises(FrameError):
             at(4).receive(Part("user", 5, 0, 2, base64.b64encode(b"abc").decode()))
 
-    def test_all_streams_together_are_bounded(self) -> None:
-        receiver = Receiver({"user": Position("e", 4), "all": Position("e", 4)}, max_partial_bytes=100)
-        receiver.receive(Part("user", 5, 0, 60, "YQ=="))
-        with pytest.raises(FrameError, match=r"120 bytes.* 100"):
-            receiver.receive(Part("all", 5, 0, 60, "YQ=="))
-        receiver.receive(Part("all", 5, 0, 40, "YQ=="))
+    def test_their_total_is_bounded_in_each_stream(self) -> None:
+        receiver = Receiver({"user": Position("e", 4), "all": Position("e", 4)})
+        for stream in ("user", "all"):
+            assert receiver.receive(Part(stream, 5, 0, MAX_TOTAL, "YQ==")) == []
+        for of, name in ((None, "event"), ("snapshot", "snapshot")):
+            with pytest.raises(FrameError, match=f"{name} 5 of user has 8388609 bytes.* 8388608") as caught:
+                receiver.receive(Part("user", 5, 0, MAX_TOTAL + 1, "YQ==", of))
+            assert caught.value.code == "too_large"
+        assert receiver.part() == {"all": (5, 1)}
 
     @pytest.mark.parametrize("stream", ["user", "all"])
     def test_what_makes_another_event_is_refused(self, stream: str) -> None:

@@ -24,6 +24,7 @@ from wsrecover.errors import (
     ConnectionClosed,
     HandshakeRefused,
     TokenError,
+    TooLarge,
     TransportError,
     WsrecoverError,
     caused_by,
@@ -40,7 +41,7 @@ from .shared import Shared
 __all__ = ["Keeper", "OpenSocket", "Route", "new_client_id"]
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
-"""Of the server's messages: replay pages and snapshots are 256 KiB, unless configured otherwise."""
+"""Of the server's messages: they have about `part_bytes` bytes, which is at most 1 MiB, or are one frame."""
 
 MAX_REFUSALS: Final = 3
 """Fresh tokens refused one after the other: the next one will be, too."""
@@ -211,6 +212,7 @@ class Keeper:
             self.route = attrs.evolve(self.route, client=new_client_id())
         elif (
             action in ("new_client_id", "stop")
+            or isinstance(error, TooLarge)
             or (_is_protocol_error(error) and not suspects)
             or (_is_set_up_wrong(error) and shared.welcome is None)
         ):

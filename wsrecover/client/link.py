@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 import trio
 
-from wsrecover.errors import ConfigError, ConnectionClosed, FrameError, TokenError, TransportError
+from wsrecover.errors import ConfigError, ConnectionClosed, FrameError, TokenError, TooLarge, TransportError
 from wsrecover.logger import get_logger
 from wsrecover.protocol.codec import decode_server, encode
 from wsrecover.protocol.frames import (
@@ -114,7 +114,8 @@ class Link:
                     self._stop(error)
                 except FrameError as error:
                     log.warning("server_not_understood", error=str(error))
-                    self._stop(TransportError(f"the server cannot be trusted any further: {error}"))
+                    kind = TooLarge if error.code == "too_large" else TransportError
+                    self._stop(kind(f"the server cannot be trusted any further: {error}"))
         return self._error or TransportError("the connection was given up")
 
     def leave(self) -> None:

@@ -12,6 +12,7 @@ __all__ = [
     "MAX_STREAMS",
     "MAX_STREAM_NAME",
     "MAX_THREADS",
+    "MAX_TOTAL",
     "Id",
     "Seconds",
     "Seq",
@@ -40,6 +41,9 @@ MAX_STREAMS: Final = 256
 
 MAX_THREADS: Final = 100
 """Threads that a filter names."""
+
+MAX_TOTAL: Final = 8 * 1024 * 1024
+"""Bytes of a frame that comes in parts."""
 
 Id: TypeAlias = Annotated[str, "id"]
 """1 to 128 printable ASCII characters."""

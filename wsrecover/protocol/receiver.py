@@ -7,7 +7,8 @@ One `Receiver` lives as long as the client does, over any number of connections:
     frames ──▶ receive()   ──▶ what the app shall see, in order and once
 
 Every `FrameError` that it raises, `Hole` among them, means: this connection cannot be trusted any further,
-connect again with `resume()`. Nothing is lost by it: the positions stand before the frame that raised.
+connect again with `resume()`. Nothing is lost by it: the positions stand before the frame that raised. Only
+behind one with the code `too_large` there is no point in it, for the same frame would come again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from wsrecover.errors import FrameError
 from .codec import decode_event, decode_snapshot
 from .cursor import Position, Step, step
 from .events import COMPLETED, FRAGMENTS, Event
+from .fields import MAX_TOTAL
 from .frames import (
     Ephemeral,
     Gap,
@@ -38,13 +40,10 @@ from .frames import (
 )
 from .utf16 import units
 
-__all__ = ["MAX_PARTIAL_BYTES", "Changed", "Forgotten", "Hole", "Item", "Receiver"]
+__all__ = ["Changed", "Forgotten", "Hole", "Item", "Receiver"]
 
 USER: Final = "user"
 """The stream that has snapshots."""
-
-MAX_PARTIAL_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of events under assembly, of all streams together."""
 
 
 @attrs.frozen
@@ -124,14 +123,13 @@ class _Place:
 
 
 class Receiver:
-    """The received positions of one client, by stream. Memory: one place per stream, bounded partials."""
+    """The received positions of one client, by stream. Memory: a place of each, with a bounded partial."""
 
     def __init__(
         self,
         positions: Mapping[str, Position] | None = None,
         *,
         snapshots: bool = False,
-        max_partial_bytes: int = MAX_PARTIAL_BYTES,
     ) -> None:
         """Start from `positions`, the processed ones that the app kept; none on a first start.
 
@@ -141,7 +139,6 @@ class Receiver:
         self._places = {
             name: _Place(position.epoch, position.seq) for name, position in (positions or {}).items()
         }
-        self._max_partial_bytes = max_partial_bytes
 
     def resume(self) -> dict[str, Position]:
         """The positions for the next `hello`."""
@@ -257,16 +254,13 @@ class Receiver:
         return self.receive(whole)
 
     def _add(self, part: Part, place: _Place) -> None:
+        if part.total > MAX_TOTAL:
+            what = f"{part.of or 'event'} {part.seq} of {part.stream}"
+            problem = f"{what} has {part.total} bytes, a client takes {MAX_TOTAL}"
+            raise FrameError("too_large", problem, field="total")
         partial = place.partial
         if partial is None or part.offset == 0:
             partial = place.partial = _Partial(part.seq, part.total, part.of)
-            size = sum(other.partial.total for other in self._places.values() if other.partial is not None)
-            if size > self._max_partial_bytes:
-                raise FrameError(
-                    "too_large",
-                    f"{size} bytes in parts, the limit is {self._max_partial_bytes}",
-                    field="total",
-                )
         held = (partial.seq, partial.total, partial.of, len(partial.data))
         if (part.seq, part.total, part.of, part.offset) != held:
             raise FrameError(
