@@ -10,6 +10,7 @@
     ├── FrameError            what the peer sent is not a frame; carries the `error` frame to answer with
     ├── Misfit                data does not fit its schema: names the field
     ├── CommandError          a command was refused: code, message, field, retry_after
+    ├── BufferFull            nobody takes what a client received, and an answer lies behind it
     ├── AgentError            what an agent raises to fail its run in words that its user may read
     ├── TokenError            a token does not prove who it speaks for
     │   ├── TokenExpired      it did, until its time was up
@@ -42,6 +43,7 @@ from typing import TypeVar
 
 __all__ = [
     "AgentError",
+    "BufferFull",
     "CommandError",
     "ConfigError",
     "ConnectionClosed",
@@ -161,6 +163,13 @@ class CommandError(WsrecoverError):
         self.message = message
         self.field = field
         self.retry_after = retry_after
+
+
+class BufferFull(WsrecoverError):
+    """Nobody iterates over a session, and what lies unread is all that it takes: no answer gets past it.
+
+    Whether a command took effect whose answer was awaited is not known.
+    """
 
 
 class AgentError(WsrecoverError):

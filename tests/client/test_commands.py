@@ -12,9 +12,8 @@ from scripted import Peer, Server, event, live, welcome
 from talking import RESUMED, opened, seqs, stay, take
 from trio.testing import MockClock
 
-from wsrecover.errors import (
-    CommandError,
-)
+from wsrecover.client import ClientSession
+from wsrecover.errors import BufferFull, CommandError
 
 
 @attrs.frozen
@@ -315,6 +314,71 @@ class TestCommands:
             assert session.received["user"].seq == 1
             assert await session.send("chat", {}) == {"ok": 1}
             assert seqs(await take(session, 8)) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+    @pytest.mark.parametrize(
+        ("bound", "named"),
+        [
+            ({"buffer_items": 2}, r"buffer_items is 2, 16 lie unread, .* 8 times as many; .* events=False"),
+            ({"buffer_bytes": 200}, "buffer_bytes is 200, 16[0-9][0-9] lie unread"),
+        ],
+    )
+    async def test_where_nobody_iterates_a_call_whose_answer_cannot_be_read_says_so(
+        self, bound: dict[str, int], named: str, autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(heartbeat=1.0), live(0))
+            for seq in range(1, 21):
+                peer.say(event(seq))
+            await trio.sleep(4)
+            peer.close(4003)
+
+        async def again(peer: Peer) -> None:
+            peer.say(welcome(20, **{"from": 17}, **RESUMED))
+            await peer.until_bye()
+
+        async with opened(Server(script, again, again), rng=lambda: 0.0, **bound) as session:
+            start = trio.current_time()
+            with pytest.raises(BufferFull, match=f"^nobody iterates over the session: {named}"):
+                await session.send("chat", {})
+            assert trio.current_time() == start + 10, "over two connections"
+            for call in (session.send("chat", {}), session.follow(["t1"])):
+                with pytest.raises(BufferFull):
+                    await call
+            assert trio.current_time() == start + 10, "and nothing was taken since"
+            assert seqs(await take(session, 8)) == list(range(1, 9))
+
+    async def test_a_change_of_the_filter_within_the_iteration_is_answered_behind_what_waits(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            for seq in range(1, 9):
+                peer.say(event(seq))
+            assert (await peer.answer())["op"] == "follow"
+            await peer.until_bye()
+
+        async with opened(Server(script), buffer_items=2) as session:
+            await take(session, 1)
+            await session.follow(["t1"])
+
+    async def test_a_call_waits_for_an_app_that_takes_one_now_and_then(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            for seq in range(1, 21):
+                peer.say(event(seq))
+            await peer.answer(ok=1)
+            await peer.until_bye()
+
+        async def iterate(session: ClientSession) -> None:
+            async for _ in session:
+                await trio.sleep(9)
+
+        async with opened(Server(script), buffer_items=2) as session, trio.open_nursery() as nursery:
+            nursery.start_soon(iterate, session)
+            assert await session.send("chat", {}) == {"ok": 1}
+            nursery.cancel_scope.cancel()
 
     @pytest.mark.parametrize("bound", [{"buffer_items": 2}, {"buffer_bytes": 700}])
     async def test_the_reader_waits_for_a_slow_app(

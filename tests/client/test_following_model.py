@@ -109,7 +109,7 @@ class Server:
 async def test_a_resume_takes_for_granted_only_what_the_session_has(
     first: Threads, steps: list[str | Threads]
 ) -> None:
-    client = Following(first)
+    client = Following(first, lambda: None)
     server = Server(client)
     scopes: list[trio.CancelScope] = []
 

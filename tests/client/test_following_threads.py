@@ -61,7 +61,7 @@ class TestContexts:
 async def following(threads: tuple[str, ...] | None) -> tuple[Following, list[Any]]:
     """One that is connected, and what it posts."""
     posted: list[Any] = []
-    one = Following(threads)
+    one = Following(threads, lambda: None)
     one.hello(resumes=False)
     one.attach(lambda message: posted.extend(decode_client(message.decode(), max_bytes=9999)))
     return one, posted
@@ -204,7 +204,7 @@ class TestFollowing:
 
     async def test_a_change_after_the_hello_is_told_at_the_welcome(self, nursery: trio.Nursery) -> None:
         posted: list[Any] = []
-        one = Following(("a",))
+        one = Following(("a",), lambda: None)
         one.hello(resumes=False)
         nursery.start_soon(one.follow, ["b"])
         await trio.testing.wait_all_tasks_blocked()
@@ -231,7 +231,7 @@ class TestFollowing:
         assert one.hello(resumes=True) == (("a",), ())
 
     async def test_nothing_is_followed_once_the_session_has_ended(self) -> None:
-        one = Following(None)
+        one = Following(None, lambda: None)
         one.end(TransportError("over"))
         with pytest.raises(TransportError, match="over"):
             await one.follow(["a"])
@@ -239,4 +239,4 @@ class TestFollowing:
     @pytest.mark.parametrize("threads", ["abc", [""], ["a"] * 101])
     async def test_what_is_no_filter_is_refused(self, threads: Any) -> None:
         with pytest.raises(ConfigError):
-            await Following(None).follow(threads)
+            await Following(None, lambda: None).follow(threads)

@@ -293,6 +293,70 @@ class TestEvents:
             assert session.status == "live"
 
 
+class TestWithoutEvents:
+    async def test_what_comes_in_is_dropped_and_each_connection_asks_for_as_little_as_there_is(
+        self, autojump_clock: MockClock
+    ) -> None:
+        large = {"op": "part", "stream": "user", "seq": 9, "offset": 0, "total": 2**40, "bytes": "eyJ"}
+
+        async def script(peer: Peer) -> None:
+            assert peer.hello == {"client": "tab", "from": "live", "threads": []}
+            info = welcome(len(server.peers) * 100)
+            peer.say(info, live(info["streams"]["user"]["head"]), event(1), event(7), large)
+            for seq in range(8, 60):
+                peer.say(event(seq))
+            await peer.answer(ok=1)
+            await trio.sleep(10)
+            assert peer.acks == []
+            if len(server.peers) == 1:
+                peer.close(1006)
+            else:
+                await peer.until_bye()
+
+        server = Server(script, script)
+        async with opened(server, events=False, client_id="tab", buffer_items=2) as session:
+            for _ in range(2):
+                assert await session.send("chat", {}) == {"ok": 1}
+                assert await session.wait_status("live") == "live"
+                assert (session.received, session.processed, session.position) == ({}, {}, {})
+                await trio.sleep(15)
+        assert len(server.peers) == 2
+
+    async def test_asking_for_events_says_how_to_get_them(self, autojump_clock: MockClock) -> None:
+        async with opened(Server(stay), events=False) as session:
+            for asked in (anext(session), anext(session.batches()), session.follow(["t1"])):
+                with pytest.raises(ConfigError, match=r"^events: is False; accepted: True, to iterate"):
+                    await asked
+            await session.aclose()
+            with pytest.raises(ConfigError):
+                await anext(session)
+
+    async def test_a_stream_that_is_lost_while_it_is_behind_leaves_the_session_live(
+        self, autojump_clock: MockClock
+    ) -> None:
+        info = {"epoch": "e-1", "head": 5, "oldest": 1, "from": 6, "resumed": False, "reason": "new"}
+
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(), live(0), {"op": "streams", "added": {"tier": info}, "removed": []})
+            await trio.sleep(1)
+            peer.say({"op": "streams", "added": {}, "removed": ["tier"]})
+            await peer.until_bye()
+
+        async with opened(Server(script), events=False) as session:
+            await session.wait_status("replaying")
+            await session.wait_status("live")
+
+    @pytest.mark.parametrize(
+        "changes", [{"positions": {}}, {"threads": ["t1"]}, {"threads": []}, {"from_": "start"}]
+    )
+    async def test_what_to_follow_is_refused_beside_it(
+        self, changes: dict[str, Any], autojump_clock: MockClock
+    ) -> None:
+        with pytest.raises(ConfigError, match=r"^events: is False beside positions, threads or from_"):
+            async with opened(Server(), events=False, **changes):
+                pass
+
+
 class TestBatches:
     async def test_a_replay_is_one_batch_and_live_events_follow_as_they_come(
         self, autojump_clock: MockClock

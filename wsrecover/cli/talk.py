@@ -62,7 +62,7 @@ def call(
     async def talk() -> dict[str, Any]:
         await check_reachable(url)
         try:
-            async with connect(url, token=source, from_="live", give_up_after=PATIENCE) as session:
+            async with connect(url, token=source, events=False, give_up_after=PATIENCE) as session:
                 return await session.send(kind, data, thread=thread, timeout=PATIENCE)
         except trio.TooSlowError:
             raise Failure(f"no answer within {PATIENCE:g} s; whether it took effect is not known") from None

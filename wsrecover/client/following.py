@@ -56,8 +56,9 @@ class Following:
     answered may hold, or not, by the time at which the connection ends.
     """
 
-    def __init__(self, threads: tuple[str, ...] | None) -> None:
+    def __init__(self, threads: tuple[str, ...] | None, on_urgent: Callable[[], None]) -> None:
         self.threads = threads
+        self._on_urgent = on_urgent
         self._held = threads
         self._known = _common(None, threads)
         self._said = threads
@@ -67,6 +68,11 @@ class Following:
         self._turn = trio.Lock()
         self._end: WsrecoverError | None = None
 
+    @property
+    def waiting(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return self._change is not None and not self._change.done.is_set()
+
     async def follow(self, threads: Sequence[str] | None) -> None:
         """Follow `threads` alone from now on; returns when that holds. See `ClientSession.follow`."""
         wanted = check_threads(threads)
@@ -75,6 +81,7 @@ class Following:
                 raise self._end
             self.threads = wanted
             change = self._change = _Change(secrets.token_hex(16))
+            self._on_urgent()
             self._tell(change.ref)
             try:
                 await change.done.wait()
@@ -119,7 +126,11 @@ class Following:
     def end(self, error: WsrecoverError) -> None:
         """No connection will come any more."""
         self._end = error
-        if self._change is not None:
+        self.fail(error)
+
+    def fail(self, error: WsrecoverError) -> None:
+        """Whoever waits for an answer gets `error`; the change may hold nevertheless."""
+        if self._change is not None and self.waiting:
             self._change.settle(error)
 
     def received(self, snapshot: Snapshot) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 import trio
 
+from wsrecover.errors import BufferFull
 from wsrecover.protocol.frames import Ephemeral, Event, Gap, Snapshot
 from wsrecover.protocol.receiver import Changed, Forgotten
 
 from .contexts import Contexts
 from .progress import Progress, Track
 
-__all__ = ["Entry", "Inbox", "Item"]
+__all__ = ["URGENT_FACTOR", "Entry", "Inbox", "Item"]
 
 
 Item: TypeAlias = Event | Ephemeral | Snapshot | Gap | Changed | Forgotten
@@ -25,6 +27,9 @@ Entry: TypeAlias = tuple[Item | None, Track | None, int]
 
 URGENT_FACTOR: Final = 8
 """How far past its bounds the inbox may grow for the sake of an answer that lies behind the events."""
+
+PATIENCE: Final = 10.0
+"""Seconds in which nothing is taken, though an answer waits behind a full inbox: nobody iterates."""
 
 
 class Inbox:
@@ -43,25 +48,43 @@ class Inbox:
         self._handed: list[tuple[Track, int]] = []
         self._arrival = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
+        self._patience_ends = math.inf
         self._replaying = False
         self._end: Exception | None = None
 
     def put(self, entries: list[Entry], size: int) -> None:
-        """Take the entries of one message of `size` bytes, whether there is room or not."""
-        if not entries:
+        """Take the entries of one message of `size` bytes, whether there is room or not. None after `end`."""
+        if not entries or self._end is not None:
             return
         self._entries += [(entry, 0) for entry in entries]
         self._entries[-1] = (entries[-1], size)
         self._bytes += size
         self._arrival.unpark_all()
 
-    async def wait_room(self, urgent: Callable[[], bool]) -> None:
-        """Wait until there is room. While something is `urgent` the bounds are 8 times as wide."""
-        while self._full(URGENT_FACTOR if urgent() else 1):
-            await self._room.park()
+    async def wait_room(self, reach: Callable[[], float]) -> None:
+        """Wait until there is room, with bounds `reach` times as wide: more than 1 where it is urgent.
+
+        Raises `BufferFull` where it is and nobody took anything for 10 s, over however many calls.
+        """
+        while self._full(factor := reach()):
+            if factor > 1 and self._patience_ends == math.inf:
+                self._patience_ends = trio.current_time() + PATIENCE
+            with trio.move_on_at(self._patience_ends if factor > 1 else math.inf) as scope:
+                await self._room.park()
+            if scope.cancelled_caught:
+                raise BufferFull(self._why_full(factor))
+
+    def _why_full(self, factor: float) -> str:
+        unread, name, most = len(self._entries), "buffer_items", self._max_items
+        if unread < most * factor:
+            unread, name, most = self._bytes, "buffer_bytes", self._max_bytes
+        return (
+            f"nobody iterates over the session: {name} is {most}, {unread} lie unread, and no answer is read "
+            f"behind {factor:g} times as many; a program that only sends connects with events=False"
+        )
 
     def poke(self) -> None:
-        """Something became urgent: a reader that waits for room shall look again."""
+        """What is urgent has changed: a reader that waits for room shall look again."""
         self._room.unpark_all()
 
     def replaying(self, going_on: bool) -> None:  # noqa: FBT001 - a state, set by its one caller
@@ -70,8 +93,11 @@ class Inbox:
         self._arrival.unpark_all()
 
     def end(self, error: Exception | None) -> None:
-        """Nothing more will come: once empty, the consumer gets `error`, or the end of the iteration."""
-        self._end = error or trio.EndOfChannel()
+        """Take nothing more: once empty, the consumer gets `error`, or the end of the iteration.
+
+        The first end counts.
+        """
+        self._end = self._end or error or trio.EndOfChannel()
         self._arrival.unpark_all()
 
     async def take(self) -> Item:
@@ -113,6 +139,7 @@ class Inbox:
         while self._entries:
             (item, track, seq), size = self._entries.popleft()
             self._bytes -= size
+            self._patience_ends = math.inf
             if self._room:
                 self._room.unpark_all()
             if item is None and track is not None and not self._handed:
@@ -131,5 +158,5 @@ class Inbox:
             raise trio.BusyResourceError("another task is waiting for the session's next item")
         await self._arrival.park()
 
-    def _full(self, factor: int) -> bool:
+    def _full(self, factor: float) -> bool:
         return len(self._entries) >= self._max_items * factor or self._bytes >= self._max_bytes * factor

@@ -18,7 +18,15 @@ from typing import Final, Protocol
 
 import trio
 
-from wsrecover.errors import ConfigError, ConnectionClosed, FrameError, TokenError, TooLarge, TransportError
+from wsrecover.errors import (
+    BufferFull,
+    ConfigError,
+    ConnectionClosed,
+    FrameError,
+    TokenError,
+    TooLarge,
+    TransportError,
+)
 from wsrecover.logger import get_logger
 from wsrecover.protocol.codec import decode_server, encode
 from wsrecover.protocol.frames import (
@@ -41,7 +49,7 @@ from wsrecover.protocol.frames import (
 )
 from wsrecover.protocol.receiver import Forgotten, Item
 
-from .inbox import Entry
+from .inbox import URGENT_FACTOR, Entry
 from .progress import Track
 from .shared import Shared
 
@@ -182,16 +190,31 @@ class Link:
             self._post(ack)
 
     async def _read(self) -> None:
-        inbox, outbox = self._shared.inbox, self._shared.outbox
         while True:
             message = await self.socket.receive()
             self._heard = trio.current_time()
             self._deliver(message)
             if not self._leaving:
                 self._paused = True
-                await inbox.wait_room(lambda: outbox.waiting or self._leaving)
+                await self._wait_room()
                 self._paused = False
                 self._heard = trio.current_time()
+
+    async def _wait_room(self) -> None:
+        """Wait for the app. Where nobody iterates no answer can be read: who waits for one is told."""
+        shared = self._shared
+        while True:
+            try:
+                return await shared.inbox.wait_room(self._reach)
+            except BufferFull as error:
+                shared.outbox.fail(error)
+                shared.following.fail(error)
+
+    def _reach(self) -> float:
+        """How far past its bounds the inbox may grow now."""
+        if self._leaving:
+            return math.inf  # The server's close is awaited, and what comes before it is not delivered.
+        return URGENT_FACTOR if self._shared.outbox.waiting or self._shared.following.waiting else 1
 
     def _deliver(self, message: str | bytes) -> None:
         """Handle one message; where a frame does not follow on what was received, those before it count."""

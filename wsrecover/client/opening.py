@@ -19,6 +19,7 @@ from wsrecover.protocol.receiver import Receiver
 from wsrecover.transport import open_socket
 
 from .contexts import Contexts
+from .deaf import Deaf
 from .entry import check_url
 from .following import Following, check_threads
 from .inbox import Inbox
@@ -44,8 +45,9 @@ async def connect(
     url: str,
     *,
     token: Token,
-    # What to follow
     client_id: str | None = None,
+    # What to follow
+    events: bool = True,
     positions: Mapping[str, Position | Sequence[Any]] | None = None,
     threads: Sequence[str] | None = None,
     from_: From = "snapshot",
@@ -72,6 +74,11 @@ async def connect(
     state, each also as its epoch and seq in a list; `from_` says where to begin in the user's stream without:
     `"snapshot"`, `"start"` or `"live"`. `threads` restricts the user's stream.
 
+    `events=False` is for a program that only sends. What comes in is dropped: it is neither handed out nor
+    acknowledged, no positions are kept, and each connection asks for as little as there is. So iterating and
+    `follow` raise `ConfigError` at once, and a broadcast's receipt counts this client as `pending` until it
+    disconnects. Without it iterate, all the time: see `ClientSession`.
+
     `connect_timeout` (seconds) bounds each try, and each call of the token function. `give_up_after` (seconds
     without a connection; None: never) ends the session with its last error. `on_status` is called with each
     change of `session.status`, `on_error` with why it is about to be `waiting`, also before the block is
@@ -79,15 +86,17 @@ async def connect(
 
     Raises `ConfigError` for a wrong argument, or a function that gives no token the first time, and
     `WsrecoverError` under asyncio. Where there is no point in another try, or `give_up_after` is over:
-    `TokenError`, `HandshakeRefused`, `ConnectionClosed` or another `TransportError`, such as for a
-    certificate that is not trusted (only the first time: later it may be about to be renewed). Once entered,
-    the same errors come out of the iteration and of the calls that wait.
+    `TokenError`, `HandshakeRefused`, `ConnectionClosed`, `TooLarge` or another `TransportError`, such as for
+    a certificate that is not trusted (only the first time: later it may be about to be renewed). Once
+    entered, the same errors come out of the iteration and of the calls that wait.
 
     Leaving the block says `bye`; cancelled, the connection just ends.
     """
     patience = math.inf if give_up_after is None else give_up_after
     _check("more than 0 s", connect_timeout=connect_timeout, give_up_after=patience)
     _check("1 or more", buffer_items=buffer_items, buffer_bytes=buffer_bytes)
+    if not events:
+        from_, threads = _nothing(positions, threads, from_)
     route = Route(
         url=check_url(url),
         client=_client(client_id),
@@ -97,18 +106,19 @@ async def connect(
         give_up_after=patience,
         dial=dial,
     )
-    kept = _positions({} if positions is None else positions)
-    following = Following(check_threads(threads))
+    kept, chosen = _positions({} if positions is None else positions), check_threads(threads)
     tokens = TokenSource(token, timeout=connect_timeout)
     board = StatusBoard(on_status, on_error)
-    shared = _shared(kept, following, from_, buffer_items, buffer_bytes, tokens=tokens, board=board, rng=rng)
+    shared = _shared(kept, chosen, from_, buffer_items, buffer_bytes, tokens=tokens, board=board, rng=rng)
+    if not events:
+        _deafen(shared)
     async with _kept(Keeper(route, shared), shared) as session:
         yield session
 
 
 def _shared(
     kept: Mapping[str, Position],
-    following: Following,
+    threads: tuple[str, ...] | None,
     from_: From,
     buffer_items: int,
     buffer_bytes: int,
@@ -127,9 +137,24 @@ def _shared(
         tokens=tokens,
         board=board,
         rng=rng,
-        following=following,
+        following=Following(threads, inbox.poke),
         contexts=contexts,
     )
+
+
+def _nothing(positions: object, threads: Sequence[str] | None, from_: From) -> tuple[From, tuple[str, ...]]:
+    """The `from_` and the `threads` of who wants no events: what is new, and of that no thread."""
+    if positions is not None or threads is not None or from_ != "snapshot":
+        raise ConfigError("events", "is False beside positions, threads or from_", "True, or none of these")
+    return "live", ()
+
+
+def _deafen(shared: Shared) -> None:
+    """Let nothing that comes in reach the app, which said that it wants no events."""
+    error = ConfigError("events", "is False", "True, to iterate over the session or to follow threads")
+    shared.receiver = Deaf()
+    shared.inbox.end(error)
+    shared.following.end(error)
 
 
 @asynccontextmanager

@@ -153,7 +153,12 @@ class Outbox:
         """No connection will come any more: every command fails with `error`."""
         self._end = error
         self._post = None
-        for command in self._commands.values():
+        self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Every command that has no answer yet, sent or not, fails with `error`."""
+        commands, self._commands = self._commands, {}
+        for command in commands.values():
             command.settle(error)
 
 

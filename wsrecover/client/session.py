@@ -36,7 +36,10 @@ class ClientSession:
                 case Forgotten():  # the stream may no longer be followed
 
     An app that is slow makes the reader wait once `buffer_items` or `buffer_bytes` are reached. Pings then
-    stay unanswered, the server closes, and the session resumes where it was: nothing is lost, but late.
+    stay unanswered, the server closes, and the session resumes where it was: nothing is lost, but late. While
+    a call waits for an answer, which may lie behind events, the reader goes on to 8 times these bounds. Where
+    nobody takes anything for 10 s then, the call raises `BufferFull`: a program that only sends says so with
+    `connect(…, events=False)`.
     """
 
     def __init__(self, keeper: Keeper, shared: Shared) -> None:
@@ -79,6 +82,7 @@ class ClientSession:
         Raises:
             CommandError: it was refused, or is not sendable (`invalid`, `too_large`).
             trio.TooSlowError: no answer within `timeout` seconds; whether it took effect is not known.
+            BufferFull: nobody iterates, and the answer lies behind all that is unread; likewise not known.
             WsrecoverError: the session ended, with its last error; likewise not known.
 
         Cancelled, the command is not repeated any more, but may have taken effect.
@@ -139,8 +143,8 @@ class ClientSession:
         events, events without a thread always come; nothing is lost or repeated.
 
         Raises `ConfigError` for what is no list of ids, `CommandError` where it was refused,
-        `trio.TooSlowError` after `timeout` seconds and `WsrecoverError` where the session has ended.
-        Cancelled, it may hold nevertheless.
+        `trio.TooSlowError` after `timeout` seconds, `BufferFull` as `send` does, and `WsrecoverError` where
+        the session has ended. After all but the first two, as when cancelled, it may hold nevertheless.
         """
         with trio.fail_after(math.inf if timeout is None else timeout):
             await self._shared.following.follow(threads)
@@ -165,6 +169,8 @@ class ClientSession:
 
     async def wait_status(self, *wanted: Status) -> Status:
         """Wait until the status is one of `wanted`, and return it. A brief one may pass unseen.
+
+        A replay that is more than the buffer holds is over, and the session `live`, once somebody iterates.
 
         Raises `WsrecoverError` where the session has ended, unless `"closed"` is wanted: its last error.
         """

@@ -11,6 +11,7 @@ from wsrecover.protocol.frames import Welcome
 from wsrecover.protocol.receiver import Receiver
 
 from .contexts import Contexts
+from .deaf import Deaf
 from .following import Following
 from .inbox import Inbox
 from .outbox import Outbox
@@ -25,7 +26,7 @@ __all__ = ["Shared"]
 class Shared:
     """`welcome` is the last one; `last_error` says why there is no connection, or why the last one ended."""
 
-    receiver: Receiver
+    receiver: Receiver | Deaf
     progress: Progress
     inbox: Inbox
     outbox: Outbox
