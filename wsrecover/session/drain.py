@@ -22,9 +22,9 @@ PACE: Final = 1000.0
 async def drain(registry: Registry, services: Services) -> None:
     """Close every connection with `drain` and 4000, one after the other; no new one is attached.
 
-    Returns once all are closed and their commands are answered, at most `timeouts.drain` seconds later: who is
-    left then is cut. Each peer has the time that any close gives it to answer; half of `drain` at most goes on
-    the pauses in between.
+    Returns once all are closed and their commands are answered, at most `timeouts.drain` seconds later: who
+    is left then is cut. Each peer has the time that any close gives it to answer; half of `drain` at most
+    goes on the pauses in between.
     Cancelled: those whose turn has not come stay open.
     """
     registry.draining = True
