@@ -436,7 +436,7 @@ async def test_s08_a_repeated_start_is_answered_also_where_another_run_would_be_
         assert (again["status"], again["result"]) == ("duplicate", first["result"])
 
 
-async def test_s08_all_that_was_outstanding_may_be_repeated_at_once(
+async def test_s08_all_that_was_outstanding_may_be_repeated_at_once_and_time_and_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, commit = trio.Event(), Journal.commit
@@ -449,12 +449,14 @@ async def test_s08_all_that_was_outstanding_may_be_repeated_at_once(
     limit = 4
     chats = [{"op": "send", "id": f"c{n}", "type": "chat", "data": {"text": str(n)}} for n in range(limit)]
     async with local_server(stage.app, limits=Limits(commands_in_flight=limit)) as local:
-        async with local.peer() as peer:
-            await peer.until("live")
-            await peer.send([*chats, {"op": "ping"}])
-            await peer.until("pong")
-            peer.socket.kill()
-        async with local.peer() as peer:
+        for _ in range(6):
+            async with local.peer(client="tab") as peer:
+                await peer.until("live")
+                await peer.send([*chats, {"op": "ping"}])
+                frames = await peer.until("pong")
+                assert [frame for frame in frames if frame["op"] == "reply"] == []
+                peer.socket.kill()
+        async with local.peer(client="tab") as peer:
             await peer.until("live")
             await peer.send([*chats, {"op": "ping"}])
             await peer.until("pong")

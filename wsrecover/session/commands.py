@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import attrs
 import trio
@@ -83,6 +83,14 @@ class UnderWay:
     done: trio.Event = attrs.field(factory=trio.Event)
 
 
+class Caller(Protocol):
+    """The connection that a command came by."""
+
+    @property
+    def state(self) -> str:
+        """`closing` where it is told nothing any more."""
+
+
 class Commands:
     """Takes a session's commands, at most `limits.commands_in_flight` at once."""
 
@@ -92,6 +100,7 @@ class Commands:
         self._runs = runs
         self._admitted: Counter[str] = Counter()
         self._under_way: dict[str, UnderWay] = {}
+        self._joined: dict[object, set[trio.CancelScope]] = {}
         self._handlers: Mapping[str, Answerer] = {
             "start_agent": self._start_agent,
             "cancel_run": self._cancel_run,
@@ -120,13 +129,14 @@ class Commands:
         while self._under_way:
             await next(iter(self._under_way.values())).done.wait()
 
-    async def answer(self, principal: Principal, send: Send) -> Reply:
+    async def answer(self, principal: Principal, send: Send, caller: Caller) -> Reply:
         """The reply to a command that was admitted; never raises what a command can cause.
 
+        Once `caller` is gone a repeat waits no longer for the answer of the one under way; that one goes on.
         Cancelled, it may have taken effect; a repeat of the same id then gives its answer.
         """
         try:
-            reply = await self._answer_once(principal, send)
+            reply = await self._answer_once(principal, send, caller)
         except CommandError as error:
             reply = refusal(send.id, error)
         except InvalidEvent as error:
@@ -146,7 +156,7 @@ class Commands:
             self._services.note(f"command.{reply.error.code}")
         return reply
 
-    async def _answer_once(self, principal: Principal, send: Send) -> Reply:
+    async def _answer_once(self, principal: Principal, send: Send, caller: Caller) -> Reply:
         handler = self._handlers.get(send.type)
         if handler is None:
             own = self._services.app.commands.get(send.type)
@@ -158,7 +168,7 @@ class Commands:
         while first is not None:
             if first.digest != digest:
                 raise conflict(send.id)
-            await first.done.wait()
+            await self._join(first, caller)
             if first.reply is not None:
                 return attrs.evolve(first.reply, status="duplicate")
             first = self._under_way.get(send.id)
@@ -173,6 +183,28 @@ class Commands:
         finally:
             del self._under_way[send.id]
             under_way.done.set()
+
+    async def _join(self, first: UnderWay, caller: Caller) -> None:
+        """Wait until the first one is done. A client that comes back again and again leaves no repeat behind
+        that waits for nobody."""
+        with trio.CancelScope() as scope:
+            if caller.state == "closing":
+                scope.cancel()
+            scopes = self._joined.setdefault(caller, set())
+            scopes.add(scope)
+            try:
+                await first.done.wait()
+            finally:
+                scopes.discard(scope)
+                if not scopes:
+                    del self._joined[caller]
+        if scope.cancelled_caught:
+            raise CommandError("overloaded", "the connection is gone", retry_after=1.0)
+
+    def leave(self, caller: object) -> None:
+        """The caller is gone: let its repeats go."""
+        for scope in self._joined.get(caller, ()):
+            scope.cancel()
 
     async def _refuse_expired(self, call: Call) -> None:
         age = call.send.age

@@ -340,7 +340,7 @@ class Connection:
         await self._delivery.opened()
         # From here a command comes to the journal without a checkpoint, so that the next one queues behind.
         begun.set()
-        self._delivery.control(await self._home.commands.answer(self.grant.principal, send))
+        self._delivery.control(await self._home.commands.answer(self.grant.principal, send, self))
 
     async def _refilter(self, follow: Follow, _: trio.Event) -> None:
         wanted = None if follow.threads is None else frozenset(follow.threads)

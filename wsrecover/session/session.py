@@ -190,6 +190,7 @@ class Session:
         if older is not None:
             audit.replaced(older)
             older.close(CloseCode.REPLACED, "the same client connected again")
+            self.commands.leave(older)
         connection = self.connections[client] = Connection(self, socket, grant, introduction)
         try:
             self.members.start(connection.run)
@@ -222,6 +223,7 @@ class Session:
     def detach(self, client: str, connection: object) -> None:
         """Forget a connection that was attached, unless its client has a newer one by now."""
         self.quota.drop_connection()
+        self.commands.leave(connection)
         if self.connections.get(client) is connection:
             del self.connections[client]
 
