@@ -22,7 +22,7 @@ from wsrecover.logger import get_logger
 from . import logs
 from .access.authenticator import Authenticator
 from .access.opening import open_verifier
-from .agents.app import App
+from .agents.app import App, is_async
 from .agents.ending import leaves
 from .agents.lifecycle import close_lost_runs
 from .config import Config, default_store, state_folder
@@ -97,7 +97,7 @@ async def _serve(
     wall_clock: Callable[[], float],
     task_status: trio.TaskStatus[Server],
 ) -> Never:
-    if authenticator is not None and not callable(getattr(authenticator, "authenticate", None)):
+    if authenticator is not None and not is_async(getattr(authenticator, "authenticate", None)):
         accepted = "None, or an object with an async method `authenticate(credentials)`"
         raise ConfigError("authenticator", f"is a {type(authenticator).__name__}", accepted)
     if not structlog.is_configured():

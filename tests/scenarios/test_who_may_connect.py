@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -258,6 +258,67 @@ async def test_s03_an_embedder_may_decide_by_a_cookie_or_a_key() -> None:
         async with local.stranger(headers={"Cookie": "sid=of-nobody"}) as nobody:
             await nobody.send({"op": "hello", "client": "c1"})
             assert (await frames_until_closed(nobody))[1] == 4501
+
+
+class Moody:
+    """An authenticator that does what it is told to."""
+
+    def __init__(self) -> None:
+        self.act: Callable[[], object] = lambda: Grant(Principal("acme", "ada"), NOW + 60)
+
+    async def authenticate(self, _: Credentials) -> Any:
+        return self.act()
+
+
+def fail() -> object:
+    raise OSError("the database is down: secret=hunter2")
+
+
+async def test_s03_an_authenticator_that_fails_is_told_to_the_operator_and_not_to_the_peer() -> None:
+    moody = Moody()
+    async with (
+        local_server(authenticator=moody, secret=None, wall_clock=lambda: NOW) as local,
+        local.peer(token="any") as ada,
+    ):
+        await ada.until("live")
+        for number, act in enumerate((fail, lambda: "ada"), start=1):
+            moody.act = act
+            with capture_logs() as logs:
+                with pytest.raises(HandshakeRefused) as refused:
+                    async with local.peer(token="any"):
+                        pass
+                await ada.send({"op": "auth", "id": f"a{number}", "token": "fresh"})
+                reply = (await ada.until("reply"))[-1]
+            assert (refused.value.status, "hunter2" in refused.value.body) == (500, False)
+            assert (reply["error"]["code"], "hunter2" in reply["error"]["message"]) == ("internal", False)
+            told = [line for line in logs if line["event"] == "authenticator_failed"]
+            assert [line["log_level"] for line in told] == ["error", "error"]
+            assert [line["code"] for line in logs if line["event"] == "rejected"] == [500]
+            assert local.server.statistics().errors["authenticator"].count == 2 * number
+
+
+async def test_s03_an_authenticator_may_refuse_from_within_a_nursery() -> None:
+    moody = Moody()
+
+    def refuse() -> object:
+        raise ExceptionGroup("of a nursery", [TokenError("no such key")])
+
+    moody.act = refuse
+    async with local_server(authenticator=moody, secret=None) as local:
+        with pytest.raises(HandshakeRefused, match="no such key") as refused:
+            async with local.peer(token="any"):
+                pass
+    assert refused.value.status == 401
+
+
+async def test_s03_an_authenticator_that_is_not_async_is_refused_at_once() -> None:
+    class Plain:
+        def authenticate(self, _: Credentials) -> None: ...
+
+    authenticator: Any = Plain()
+    with pytest.raises(ConfigError, match="async method"):
+        with trio.fail_after(5):
+            await serve(App(), Config(port=0, store="memory"), authenticator=authenticator)
 
 
 async def test_s03_an_embedder_may_decide_by_a_header_of_another_scheme() -> None:

@@ -33,6 +33,7 @@ class Authenticator(Protocol):
         """Who it is; None where nothing that counts was shown, which leaves the peer time to say `hello`.
 
         Asked at each upgrade, at a `hello` with a token, and at each `auth`; within the handshake's time-out.
-        Raises `TokenError`, whose message the peer reads, to turn it away.
+        Raises `TokenError`, whose message the peer reads, to turn it away. Any other exception is logged as
+        `authenticator_failed` and answered with 500 (at an upgrade), 1013 or `internal`: peers try again.
         """
         ...

@@ -20,7 +20,7 @@ from .arguments import is_duration
 from .command import Handler, HandlerFunction, data_schema
 from .run import Run
 
-__all__ = ["Agent", "AgentFunction", "App"]
+__all__ = ["Agent", "AgentFunction", "App", "is_async"]
 
 AgentFunction: TypeAlias = Callable[[Run], Awaitable[dict[str, Any] | None]]
 F = TypeVar("F", bound=AgentFunction)
@@ -85,7 +85,7 @@ class App:
         needed = _needed("agent", roles)
 
         def register(function: F) -> F:
-            if not (_is_async(function) and _takes_one(function)):
+            if not (is_async(function) and _takes_one(function)):
                 raise ConfigError(f"agent {name!r}", f"is {function!r}", "an async function of one Run")
             if name in self._agents:
                 raise ConfigError(f"agent {name!r}", "is registered already", "one function per name")
@@ -115,7 +115,7 @@ class App:
         needed = _needed("command", roles)
 
         def register(function: H) -> H:
-            if not _is_async(function):
+            if not is_async(function):
                 raise ConfigError(f"command {name!r}", f"is {function!r}", "an async function")
             if name in self._commands or name in COMMANDS:
                 raise ConfigError(f"command {name!r}", "is registered already", "one function per name")
@@ -168,7 +168,8 @@ def _takes_one(function: Callable[..., object]) -> bool:
     return True
 
 
-def _is_async(function: object) -> bool:
+def is_async(function: object) -> bool:
+    """Whether calling it gives something to await."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004  # The method itself is asked whether it is async.
     )

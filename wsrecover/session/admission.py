@@ -40,7 +40,7 @@ from . import audit
 from .calls import error_frame
 from .introduction import Frame, Introduction
 from .plain import hear_plain, is_plain, plain_hello, speak_plain
-from .proof import prove, refused
+from .proof import identify, prove, refused
 from .registry import Registry
 from .services import Services
 
@@ -87,9 +87,11 @@ class Admission:
         if decision is not None:
             return decision
         try:
-            grant = await self._services.authenticator.authenticate(_credentials(request))
+            grant = await identify(self._services, _credentials(request))
         except TokenError as error:
             return _noted(request, _unauthenticated(error))
+        except CommandError as error:
+            return _noted(request, Refusal(500, f"{error.message}\n"))
         return _noted(request, self._admit(request, grant))
 
     def answer_now(self, request: Request) -> Refusal | Acceptance | None:

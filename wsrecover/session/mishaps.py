@@ -51,7 +51,7 @@ class _Slice:
 
 class Mishaps:
     """Errors by kind: `frame.<code>` and `command.<code>` as clients were told, also of what a limit refused;
-    `run.failed`; `connection.<close code>`."""
+    `run.failed`; `connection.<close code>`; `authenticator`, where that of the program failed."""
 
     def __init__(self) -> None:
         self._slices: deque[_Slice] = deque()
