@@ -253,11 +253,11 @@ class Server:
         user_of(tenant, user)
         if timeout is not None:
             check_patience("timeout", timeout)
+        if self.registry.is_connected(tenant, user):
+            await trio.lowlevel.checkpoint()
+            return
         with trio.fail_after(math.inf if timeout is None else timeout):
-            if self.registry.is_connected(tenant, user):
-                await trio.lowlevel.checkpoint()
-            else:
-                await self._services.presence.wait_arrival(tenant, user)
+            await self._services.presence.wait_arrival(tenant, user)
 
     def statistics(self) -> ServerStatistics:
         """Counts, without waiting."""
