@@ -38,6 +38,31 @@ def test_it_says_where_it_listens_and_stops_cleanly_on_a_signal(cli: Cli, number
     assert events[-1] == "stopped"
 
 
+STUBBORN = """
+import time
+
+import trio
+import wsrecover
+
+app = wsrecover.App()
+
+@app.agent("stubborn")
+async def stubborn(run):
+    await trio.to_thread.run_sync(time.sleep, 10)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once_whatever_its_agents_do(cli: Cli, number: signal.Signals) -> None:
+    (cli.home / "stubborn.py").write_text(STUBBORN)
+    with cli.serving("--app", "stubborn:app") as (process, url):
+        common = ("--url", url, "--token-file", cli.token())
+        cli.run("send", *common, "start_agent", '{"agent": "stubborn"}')
+        process.popen.send_signal(number)
+        process.wait_for('"stopping"')
+        assert process.stop(number)[0] == -number
+
+
 def test_its_ready_line_names_the_addresses_that_are_bound(cli: Cli) -> None:
     common = ("--port", "0", "--store", "memory", "--log-format", "json")
     with cli.start("serve", *common, "--secret-file", str(cli.secret_file)) as process:

@@ -126,6 +126,8 @@ async def _on_signal(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         number = await anext(signals)
+    # Python's own handler would only cancel the server, which then waits for its agents' threads.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     log.info("stopping", signal=signal.Signals(number).name)
     await stop()
 
