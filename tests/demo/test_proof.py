@@ -64,6 +64,14 @@ async def test_a_state_that_lacks_something_is_seen(text_file: Path, monkeypatch
     assert not absence.equal
 
 
+async def test_one_who_is_away_and_finds_nothing_in_time_fails_the_proof(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsrecover.demo.away.TIME_LIMIT", 0.0)
+    report = await prove(Plan(file=text_file, cuts=0))
+    assert report.faults == ["one who was away for long had no state after 30 s"]
+
+
 async def test_a_store_that_is_given_is_kept_and_serves_again(text_file: Path, tmp_path: Path) -> None:
     plan = Plan(file=text_file, cuts=2, store=f"sqlite:{tmp_path / 'kept.db'}")
     first = await prove(plan)
@@ -121,7 +129,7 @@ async def test_a_client_that_loses_what_is_waited_for_fails_the_proof(
         return [] if event.type == lost and event.thread is None else items
 
     monkeypatch.setattr(Receiver, "_event", lose)
-    report = await prove(Plan(file=text_file, cuts=0, patience=0.5))
+    report = await prove(Plan(file=text_file, cuts=0, stalled_after=0.5))
     assert report.stalled
     assert "nothing came any more" in report.faults
 

@@ -36,8 +36,8 @@ MEANWHILE: Final = "demo.meanwhile"
 KEPT: Final = Retention(events=4)
 """What a log keeps here: less than any run of the demo's agent makes."""
 
-PATIENCE: Final = 30.0
-"""Seconds after which something that must come is taken for lost."""
+TIME_LIMIT: Final = 30.0
+"""Seconds in which the client must be through: what has not come by then is taken for lost."""
 
 LOOK_AGAIN: Final = 0.02
 """Seconds from one look at the log's oldest event to the next."""
@@ -45,10 +45,14 @@ LOOK_AGAIN: Final = 0.02
 
 @attrs.frozen
 class Absence:
-    """What the client found: how many `events` were gone, and whether its context was the server's."""
+    """What the client found: how many `events` were gone, and whether its context was the server's.
+
+    Where it was `late`, it had not found out within `TIME_LIMIT`.
+    """
 
     events: int
     equal: bool
+    late: bool = False
 
     @property
     def recovered(self) -> bool:
@@ -58,6 +62,7 @@ class Absence:
 
 async def stay_away(file: Path, text: str) -> Absence:
     """Serve, start the agent on `file`, which says `text`, cut the client off, and look at what it finds."""
+    absence = Absence(0, equal=False, late=True)
     gone = trio.Event()
     with tempfile.TemporaryDirectory(prefix="wsrecover-demo-", ignore_cleanup_errors=True) as folder:
         config = Config(
@@ -70,10 +75,11 @@ async def stay_away(file: Path, text: str) -> Absence:
             server = await nursery.start(serve, demo_app(file, pace=gone.wait), config)
             link = LossyLink(*server.addresses[0])
             await nursery.start(link.run)
-            with trio.fail_after(PATIENCE):
+            with trio.move_on_after(TIME_LIMIT):
                 missed, found, told = await _travel(link, server, config.secret or b"", gone)
+                absence = Absence(missed, equal=found == told and _says(found, text))
             nursery.cancel_scope.cancel()
-    return Absence(missed, equal=found == told and _says(found, text))
+    return absence
 
 
 async def _travel(

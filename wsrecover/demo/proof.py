@@ -33,7 +33,7 @@ from wsrecover.streams.store import Entry, StreamKey
 from wsrecover.testing.link import Cut, LossyLink
 
 from .agents import AGENT, demo_app, readme
-from .away import Absence, stay_away
+from .away import TIME_LIMIT, Absence, stay_away
 from .judging import Verdict, judge, recited, unlogged
 from .overlap import dial_overlapping
 
@@ -56,8 +56,11 @@ TOKEN_PACE: Final = 0.002
 SIGHTS: Final = 0.1
 """Seconds from one look at the progress to the next."""
 
-PATIENCE: Final = 0.0025
+BACKOFF_FACTOR: Final = 0.0025
 """The part of the usual back-off that this client waits, 50 ms at most: 200 cuts should not take an hour."""
+
+CUT_AGAIN: Final = 0.0025
+"""Seconds from one try to cut the client off to the next, where there was no connection to cut."""
 
 READ_EVENTS: Final = 1_000
 READ_BYTES: Final = 4 * 1024 * 1024
@@ -66,14 +69,14 @@ READ_BYTES: Final = 4 * 1024 * 1024
 @attrs.frozen(kw_only=True)
 class Plan:
     """What to do. `file` None: the README. `store` None: SQLite in a folder that is gone afterwards.
-    `patience`: seconds in which nothing arrives and nothing is cut, after which the rest counts as lost.
+    `stalled_after`: seconds in which nothing arrives and nothing is cut, after which the rest counts as lost.
     """
 
     file: Path | None = None
     cuts: int = attrs.field(default=25)
     seed: int = 0
     store: str | None = None
-    patience: float = 30.0
+    stalled_after: float = 30.0
 
     @cuts.validator
     def _check_cuts(self, _: object, value: int) -> None:
@@ -126,7 +129,11 @@ class Report:
                 ("nothing came any more", self.stalled),
                 (f"{self.cuts} cuts instead of {self.wanted}", self.cuts != self.wanted),
                 ("the text did not arrive as it is in the file", not self.text_arrived),
-                ("one who was away for long found no gap, or another state", not self.absence.recovered),
+                (f"one who was away for long had no state after {TIME_LIMIT:g} s", self.absence.late),
+                (
+                    "one who was away for long found no gap, or another state",
+                    not self.absence.late and not self.absence.recovered,
+                ),
             )
             if at_fault
         ]
@@ -278,7 +285,7 @@ class _Demo:
             from_="start",
             on_status=self._outages,
             dial=dial_overlapping,
-            rng=lambda: rng.random() * PATIENCE,
+            rng=lambda: rng.random() * BACKOFF_FACTOR,
         )
         async with link as session, trio.open_nursery() as nursery:
             done = trio.Event()
@@ -304,7 +311,7 @@ class _Demo:
         """When all is delivered: a client that comes back then must not get any of it again."""
         while not self._link.cut():
             await session.wait_status("replaying", "live")
-            await trio.sleep(PATIENCE)
+            await trio.sleep(CUT_AGAIN)
         await session.wait_status("waiting", "connecting")
         await session.wait_status("live")
 
@@ -320,7 +327,7 @@ class _Demo:
                 scope.cancel()
                 return
             seen = now
-            await trio.sleep(self._plan.patience)
+            await trio.sleep(self._plan.stalled_after)
 
     async def _keep_looking(self) -> None:
         while True:

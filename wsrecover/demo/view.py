@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .away import Absence
 from .proof import Report, Sight
 
 __all__ = ["PipedConsole", "show_report", "watching"]
@@ -77,7 +78,7 @@ def show_report(console: Console, report: Report) -> None:
         ("cuts", report.cuts),
         ("resumes", report.resumes),
         ("gone from the log while away", report.absence.events),
-        ("state found after that", "equal" if report.absence.equal else "another"),
+        ("state found after that", _found(report.absence)),
         ("longest outage", f"{report.longest_outage * 1000:.0f} ms"),
         ("time", f"{report.seconds:.1f} s"),
     ):
@@ -91,3 +92,9 @@ def show_report(console: Console, report: Report) -> None:
         console.print(
             f"[bold red]FAILED[/]: {'; '.join(report.faults)}. Try again with --seed {report.seed}."
         )
+
+
+def _found(absence: Absence) -> str:
+    if absence.late:
+        return "none"
+    return "equal" if absence.equal else "another"
