@@ -70,6 +70,15 @@ def test_it_ends_with_1_and_says_why_where_a_client_is_not_exact(
     assert "--seed 7" in said
 
 
+def test_it_shows_a_files_name_as_it_is(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsrecover.cli.demo.configure", lambda config: None)
+    named = file.rename(file.with_name("[red]x[bold]:smile:\x1b[2J.md"))
+    assert demo(named, cuts=0, seed=7) == OK
+    assert r"[red]x[bold]:smile:\x1b[2J.md" in capsys.readouterr().out
+
+
 def test_on_a_terminal_its_progress_is_live() -> None:
     screen = io.StringIO()
     with watching(PipedConsole(file=screen, force_terminal=True, width=100), 8) as watch:

@@ -9,6 +9,9 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+from wsrecover.logs import printable
 
 from .away import Absence
 from .proof import Report, Sight
@@ -85,13 +88,12 @@ def show_report(console: Console, report: Report) -> None:
         table.add_row(name, str(value))
     console.print(table)
     if report.proven:
-        console.print(
-            f"Exactly once and in order: the client put {report.file.name} together, word for word."
-        )
+        name = printable(report.file.name)
+        said = Text(f"Exactly once and in order: the client put {name} together, word for word.")
     else:
-        console.print(
-            f"[bold red]FAILED[/]: {'; '.join(report.faults)}. Try again with --seed {report.seed}."
-        )
+        why = f": {'; '.join(report.faults)}. Try again with --seed {report.seed}."
+        said = Text.assemble(("FAILED", "bold red"), why)
+    console.print(said)  # A `str` would be read as markup, the name in it too.
 
 
 def _found(absence: Absence) -> str:
