@@ -23,7 +23,7 @@ from . import logs
 from .access.authenticator import Authenticator
 from .access.opening import open_verifier
 from .agents.app import App, is_async
-from .agents.ending import leaves
+from .agents.ending import errors_in
 from .agents.lifecycle import close_lost_runs
 from .config import Config, default_store, state_folder
 from .errors import ConfigError, StoreError, WsrecoverError
@@ -84,7 +84,7 @@ async def serve(
         with tuned():
             await _serve(app, config, authenticator, wall_clock, task_status)
     except BaseExceptionGroup as group:
-        errors = [leaf for leaf in leaves(group) if not isinstance(leaf, trio.Cancelled)]
+        errors = errors_in(group)
         if len(errors) == 1 and isinstance(errors[0], WsrecoverError):
             raise errors[0] from errors[0].__cause__
         raise

@@ -194,7 +194,7 @@ async def test_a_client_without_resume_fails_the_proof(
 )
 async def test_what_cannot_be_done_is_refused(change: dict[str, object], field: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        await prove(Plan(**change))  # type: ignore[arg-type]  # wrong on purpose
+        await prove(Plan(**{"cuts": 0, **change}))  # type: ignore[arg-type]  # wrong on purpose
     assert caught.value.field == field
 
 

@@ -20,9 +20,9 @@ __all__ = [
     "Status",
     "call",
     "describe",
+    "errors_in",
     "failed",
     "is_cancelled",
-    "leaves",
     "must_pass_at_once",
     "readable",
 ]
@@ -76,25 +76,30 @@ async def call(function: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
         return await function(*args)
     except BaseException as exc:
         closing = not trio.lowlevel.in_trio_task() or trio.lowlevel.current_task() is not task
-        found = tuple(leaves(exc))
+        found = tuple(_leaves(exc))
         exits = any(isinstance(leaf, GeneratorExit) for leaf in found)
         if closing or not exits or any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
             raise
         raise RuntimeError("GeneratorExit was raised") from exc
 
 
-def leaves(exc: BaseException | None) -> Iterator[BaseException]:
-    """The exceptions in a group, however deep; of any other exception itself."""
+def errors_in(exc: BaseException) -> list[BaseException]:
+    """The exceptions in a group, however deep, but for cancellations; of any other exception itself."""
+    return [leaf for leaf in _leaves(exc) if not isinstance(leaf, trio.Cancelled)]
+
+
+def _leaves(exc: BaseException | None) -> Iterator[BaseException]:
+    """As `errors_in`, cancellations too."""
     if isinstance(exc, BaseExceptionGroup):
         for inner in exc.exceptions:
-            yield from leaves(inner)
+            yield from _leaves(inner)
     elif exc is not None:
         yield exc
 
 
 def is_cancelled(exc: BaseException | None) -> bool:
     """Whether a cancellation is under way in it: then only a shielded scope can wait."""
-    return any(isinstance(leaf, trio.Cancelled) for leaf in leaves(exc))
+    return any(isinstance(leaf, trio.Cancelled) for leaf in _leaves(exc))
 
 
 def must_pass_at_once(exc: BaseException | None) -> bool:
@@ -102,7 +107,7 @@ def must_pass_at_once(exc: BaseException | None) -> bool:
 
     A `SystemExit` is neither: a library that gives up in one user's agent must not end everybody's server.
     """
-    return any(isinstance(leaf, KeyboardInterrupt | GeneratorExit) for leaf in leaves(exc))
+    return any(isinstance(leaf, KeyboardInterrupt | GeneratorExit) for leaf in _leaves(exc))
 
 
 def describe(exc: BaseException) -> tuple[str, str, bool]:
@@ -111,7 +116,7 @@ def describe(exc: BaseException) -> tuple[str, str, bool]:
     An `AgentError` speaks for itself. Others may hold internals (paths, queries, secrets): only their class
     is named.
     """
-    errors = [leaf for leaf in leaves(exc) if not isinstance(leaf, trio.Cancelled)]
+    errors = errors_in(exc)
     if not errors:
         return "cancelled", "cancelled", False
     for error in errors:

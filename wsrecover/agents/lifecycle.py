@@ -56,9 +56,9 @@ from .ending import (
     Status,
     call,
     describe,
+    errors_in,
     failed,
     is_cancelled,
-    leaves,
     must_pass_at_once,
 )
 from .place import RunPlace
@@ -227,7 +227,7 @@ class Execution:
         return ending
 
     def _failure(self, exc: BaseException) -> Ending:
-        errors = [leaf for leaf in leaves(exc) if not isinstance(leaf, trio.Cancelled)]
+        errors = errors_in(exc)
         if errors and not self._abandoned and not any(isinstance(error, AgentError) for error in errors):
             log.error("agent_raised", **self._names(), exc_info=errors[0] if len(errors) == 1 else exc)
         if is_cancelled(exc):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import ssl
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
-import trio
 from cyclopts import CycloptsError
 
 from wsrecover.access.tokens import SECRET_VARIABLE
+from wsrecover.agents.ending import errors_in
 from wsrecover.errors import (
     ConfigError,
     ConnectionClosed,
@@ -33,7 +33,6 @@ __all__ = [
     "Failure",
     "fill_streams",
     "finish",
-    "leaves",
     "reader_left",
     "reason",
     "token_refused",
@@ -51,7 +50,8 @@ _UNKNOWN_AUTHORITY: Final = frozenset({18, 19, 20, 21})
 """OpenSSL's codes for a certificate that may be good: nobody that is trusted says so."""
 
 
-class Failure(Exception):  # It ends a command as it should end: it is not a fault of the program.
+# Not a `WsrecoverError`: those are what callers of the library handle, and of this nobody but `finish` knows.
+class Failure(Exception):
     """A command cannot do what was asked. The message says what to do about it."""
 
     def __init__(self, message: str, code: int = FAILED) -> None:
@@ -65,7 +65,7 @@ def finish(command: Callable[[], int]) -> int:
         code = command()
         write_out("")
     except BaseException as error:
-        found = list(leaves(error))
+        found = errors_in(error)
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
             sys.stderr.write("wsrecover: interrupted\n")
             _tell_notes(error)
@@ -105,18 +105,9 @@ def _tell_notes(error: BaseException) -> None:
         sys.stderr.write(f"{note}\n")
 
 
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors in a group of groups, without the cancellations that they caused."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from leaves(inner)
-    elif not isinstance(error, trio.Cancelled):
-        yield error
-
-
 def reader_left(error: BaseException) -> bool:
     """Whether all that is wrong is that nobody reads stdout any more."""
-    found = list(leaves(error))
+    found = errors_in(error)
     return bool(found) and all(isinstance(leaf, BrokenPipeError) for leaf in found)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Final, NoReturn
 
@@ -35,8 +33,7 @@ commands.command(publish.publish, usage="Usage: wsrecover publish [OPTIONS] USER
 commands.command(demo.demo, usage="Usage: wsrecover demo [OPTIONS] [FILE]")
 
 
-def main(tokens: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line, `tokens` or else the process's arguments, and exit with its code."""
+def main() -> NoReturn:
+    """Run the command that the process's arguments name, and exit with its code."""
     fill_streams()
-    run = functools.partial(commands, tokens, exit_on_error=False, print_error=False)
-    sys.exit(finish(lambda: run() or 0))
+    sys.exit(finish(lambda: commands(exit_on_error=False, print_error=False) or 0))

@@ -12,12 +12,13 @@ from typing import Annotated, Any, Final, TypeAlias
 import attrs
 from cyclopts import Parameter, Token
 
+from wsrecover.agents.ending import errors_in
 from wsrecover.client.entry import check_url
 from wsrecover.config import Config, LogFormat, load_config, state_folder
 from wsrecover.errors import ConfigError, FrameError
 from wsrecover.protocol.decode import parse_strict
 
-from .exits import USAGE, Failure, leaves, token_refused
+from .exits import USAGE, Failure, token_refused
 
 __all__ = [
     "DEFAULT_URL",
@@ -40,7 +41,7 @@ __all__ = [
     "command_line",
     "dev_file",
     "json_object",
-    "naming_origin",
+    "naming_source",
     "settings",
     "token_source",
     "whole",
@@ -175,11 +176,11 @@ class TokenFromFile:
         return token
 
 
-def _check_token(token: str, origin: str) -> None:
+def _check_token(token: str, place: str) -> None:
     if not token:
-        raise Failure(f"{origin} is empty", USAGE)
+        raise Failure(f"{place} is empty", USAGE)
     if not (token.isascii() and token.isprintable()):
-        raise Failure(f"{origin} is no token; accepted: printable ASCII, without a line end", USAGE)
+        raise Failure(f"{place} is no token; accepted: printable ASCII, without a line end", USAGE)
 
 
 def token_source(token: str | None, token_file: Path | None) -> str | TokenFromFile:
@@ -189,9 +190,9 @@ def token_source(token: str | None, token_file: Path | None) -> str | TokenFromF
     """
     if token is not None and token_file is not None:
         raise Failure("--token and --token-file are both given: one of them, please", USAGE)
-    for text, origin in ((token, "--token"), (os.environ.get(TOKEN_VARIABLE), f"${TOKEN_VARIABLE}")):
+    for text, place in ((token, "--token"), (os.environ.get(TOKEN_VARIABLE), f"${TOKEN_VARIABLE}")):
         if text is not None and token_file is None:
-            _check_token(text, origin)
+            _check_token(text, place)
             return text
     if token_file is not None or dev_file(DEV_TOKEN).exists():
         source = TokenFromFile(token_file or dev_file(DEV_TOKEN))
@@ -205,14 +206,14 @@ def token_source(token: str | None, token_file: Path | None) -> str | TokenFromF
 
 
 @contextmanager
-def naming_origin(source: str | TokenFromFile, token: str | None) -> Iterator[None]:
+def naming_source(source: str | TokenFromFile, token: str | None) -> Iterator[None]:
     """Say of a token that is refused in the block where it came from, unless it was typed as `token`."""
     try:
         yield
     except Exception as error:
-        if token is None and any(map(token_refused, leaves(error))):
-            origin = f"${TOKEN_VARIABLE}" if isinstance(source, str) else f"the file {source.file}"
-            error.add_note(f"It came from {origin}.")
+        if token is None and any(map(token_refused, errors_in(error))):
+            place = f"${TOKEN_VARIABLE}" if isinstance(source, str) else f"the file {source.file}"
+            error.add_note(f"It came from {place}.")
         raise
 
 

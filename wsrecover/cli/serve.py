@@ -16,6 +16,7 @@ from cyclopts import Parameter
 
 import wsrecover.server
 from wsrecover.agents.app import App
+from wsrecover.agents.ending import errors_in
 from wsrecover.config import Config
 from wsrecover.errors import ConfigError, TransportError
 from wsrecover.logger import get_logger
@@ -23,7 +24,7 @@ from wsrecover.logs import configure
 from wsrecover.server import Server
 from wsrecover.transport.doorway import raise_descriptor_limit
 
-from .exits import OK, Failure, leaves
+from .exits import OK, Failure
 from .options import (
     Audience,
     ConfigFile,
@@ -109,7 +110,7 @@ async def run_server(app: App, config: Config, on_ready: Callable[[Server], obje
         try:
             server = await nursery.start(wsrecover.server.serve, app, config)
         except* TransportError as group:
-            (error,) = leaves(group)
+            (error,) = errors_in(group)
             cause = error.__cause__
             ports_fault = isinstance(cause, OSError) and cause.errno in (errno.EADDRINUSE, errno.EACCES)
             port = "another port with --port; 0 takes any free one"

@@ -22,7 +22,7 @@ from wsrecover.protocol.frames import StreamInfo
 
 from . import interrupts
 from .exits import OK, USAGE, Failure, reader_left, token_refused, why_not, write_out
-from .options import DEFAULT_URL, TokenFile, TokenText, Url, command_line, naming_origin, token_source
+from .options import DEFAULT_URL, TokenFile, TokenText, Url, command_line, naming_source, token_source
 from .talk import check_reachable
 
 __all__ = ["tail"]
@@ -64,7 +64,7 @@ def tail(
         "positions": {"user": position} if position else None,
     }
     try:
-        with naming_origin(source, token):
+        with naming_source(source, token):
             interrupts.run(follower.run, options)
     except BaseException as error:
         if follower.at is not None and not reader_left(error):

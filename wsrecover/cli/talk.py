@@ -15,7 +15,7 @@ from wsrecover.client.entry import check_url
 
 from . import interrupts
 from .exits import OK, Failure, reason, write_out
-from .options import naming_origin, token_source
+from .options import naming_source, token_source
 
 __all__ = ["call", "check_reachable"]
 
@@ -67,7 +67,7 @@ def call(
         except trio.TooSlowError:
             raise Failure(f"no answer within {PATIENCE:g} s; whether it took effect is not known") from None
 
-    with naming_origin(source, token):
+    with naming_source(source, token):
         result = interrupts.run(talk)
     text = orjson.dumps(result).decode()
     try:

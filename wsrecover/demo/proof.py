@@ -73,7 +73,7 @@ class Plan:
     """
 
     file: Path | None = None
-    cuts: int = attrs.field(default=25)
+    cuts: int = attrs.field()
     seed: int = 0
     store: str | None = None
     stalled_after: float = 30.0

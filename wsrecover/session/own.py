@@ -21,7 +21,7 @@ import trio
 from wsrecover.agents.arguments import is_duration
 from wsrecover.agents.command import Command, Handler
 from wsrecover.agents.ending import call as call_app
-from wsrecover.agents.ending import leaves, must_pass_at_once, readable
+from wsrecover.agents.ending import errors_in, must_pass_at_once, readable
 from wsrecover.errors import CommandError, InvalidEvent, Misfit, ScopeEnded, StoreError
 from wsrecover.logger import get_logger
 from wsrecover.protocol import codec
@@ -156,7 +156,7 @@ def _error(call: Call, raised: BaseException) -> bytes:
 
     Nor of one whose code is none: there the message was given in its place.
     """
-    errors = [leaf for leaf in leaves(raised) if not isinstance(leaf, trio.Cancelled)]
+    errors = errors_in(raised)
     refused = errors[0] if len(errors) == 1 else None
     if isinstance(refused, CommandError) and _is_code(refused.code):
         said = {

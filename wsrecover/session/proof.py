@@ -6,7 +6,7 @@ import trio
 
 from wsrecover.access.authenticator import Credentials
 from wsrecover.access.claims import Grant
-from wsrecover.agents.ending import leaves
+from wsrecover.agents.ending import errors_in
 from wsrecover.errors import CommandError, TokenError, TokenExpired, TokenRevoked
 from wsrecover.logger import get_logger
 from wsrecover.protocol.closecodes import CloseCode
@@ -39,7 +39,7 @@ async def identify(services: Services, credentials: Credentials) -> Grant | None
     except TokenError:
         raise
     except Exception as error:
-        for leaf in leaves(error):
+        for leaf in errors_in(error):
             if isinstance(leaf, TokenError):  # Raised within a nursery.
                 raise leaf from error
         log.exception("authenticator_failed", peer=credentials.peer)
