@@ -17,6 +17,7 @@ import pytest
 
 from wsrecover.access.principal import Principal
 from wsrecover.access.tokens import TokenVerifier, sign
+from wsrecover.cli.send import send
 
 if TYPE_CHECKING:
     from .conftest import Cli
@@ -247,6 +248,76 @@ class TestTokens:
             cli.run("send", "--url", url, "--token-file", file, "chat", WSRECOVER_TOKEN="a.b.c")
             cli.run("send", "--url", url, "--token", text, "chat", WSRECOVER_TOKEN="")
         assert "it wins over $WSRECOVER_TOKEN" in cli.run("send", "--help").stdout
+
+
+SLOW = """
+import sys
+
+import attrs
+import trio
+
+import wsrecover
+
+app = wsrecover.App()
+made = 0
+
+@attrs.frozen
+class Order:
+    takes: float
+
+@app.command("make")
+async def make(command, order: Order):
+    global made
+    made += 1
+    print("making", file=sys.stderr, flush=True)
+    await trio.sleep(order.takes)
+    return {"made": made}
+"""
+
+
+class TestAnswers:
+    def test_one_may_take_longer_than_a_connection(
+        self, cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (cli.home / "slow.py").write_text(SLOW)
+        monkeypatch.setattr("wsrecover.cli.talk.GIVE_UP_AFTER", 1.0)
+        with cli.serving("--app", "slow:app") as (_, url):
+            assert send("make", '{"takes": 1.5}', url=url, token_file=Path(cli.token())) == 0
+        assert orjson.loads(capsys.readouterr().out) == {"made": 1}
+
+    def test_where_none_came_the_command_can_be_repeated_and_takes_effect_once(self, cli: Cli) -> None:
+        (cli.home / "slow.py").write_text(SLOW)
+        with cli.serving("--app", "slow:app") as (server, url):
+            make = ("send", "--url", url, "--token-file", cli.token(), "make", '{"takes": 2}')
+            said = cli.run(*make, "--timeout", "0.2", code=1).stderr.splitlines()
+            assert said[0] == "wsrecover: no answer within 0.2 s"
+            unknown, _, option = said[1].partition(" To repeat it safely, within 10 minutes, add ")
+            assert unknown == "Whether it took effect is not known."
+            assert orjson.loads(cli.run(*make, *shlex.split(option)).stdout) == {"made": 1}
+            server.wait_for("making")
+            with cli.start(*make, "--id", "mine") as process:
+                server.wait_for("making")
+                said = process.stop(signal.SIGINT)[2].splitlines()
+            assert said[0] == "wsrecover: interrupted"
+            assert said[1].endswith(" --id mine")
+
+    def test_an_event_that_is_published_again_under_its_id_is_logged_once(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            common = ("--url", url, "--token-file", cli.token("--role", "service", user="robot"))
+            publish = ("publish", *common, "ada", "notice", "--id", "mine")
+            assert cli.run(*publish).stdout == cli.run(*publish).stdout
+
+    def test_one_that_was_refused_took_no_effect(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            said = cli.run("send", "--url", url, "--token-file", cli.token(), "nothing", code=1).stderr
+        assert "--id" not in said
+
+    @pytest.mark.parametrize(
+        ("option", "value"), [("--timeout", "0"), ("--timeout", "nan"), ("--id", ""), ("--id", "é")]
+    )
+    def test_an_option_that_can_be_none_is_refused(self, cli: Cli, option: str, value: str) -> None:
+        said = cli.run("send", "--token", "x", option, value, "chat", code=2).stderr
+        assert said.startswith(f"wsrecover: {option} is ")
 
 
 class TestFailures:

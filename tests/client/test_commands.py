@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import attrs
 import pytest
 import trio
+import trio.testing
 from scripted import Peer, Server, event, live, welcome
 from talking import RESUMED, opened, seqs, stay, take
 from trio.testing import MockClock
@@ -78,6 +80,23 @@ class TestCommands:
                 with pytest.raises(CommandError, match="must be an object") as caught:
                     await session.send("note", wrong)
                 assert (caught.value.code, caught.value.field) == ("invalid", "data")
+
+    async def test_one_goes_out_under_the_id_that_it_was_given(self, autojump_clock: MockClock) -> None:
+        async def script(peer: Peer) -> None:
+            peer.say(welcome(), live(0))
+            frame = await peer.hear()
+            assert frame["id"] == "mine"
+            await trio.sleep(1)
+            peer.say({"op": "reply", "id": "mine", "status": "ok", "result": {"seq": 4}})
+            await peer.until_bye()
+
+        async with opened(Server(script)) as session, trio.open_nursery() as nursery:
+            with pytest.raises(CommandError, match=r"invalid: id: is not 1 to 128"):
+                await session.send("chat", {}, id="")
+            nursery.start_soon(partial(session.send, "chat", {}, id="mine"))
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(CommandError, match=r"invalid: id: a command with it waits"):
+                await session.send("chat", {}, id="mine")
 
     async def test_an_unanswered_one_is_repeated_with_its_id_and_its_age(
         self, autojump_clock: MockClock

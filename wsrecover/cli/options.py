@@ -23,7 +23,9 @@ from .exits import USAGE, Failure, token_refused
 __all__ = [
     "DEFAULT_URL",
     "DEV_TOKEN",
+    "AnswerTimeout",
     "Audience",
+    "CommandId",
     "ConfigFile",
     "Host",
     "Issuer",
@@ -122,6 +124,20 @@ TokenFile: TypeAlias = Annotated[
     Parameter(
         help=f"File with the token, read anew for each connection, instead of --token; it wins over "
         f"${TOKEN_VARIABLE}. [default: that of `wsrecover dev`]"
+    ),
+]
+CommandId: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        name="--id",
+        help="The command's id. Repeated with the same one, within 10 minutes, it takes effect once. "
+        "[default: a random one]",
+    ),
+]
+AnswerTimeout: TypeAlias = Annotated[
+    float | None,
+    Parameter(
+        name="--timeout", help="Seconds to wait for the answer. [default: as long as the server takes]"
     ),
 ]
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from .options import DEFAULT_URL, TokenFile, TokenText, Url, json_object
-from .talk import call
+from .options import DEFAULT_URL, AnswerTimeout, CommandId, TokenFile, TokenText, Url, json_object
+from .talk import Command, call
 
 __all__ = ["publish"]
 
@@ -19,6 +19,8 @@ def publish(
     /,
     *,
     thread: Annotated[str | None, Parameter(help="The thread that it belongs to.")] = None,
+    command_id: CommandId = None,
+    timeout: AnswerTimeout = None,
     url: Url = DEFAULT_URL,
     token: TokenText = None,
     token_file: TokenFile = None,
@@ -27,4 +29,5 @@ def publish(
     event: dict[str, Any] = {"type": kind, "data": json_object(data, "data")}
     if thread is not None:
         event["thread"] = thread
-    return call(url, token, token_file, "publish", {"user": user, "events": [event]}, None)
+    command = Command("publish", {"user": user, "events": [event]}, None, command_id)
+    return call(command, url, token, token_file, timeout)

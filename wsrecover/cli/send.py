@@ -6,8 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from .options import DEFAULT_URL, TokenFile, TokenText, Url, json_object
-from .talk import call
+from .options import DEFAULT_URL, AnswerTimeout, CommandId, TokenFile, TokenText, Url, json_object
+from .talk import Command, call
 
 __all__ = ["send"]
 
@@ -25,9 +25,12 @@ def send(
     /,
     *,
     thread: Annotated[str | None, Parameter(help="The thread that it belongs to.")] = None,
+    command_id: CommandId = None,
+    timeout: AnswerTimeout = None,
     url: Url = DEFAULT_URL,
     token: TokenText = None,
     token_file: TokenFile = None,
 ) -> int:
     """Send a command and print its result as JSON. It takes effect once, over however many drops."""
-    return call(url, token, token_file, kind, json_object(data, "data"), thread)
+    command = Command(kind, json_object(data, "data"), thread, command_id)
+    return call(command, url, token, token_file, timeout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -12,6 +11,7 @@ import trio
 
 from wsrecover.errors import CommandError, InvalidEvent, WsrecoverError
 from wsrecover.protocol.codec import encode
+from wsrecover.protocol.fields import is_id
 from wsrecover.protocol.frames import ErrorFrame, Reply, Send
 
 from .refusal import refusal
@@ -73,11 +73,19 @@ class Outbox:
         """Whether a command has no answer yet."""
         return bool(self._commands)
 
-    async def call(self, type: str, data: Mapping[str, Any], thread: str | None) -> dict[str, Any]:  # noqa: A002 - the word of the wire
+    async def call(
+        self,
+        command_id: str,
+        type: str,  # noqa: A002 - the word of the wire
+        data: Mapping[str, Any],
+        thread: str | None,
+    ) -> dict[str, Any]:
         """Send a command and wait for its result; see `ClientSession.send`."""
-        command = self._make(type, data, thread)
+        command = self._make(command_id, type, data, thread)
         if self._end is not None:
             raise self._end
+        if command.id in self._commands:
+            raise CommandError("invalid", "a command with it waits for its answer", field="id")
         self._commands[command.id] = command
         self._on_urgent()
         try:
@@ -104,16 +112,17 @@ class Outbox:
             command.settle(answer)
         self._send_on()
 
-    def _make(self, type: str, data: Mapping[str, Any], thread: str | None) -> _Command:  # noqa: A002 - the word of the wire
-        name = secrets.token_hex(16)
+    def _make(self, command_id: str, type: str, data: Mapping[str, Any], thread: str | None) -> _Command:  # noqa: A002 - the word of the wire
+        if not is_id(command_id):
+            raise CommandError("invalid", "is not 1 to 128 printable ASCII characters", field="id")
         try:
-            encoded = encode(Send(name, type, dict(data), thread))
+            encoded = encode(Send(command_id, type, dict(data), thread))
         except InvalidEvent as error:
             raise CommandError("invalid", str(error), field=error.field) from error
         if self._max_bytes is not None and len(encoded) + _LENGTH_OF_AGE > self._max_bytes:
             problem = f"{len(encoded)} bytes encoded, the server takes messages of at most {self._max_bytes}"
             raise CommandError("too_large", problem, field="data")
-        return _Command(name, encoded)
+        return _Command(command_id, encoded)
 
     def attach(self, post: Callable[[bytes], None], limits: Mapping[str, Any]) -> None:
         """A connection is up: send what has no answer yet, and then each command as it comes.

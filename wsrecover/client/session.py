@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -73,11 +74,14 @@ class ClientSession:
         data: object,
         *,
         thread: str | None = None,
+        id: str | None = None,  # noqa: A002 - the word of the wire
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """Send a command and return its result. It takes effect once, over however many connections it takes.
 
-        `data` is a JSON object, or an instance of an attrs class that becomes one.
+        `data` is a JSON object, or an instance of an attrs class that becomes one. With an `id` of your own
+        (random, and new for each command) it can be sent again, by another process too: a repeat within 10
+        minutes gets the first one's answer.
 
         Raises:
             CommandError: it was refused, or is not sendable (`invalid`, `too_large`).
@@ -88,7 +92,8 @@ class ClientSession:
         Cancelled, the command is not repeated any more, but may have taken effect.
         """
         with trio.fail_after(math.inf if timeout is None else timeout):
-            return await self._shared.outbox.call(type, _object(data), thread)
+            command_id = secrets.token_hex(16) if id is None else id
+            return await self._shared.outbox.call(command_id, type, _object(data), thread)
 
     async def start_agent(
         self,
