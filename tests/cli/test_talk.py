@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import orjson
 import pytest
@@ -18,6 +19,8 @@ import pytest
 from wsrecover.access.principal import Principal
 from wsrecover.access.tokens import TokenVerifier, sign
 from wsrecover.cli.send import send
+from wsrecover.cli.tail import _Follower
+from wsrecover.client import ClientSession, Event
 
 if TYPE_CHECKING:
     from .conftest import Cli
@@ -85,14 +88,73 @@ class TestTail:
             assert [line["id"] for line in lines] == [f"{epoch}.1", f"{epoch}.2"]
             assert lines[1]["data"] == {"text": "two"}
             assert lines[1]["thread"] == "t1"
-            # A signal right behind the write comes before the note of it: an event twice rather than never.
-            again = [
-                shlex.join(("wsrecover", "tail", *ada, "--json", "--since", f"{epoch}.{at}")) for at in (1, 2)
+            again = ("tail", *ada, "--json", "--since", f"{epoch}.2")
+            others = ("--since", "all=0", "--since", "tenant=0")
+            assert shlex.split(err.splitlines()[-1].removeprefix("Go on with: wsrecover ")) == [
+                *again,
+                *others,
             ]
-            assert err.splitlines()[-1] in [f"Go on with: {command}" for command in again]
             cli.run("send", *ada, "chat", '{"text": "three"}')
-            with cli.start("tail", *ada, "--json", "--since", f"{epoch}.2") as process:
+            with cli.start(*again) as process:
                 assert orjson.loads(process.wait_for('"event"', stream="stdout"))["seq"] == 3
+
+    def test_whoever_goes_on_is_shown_each_broadcast_once_too(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            ada = ("--url", url, "--token-file", cli.token("--role", "ops"))
+            robot = cli.token("--role", "service", user="robot")
+            shown = []
+            command = ["tail", *ada, "--json", "--since", "tenant=0", "--since", "role:ops=0"]
+            for number in range(3):
+                for to in ("tenant", "role:ops"):
+                    said = json.dumps({"to": to, "type": "notice", "data": {"number": number}})
+                    cli.run("send", "--url", url, "--token-file", robot, "broadcast", said)
+                with cli.start(*command) as process:
+                    lines = [orjson.loads(process.wait_for("event", stream="stdout")) for _ in range(2)]
+                    _, rest, err = process.stop(signal.SIGINT)
+                assert rest == ""
+                shown += sorted((line["stream"], line["data"]["number"]) for line in lines)
+                last = {line["stream"]: line["id"] for line in lines}
+                command = shlex.split(err.splitlines()[-1].removeprefix("Go on with: wsrecover "))
+                assert {f"{stream}={place}" for stream, place in last.items()} < set(command)
+        assert shown == [(stream, number) for number in range(3) for stream in ("role:ops", "tenant")]
+
+    def test_of_a_stream_that_since_does_not_name_it_shows_what_comes_from_now_on(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            ada = ("--url", url, "--token-file", cli.token())
+            tell = (
+                "send",
+                "--url",
+                url,
+                "--token-file",
+                cli.token("--role", "service", user="robot"),
+                "broadcast",
+            )
+            for to, since in (("user", "tenant=0"), ("tenant", "0")):
+                cli.run("send", *ada, "chat", '{"text": "user before"}')
+                cli.run(*tell, '{"to": "tenant", "type": "notice", "data": {"text": "tenant before"}}')
+                with cli.start("tail", *ada, "--since", since) as process:
+                    process.wait_for("before", stream="stdout")
+                    cli.run("send", *ada, "chat", '{"text": "user after"}')
+                    cli.run(*tell, '{"to": "tenant", "type": "notice", "data": {"text": "tenant after"}}')
+                    process.wait_for(f"{to} after", stream="stdout")
+                assert f"{to} before" not in "".join(process.said)
+
+    def test_what_came_of_a_role_before_it_was_lost_is_shown(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It may wait to be shown while the session knows already that it has no position there any more."""
+        session = cast("ClientSession", SimpleNamespace(position={}))
+        follower = _Follower(as_json=True, positions={}, seqs={}, url="ws://server")
+        follower._take(Event("role:ops", 7, 0.0, "notice", {}), session)
+        shown = orjson.loads(capsys.readouterr().out)
+        assert (shown["seq"], "id" in shown, follower.at) == (7, False, {})
+
+    def test_a_stream_that_may_not_be_followed_is_told(self, cli: Cli) -> None:
+        with cli.serving() as (_, url):
+            ada = ("--url", url, "--token-file", cli.token())
+            for since in ("role:ops=7", "role:ops=some.7"):
+                with cli.start("tail", *ada, "--since", since) as process:
+                    assert process.wait_for("--", stream="stdout") == "-- role:ops may not be followed\n"
 
     def test_its_lines_for_a_reader_show_seq_type_and_data(self, cli: Cli) -> None:
         with cli.serving() as (_, url):
@@ -187,9 +249,13 @@ class TestTail:
         }
         assert len(tail.said) == 2
 
-    @pytest.mark.parametrize("since", ["x", "1.x", "-1", "²"])
+    @pytest.mark.parametrize("since", ["x", "1.x", "-1", "²", "tenat=1", "tenant=", "=1"])
     def test_a_position_that_is_none_is_refused(self, cli: Cli, since: str) -> None:
         assert "EPOCH.SEQ" in cli.run("tail", f"--since={since}", code=2).stderr
+
+    def test_two_positions_in_one_stream_are_refused(self, cli: Cli) -> None:
+        said = cli.run("tail", "--since", "1", "--since", "user=some.2", code=2).stderr
+        assert said == "wsrecover: --since is given twice for user; accepted: once for each stream\n"
 
 
 class TestTokens:

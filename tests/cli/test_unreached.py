@@ -81,7 +81,7 @@ class TestTail:
                 assert tail.wait_for("").startswith("wsrecover: no connection yet (")
 
     def test_each_reason_is_told_once_in_an_outage(self, capsys: pytest.CaptureFixture[str]) -> None:
-        follower = _Follower(as_json=True, after=None, url="ws://server")
+        follower = _Follower(as_json=True, positions={}, seqs={}, url="ws://server")
         busy, gone = HandshakeRefused(503, "busy"), TransportError("server: no answer within 10 s")
         for error in (busy, gone, busy, HandshakeRefused(401), busy):
             follower._tell_error(error)

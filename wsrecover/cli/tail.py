@@ -6,6 +6,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,7 +15,7 @@ import orjson
 import trio
 from cyclopts import Parameter
 
-from wsrecover.client import Changed, Ephemeral, Event, Gap, Item, Position, connect
+from wsrecover.client import Changed, ClientSession, Ephemeral, Event, Forgotten, Gap, Item, Position, connect
 from wsrecover.errors import TokenError, WsrecoverError
 from wsrecover.logs import printable
 from wsrecover.protocol.fields import MAX_THREADS, is_id
@@ -37,9 +38,15 @@ READER_CHECK: Final = 0.5
 def tail(
     *,
     since: Annotated[
-        str | None,
-        Parameter(help="Go on after this position: EPOCH.SEQ, or a SEQ. [default: what comes from now on]"),
-    ] = None,
+        tuple[str, ...],
+        Parameter(
+            negative=(),
+            show_default=False,
+            help="Go on after this position in the user's own stream: EPOCH.SEQ, or a SEQ. Of broadcasts "
+            "STREAM=EPOCH.SEQ, or STREAM=SEQ, where STREAM is tenant, tier, role:NAME or all. May be given "
+            "once for each stream; what is not named is shown from now on.",
+        ),
+    ] = (),
     thread: Annotated[
         tuple[str, ...],
         Parameter(negative=(), show_default=False, help="Only this thread; may be given several times."),
@@ -53,28 +60,30 @@ def tail(
     token_file: TokenFile = None,
 ) -> int:
     """Follow a user's events over every drop, until Ctrl-C."""
-    position, after = _since(since)
+    positions, seqs = _since(since)
     _check_threads(thread)
-    follower = _Follower(as_json=json, after=after, url=url)
+    follower = _Follower(as_json=json, positions=positions, seqs=seqs, url=url)
     source = token_source(token, token_file)
     options: dict[str, Any] = {
         "token": source,
-        "from_": "live" if since is None else "start",
+        "from_": "start" if since else "live",
         "threads": thread or None,
-        "positions": {"user": position} if position else None,
+        "positions": positions,
     }
     try:
         with naming_source(source, token):
             interrupts.run(follower.run, options)
     except BaseException as error:
-        if follower.at is not None and not reader_left(error):
+        if follower.at and not reader_left(error):
             error.add_note(f"Go on with: {_again(follower.at, url, token_file, thread, as_json=json)}")
         raise
     return OK
 
 
-def _again(at: str, url: str, token_file: Path | None, threads: tuple[str, ...], *, as_json: bool) -> str:
-    """The command that goes on at a position. A token that was given as text is not shown."""
+def _again(
+    at: Mapping[str, Position], url: str, token_file: Path | None, threads: tuple[str, ...], *, as_json: bool
+) -> str:
+    """The command that goes on at these positions. A token that was given as text is not shown."""
     words: list[str | os.PathLike[str]] = ["wsrecover", "tail"]
     if url != DEFAULT_URL:
         words += ("--url", url)
@@ -84,19 +93,37 @@ def _again(at: str, url: str, token_file: Path | None, threads: tuple[str, ...],
         words += ("--thread", thread)
     if as_json:
         words.append("--json")
-    return command_line(*words, "--since", at)
+    for stream, position in sorted(at.items(), key=lambda place: (place[0] != "user", place[0])):
+        place = _id(position) if position.seq else "0"  # Before the first event all histories are the same.
+        words += ("--since", place if stream == "user" else f"{stream}={place}")
+    return command_line(*words)
 
 
-def _since(text: str | None) -> tuple[Position | None, int | None]:
-    """The position to resume from, or the seq up to which nothing is shown."""
-    if text is None:
-        return None, None
-    epoch, _, seq = text.rpartition(".")
-    if not (seq.isascii() and seq.isdigit()) or not (epoch == "" or is_id(epoch)):
-        raise Failure(
-            f"--since is {text!r}; accepted: EPOCH.SEQ as `tail --json` shows it as id, or a SEQ", USAGE
-        )
-    return (Position(epoch, int(seq)), None) if epoch else (None, int(seq))
+def _since(texts: tuple[str, ...]) -> tuple[dict[str, Position], dict[str, int]]:
+    """By stream, the positions to resume from, and of others the seqs up to which nothing is shown."""
+    positions: dict[str, Position] = {}
+    seqs: dict[str, int] = {}
+    for text in texts:
+        name, equals, place = text.rpartition("=")
+        stream = name if equals else "user"
+        epoch, _, seq = place.rpartition(".")
+        known = stream in ("user", "tenant", "tier", "all") or stream.startswith("role:")
+        if not known or not (seq.isascii() and seq.isdigit()) or not (epoch == "" or is_id(epoch)):
+            accepted = (
+                "EPOCH.SEQ as `tail --json` shows it as id, or a SEQ; of broadcasts behind tenant=, tier=, "
+            )
+            raise Failure(f"--since is {text!r}; accepted: {accepted}role:NAME= or all=", USAGE)
+        if stream in positions or stream in seqs:
+            raise Failure(f"--since is given twice for {stream}; accepted: once for each stream", USAGE)
+        if epoch:
+            positions[stream] = Position(epoch, int(seq))
+        else:
+            seqs[stream] = int(seq)
+    return positions, seqs
+
+
+def _id(position: Position) -> str:
+    return f"{position.epoch}.{position.seq}"
 
 
 def _check_threads(threads: tuple[str, ...]) -> None:
@@ -110,15 +137,18 @@ def _check_threads(threads: tuple[str, ...]) -> None:
 class _Follower:
     """Shows what comes, and remembers where it is."""
 
-    def __init__(self, *, as_json: bool, after: int | None, url: str) -> None:
+    def __init__(
+        self, *, as_json: bool, positions: Mapping[str, Position], seqs: Mapping[str, int], url: str
+    ) -> None:
         self._as_json = as_json
-        self._after = after
-        self._skip = 0
+        self._positions = positions
+        self._seqs = seqs
+        self._skip: dict[str, int] = {}
         self._url = url
         self._status = "connecting"
         self._told: set[str] = set()
-        self.at: str | None = None
-        """The position of the last event that was shown."""
+        self.at: dict[str, Position] = {}
+        """Up to where each stream was shown, for another one to go on."""
 
     async def run(self, options: dict[str, Any]) -> None:
         """Follow until cancelled, until another try has no point, or until nobody reads any more."""
@@ -134,31 +164,54 @@ class _Follower:
             if not self._as_json:
                 who = session.principal
                 sys.stderr.write(f"following {who.user} of {who.tenant} at {self._url}\n")
-            if self._after is not None:
-                self._begin_after(self._after, session.streams["user"])
-            async for item in session:
-                if isinstance(item, Event) and item.stream == "user":
-                    if item.seq > self._skip:
-                        at = f"{session.position['user'].epoch}.{item.seq}"
-                        self._show(item, at)
-                        self.at = at
-                    continue
-                if isinstance(item, Changed) and item.stream == "user" and item.reason != "trimmed":
-                    self._skip = 0  # The seq was one of another history.
-                self._show(item, None)
+            self._begin(session.streams)
+            try:
+                async for item in session:
+                    self._take(item, session)
+            finally:
+                # A role that came meanwhile has a stream of which nothing may have been shown.
+                self.at = {**session.processed, **self.at}
 
-    def _begin_after(self, seq: int, state: StreamInfo) -> None:
+    def _begin(self, streams: Mapping[str, StreamInfo]) -> None:
+        for name in self._seqs.keys() - streams.keys():
+            self._show(Forgotten(name))
+        for name, state in streams.items():
+            if name in self._seqs:
+                self._begin_after(self._seqs[name], name, state)
+            elif name not in self._positions:
+                self._skip[name] = state.head
+            self.at[name] = Position(state.epoch, max(state.from_ - 1, self._skip.get(name, 0)))
+
+    def _begin_after(self, seq: int, stream: str, state: StreamInfo) -> None:
         """Compare the seq with the log, as the server does with a position: without an epoch it is none."""
         first = state.from_
         if seq > state.head:
             held, position = Position(state.epoch, seq), Position(state.epoch, first - 1)
-            self._show(Changed("user", "ahead", held, position), None)
+            self._show(Changed(stream, "ahead", held, position))
         else:
-            self._skip = seq
+            self._skip[stream] = seq
             if seq < first - 1:
-                self._show(Gap("user", "trimmed", from_=seq + 1, to=first - 1), None)
+                self._show(Gap(stream, "trimmed", from_=seq + 1, to=first - 1))
 
-    def _show(self, item: Item, at: str | None) -> None:
+    def _take(self, item: Item, session: ClientSession) -> None:
+        if isinstance(item, Event):
+            if item.seq > self._skip.get(item.stream, 0):
+                # It includes this event. None: the role was lost since the event came.
+                at = session.position.get(item.stream)
+                self._show(item, at)
+                if at is not None:
+                    self.at[item.stream] = at
+            return
+        self._show(item)
+        if isinstance(item, Changed):
+            self.at[item.stream] = item.position
+            if item.reason != "trimmed":
+                self._skip.pop(item.stream, None)  # The seq was one of another history.
+        elif isinstance(item, Forgotten):
+            self.at.pop(item.stream, None)
+            self._skip.pop(item.stream, None)
+
+    def _show(self, item: Item, at: Position | None = None) -> None:
         line = _json_line(item, at) if self._as_json else _text_line(item)
         write_out(f"{line}\n")
 
@@ -192,10 +245,12 @@ async def _watch_reader() -> None:
         await trio.sleep(READER_CHECK)
 
 
-def _json_line(item: Item, at: str | None) -> str:
+def _json_line(item: Item, at: Position | None) -> str:
     fields = attrs.asdict(item, filter=lambda _, value: value is not None)
     named = {name.removesuffix("_"): value for name, value in fields.items()}
-    return orjson.dumps({"op": type(item).__name__.lower(), **({"id": at} if at else {}), **named}).decode()
+    return orjson.dumps(
+        {"op": type(item).__name__.lower(), **({"id": _id(at)} if at else {}), **named}
+    ).decode()
 
 
 def _why_anew(item: Changed) -> str:
@@ -226,5 +281,7 @@ def _text_line(item: Item) -> str:
             )
         case Changed():
             return f"-- {item.stream} is shown from event {item.position.seq + 1} on: {_why_anew(item)}"
+        case Forgotten():
+            return f"-- {item.stream} may not be followed"
         case _:
             return f"-- {type(item).__name__.lower()} of {item.stream}"
