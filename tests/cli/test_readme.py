@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sqlite3
+import stat
 import sys
 from contextlib import closing
 from itertools import groupby
@@ -32,7 +33,7 @@ AGENT, EMBEDDED, TEST, CLIENT, KEEPER, SHOP, BUYER, BROADCAST, MANAGER, BY_KEY =
     text for language, text in BLOCKS if language == "python"
 )
 (TAILED,) = (text for language, text in BLOCKS if language == "text" and text.startswith("following"))
-SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
+SHELL = [line.strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 
 URL = "ws://127.0.0.1:8765"
 
@@ -64,6 +65,17 @@ def folder(cli: Cli) -> Cli:
     for user in ("ada", "backend", "root"):
         cli.shell(said(f"wsrecover token --tenant acme --user {user} "))
     return cli
+
+
+def test_what_is_secret_is_written_for_its_owner_alone_and_the_readers_shell_stays_as_it_was(
+    cli: Cli,
+) -> None:
+    cli.secret_file.unlink()
+    for text in (text for language, text in BLOCKS if language == "sh" and "umask" in text):
+        lines = text.replace("python3", shlex.quote(sys.executable)).partition("wsrecover serve")[0]
+        assert cli.shell(f"umask 022\n{lines}umask").stdout == "0022\n"
+    for name in ("secret", "token", "service-token", "operator-token"):
+        assert stat.S_IMODE((cli.home / name).stat().st_mode) == 0o600
 
 
 def test_the_embedded_server_runs(folder: Cli) -> None:
