@@ -14,6 +14,7 @@ from wsrecover.agents.run import Run
 from wsrecover.agents.runlog import RunLog
 from wsrecover.errors import AgentError, InvalidEvent, RunBroken, RunEnded, ScopeEnded, StoreUnavailable
 from wsrecover.protocol.context import TYPES as CONTEXT_TYPES
+from wsrecover.protocol.events import OF_RUNS
 
 
 class TestEmit:
@@ -62,13 +63,31 @@ class TestEmit:
         assert (await world.finish(agent))["status"] == "completed"
         assert await world.types() == ["agent_started", "agent_completed"]
 
-    @pytest.mark.parametrize("type_", ["agent_started", "agent_completed"])
-    async def test_lifecycle_events_are_not_an_authors(self, world: World, type_: str) -> None:
+    @pytest.mark.parametrize("type_", sorted(OF_RUNS))
+    async def test_what_the_run_itself_makes_is_not_an_authors(self, world: World, type_: str) -> None:
         async def agent(run: Run) -> None:
-            with pytest.raises(InvalidEvent, match="lifecycle"):
-                await run.emit(type_, {})
+            with pytest.raises(InvalidEvent, match="by the run's own"):
+                await run.emit(type_, {"request_id": "q", "prompt": "sure?"})
 
         assert (await world.finish(agent))["status"] == "completed"
+        assert await world.types() == ["agent_started", "agent_completed"]
+
+    async def test_what_scopes_make_may_be_made_by_hand(self, world: World) -> None:
+        events = {
+            "message_started": {"message_id": "m", "role": "assistant"},
+            "message_delta": {"message_id": "m", "offset": 0, "text": "hi"},
+            "message_completed": {"message_id": "m", "text": "hi"},
+            "agent_thinking": {"message_id": "n", "offset": 0, "text": "hm"},
+            "tool_executing": {"tool_call_id": "t", "tool": "search", "input": {}},
+            "tool_failed": {"tool_call_id": "t", "tool": "search", "error": {"code": "x", "message": "y"}},
+        }
+
+        async def agent(run: Run) -> None:
+            for type_, data in events.items():
+                await run.emit(type_, data)
+
+        await world.finish(agent)
+        assert {event["type"]: event["data"] for event in (await world.events())[1:-1]} == events
 
     async def test_contexts_depend_on_what_is_reduced_to_them_alone(self, world: World) -> None:
         log = RunLog(world.place, "r1", None)

@@ -29,6 +29,7 @@ from wsrecover.errors import (
     StoreFailed,
     StoreUnavailable,
 )
+from wsrecover.protocol.events import OF_RUNS
 from wsrecover.streams.memory import MemoryStore
 from wsrecover.streams.store import AnswerKey
 from wsrecover.testing import LocalServer, local_server
@@ -149,6 +150,21 @@ class TestS06EachReachesItsHandler:
         async with local_server(app) as local, local.peer() as peer:
             assert (await peer.command("item", {}))["result"] == {"name": "a", "price": 2.5}
             assert (await peer.command("none", {}))["result"] == {}
+
+    @pytest.mark.parametrize("type_", sorted(OF_RUNS))
+    async def test_what_only_a_run_can_make_true_is_refused(self, type_: str) -> None:
+        app = App()
+
+        @app.command("forge")
+        async def forge(command: Command, data: Nothing) -> None:
+            with pytest.raises(InvalidEvent) as refused:
+                command.emit(type_, {"request_id": "q", "prompt": "sure?"})
+            assert refused.value.field == "type"
+
+        async with local_server(app) as local:
+            async with local.peer() as peer:
+                assert (await peer.command("forge", {}))["status"] == "ok"
+            assert (await log_of(local))[1] == []
 
     async def test_s06_what_was_emitted_comes_before_the_next_command_and_is_bounded(self) -> None:
         app, kept = App(), []

@@ -57,8 +57,8 @@ class Command:
         """Emit an event into the sender's stream, in this command's thread or another.
 
         It is encoded now, and logged in one commit with the answer: not at all if the handler raises or is
-        cut off. `data` is as in `Run.emit`. Raises `InvalidEvent`, also for one event too many, and
-        `ScopeEnded` once the handler is done.
+        cut off. `type` and `data` are as in `Run.emit`. Raises `InvalidEvent`, also for one event too many,
+        and `ScopeEnded` once the handler is done.
         """
         self._effects.emit(type, data, thread or self.thread)
 

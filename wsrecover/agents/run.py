@@ -75,7 +75,11 @@ class Run:
         self.workflow: Final = Document(log, "workflow")
 
     async def emit(self, type: str, data: Any) -> None:  # noqa: A002  # The word of the wire.
-        """Emit an event of the app's own type, or a protocol type that no scope makes.
+        """Emit an event of the app's own type, or one of the protocol's that says what the agent does.
+
+        `agent_started`, `agent_completed`, `state_patch` and `input_*` are the run's own to make: refused.
+        `tool_*` and `message_*` are for what no scope fits, such as the callbacks of a library: their author
+        sees to it that each id is new, and that what begins ends.
 
         `data` is a JSON object or an instance of an attrs class, and fits what `App.event` registered for the
         type. It is encoded before this waits for anything: `InvalidEvent` is raised here, and changing `data`

@@ -13,7 +13,7 @@ from wsrecover.access.limits import Bucket, Rate, moment
 from wsrecover.errors import InvalidEvent, RunBroken, RunEnded
 from wsrecover.protocol.codec import encode_event_of, event_author
 from wsrecover.protocol.context import TYPES as CONTEXT_TYPES
-from wsrecover.protocol.events import STATE_PATCH, TERMINAL
+from wsrecover.protocol.events import OF_RUNS
 from wsrecover.protocol.schema import fitted
 from wsrecover.streams.store import Entry, Unit
 
@@ -23,8 +23,8 @@ from .place import RunPlace
 
 __all__ = ["RunLog"]
 
-RESERVED: Final = frozenset({"agent_started", TERMINAL, STATE_PATCH})
-"""Types that only the run's own lifecycle and documents may emit."""
+RESERVED: Final = OF_RUNS
+"""For each event: a name of another module is looked up, compiled or not."""
 
 BURST: Final = 32
 """Units in one commit after which each further one lets other tasks run first."""
@@ -117,7 +117,7 @@ class RunLog:
         `RunBroken`.
         """
         if type in RESERVED:
-            raise InvalidEvent("type", f"{type} is emitted by the run's own lifecycle or documents")
+            raise InvalidEvent("type", f"{type} is made by the run's own lifecycle, documents or `ask`")
         if data.__class__ is not dict or type in self._schemas:
             data = fitted(type, data, self._schemas)
         event = self.encode(type, data)

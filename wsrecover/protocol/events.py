@@ -16,6 +16,7 @@ __all__ = [
     "CRITICAL",
     "EVENT_TYPE",
     "FRAGMENTS",
+    "OF_RUNS",
     "STATE_PATCH",
     "TERMINAL",
     "TYPES",
@@ -30,6 +31,10 @@ TERMINAL: Final = "agent_completed"
 
 STATE_PATCH: Final = "state_patch"
 """Changes a document of its thread; made by the server, which knows whether it applies."""
+
+OF_RUNS: Final = frozenset({"agent_started", TERMINAL, STATE_PATCH, "input_requested", "input_resolved"})
+"""Those that are true only where the server makes them for a run: anybody else's would be a run that never
+ends, or a request that nobody can answer."""
 
 AGENT_EVENTS: Final = (
     "agent_started",

@@ -25,6 +25,7 @@ from wsrecover.agents.ending import errors_in, must_pass_at_once, readable
 from wsrecover.errors import CommandError, InvalidEvent, Misfit, ScopeEnded, StoreError
 from wsrecover.logger import get_logger
 from wsrecover.protocol import codec
+from wsrecover.protocol.events import OF_RUNS
 from wsrecover.protocol.schema import fitted, plain
 from wsrecover.streams.store import Answer, AnswerStatus, Applied, Entry, StreamKey, Unit
 
@@ -71,6 +72,8 @@ class _Effects:
             thread=thread,
             max_bytes=services.config.limits.event_bytes,
         )
+        if type in OF_RUNS:
+            raise InvalidEvent("type", f"{type} is made by runs alone")
         self.entries.append(Entry(self.key, body, now, thread))
 
     async def start_agent(self, agent: str, input: dict[str, Any], thread: str | None) -> str:  # noqa: A002  # The word of the wire.
