@@ -251,7 +251,10 @@ class NoAnswer(RunError):
 
 
 class ScopeEnded(RunError):
-    """The tool call, message or command was completed already, or has not begun; nothing was logged."""
+    """The tool call, message or command was completed already, has not begun, or would begin twice.
+
+    Nothing was logged.
+    """
 
 
 class TransportError(WsrecoverError):

@@ -52,6 +52,25 @@ class TestEmit:
         assert (await world.finish(agent))["status"] == "completed"
         assert await world.types() == ["agent_started", "agent_completed"]
 
+    @pytest.mark.parametrize("within", [False, True])
+    async def test_a_scope_is_entered_once(self, world: World, within: bool) -> None:
+        async def agent(run: Run) -> None:
+            for scope in (run.tool("search", {}), run.message()):
+                async with scope:
+                    if within:
+                        await refused(scope)
+                if not within:
+                    await refused(scope)
+
+        async def refused(scope: Any) -> None:
+            with pytest.raises(ScopeEnded, match=r"was entered before: make a `run\."):
+                async with scope:
+                    raise AssertionError("it began again")
+
+        assert (await world.finish(agent))["status"] == "completed"
+        kinds = ["tool_executing", "tool_completed", "message_started", "message_completed"]
+        assert await world.types() == ["agent_started", *kinds, "agent_completed"]
+
     async def test_a_bad_event_raises_at_its_author_and_logs_nothing(self, world: World) -> None:
         async def agent(run: Run) -> None:
             for type_, data in [("Bad", {}), ("x", {"a": {1}}), ("x", {"a": float("nan")}), ("x", [])]:

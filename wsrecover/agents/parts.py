@@ -33,10 +33,14 @@ class ToolScope:
         self.tool = tool
         self._input = input
         self._log = log
+        self._entered = False
         self._began: float | None = None
         self._complete = False
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise ScopeEnded(f"tool call {self.id} was entered before: make a `run.tool(…)` for each call")
+        self._entered = True
         began = trio.current_time()
         started = {"tool_call_id": self.id, "tool": self.tool, "input": self._input}
         await self._log.write(self._log.encode("tool_executing", started))
@@ -109,10 +113,14 @@ class MessageScope:
         self._text = Text(id)
         self._pieces: list[str] = []
         self._size = 0
+        self._entered = False
         self._room: int | None = None
         self._complete = False
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise ScopeEnded(f"message {self.id} was entered before: make a `run.message()` for each")
+        self._entered = True
         # The fields that vary in length are given the most that they may take.
         longest = self._log.encode("message_completed", self._completed("", interrupted=True))
         room = self._log.place.event_bytes - len(longest.body) - 64
