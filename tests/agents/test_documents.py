@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -102,6 +104,34 @@ async def test_a_patch_that_does_not_apply_is_refused_and_nothing_is_logged() ->
             "state_patch",
             "agent_completed",
         ]
+
+
+async def test_a_key_that_is_no_string_is_refused() -> None:
+    wrong: Any = 1
+
+    async def attempt(run: Run) -> Any:
+        with pytest.raises(InvalidEvent, match="key: must be a string, not int"):
+            await run.memory.set(wrong, 1)
+        return await run.memory.get()
+
+    assert await runs(attempt) == [{}]
+
+
+@attrs.frozen
+class Task:
+    name: str
+    due: dt.date
+
+
+async def test_an_instance_of_an_attrs_class_is_kept_as_it_is_told() -> None:
+    task = Task("ship", dt.date(2024, 1, 1))
+    told = {"name": "ship", "due": "2024-01-01"}
+
+    async def remember(run: Run) -> Any:
+        await run.memory.set("task", task)
+        return await run.memory.patch([{"op": "add", "path": "/tasks", "value": [task]}])
+
+    assert await runs(remember) == [{"task": told, "tasks": [told]}]
 
 
 async def test_what_get_gives_is_a_copy() -> None:

@@ -150,6 +150,16 @@ class TestCompleted:
 
         assert "data.usage.x" in (await world.finish(agent))["error"]["message"]
 
+    async def test_usage_that_is_no_object_is_refused_where_it_is_set(self, world: World) -> None:
+        wrong: Any = "12 tokens"
+
+        async def agent(run: Run) -> None:
+            with pytest.raises(InvalidEvent, match="usage: must be an object, not str"):
+                run.usage = wrong
+            assert run.usage is None
+
+        assert set(await world.finish(agent)) == {"status", "duration"}
+
 
 class TestFailed:
     @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -229,6 +231,49 @@ class TestEmit:
         assert end["error"]["code"] == "exception"
         assert "log failed" in end["error"]["message"]
         assert await world.types() == ["agent_started", "agent_completed"]
+
+
+@attrs.frozen
+class Order:
+    item: str
+    due: dt.datetime = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+
+
+TOLD = {"item": "lamp", "due": "2024-01-01T00:00:00+00:00"}
+
+
+class TestAnInstanceOfAnAttrsClass:
+    async def test_is_told_wherever_it_is_given(self, world: World) -> None:
+        order = Order("lamp")
+
+        async def agent(run: Run) -> Order:
+            await run.emit("placed", order)
+            await run.emit("placed", {"orders": [order]})
+            async with run.tool("ship", order) as tool:
+                await tool.progress(order=order)
+                await tool.complete(order)
+            async with run.tool("ship", {"order": order}) as tool:
+                await tool.complete([order])
+            run.usage = order
+            return order
+
+        end = await world.finish(agent)
+        assert (end["status"], end["result"], end["usage"]) == ("completed", TOLD, TOLD)
+        assert await world.told("placed") == [TOLD, {"orders": [TOLD]}]
+        assert [data["input"] for data in await world.told("tool_executing")] == [TOLD, {"order": TOLD}]
+        assert [data["order"] for data in await world.told("tool_progress")] == [TOLD]
+        assert [data["output"] for data in await world.told("tool_completed")] == [TOLD, [TOLD]]
+
+    async def test_that_cannot_be_logged_is_named_by_its_path(self, world: World) -> None:
+        nan: Any = float("nan")
+
+        async def agent(run: Run) -> dict[str, Order]:
+            with pytest.raises(InvalidEvent, match=r"data\.input\.item: nan is not JSON"):
+                async with run.tool("ship", Order(nan)):
+                    raise AssertionError("it began")
+            return {"order": Order(nan)}
+
+        assert "data.result.order.item: nan" in (await world.finish(agent))["error"]["message"]
 
 
 class TestLastWords:

@@ -9,6 +9,7 @@ import types
 import uuid
 from typing import Any
 
+import attrs
 import orjson
 import pytest
 from hypothesis import given
@@ -27,6 +28,7 @@ from wsrecover.protocol.codec import (
     event_frame,
     event_thread,
 )
+from wsrecover.protocol.cursor import Position
 from wsrecover.protocol.encode import _type_fields
 from wsrecover.protocol.fields import MAX_DEPTH, MAX_INT
 from wsrecover.protocol.frames import Hello, Reply, Send
@@ -43,6 +45,12 @@ def nested(levels: int) -> Any:
 
 class Colour(enum.Enum):
     RED = "red"
+
+
+@attrs.frozen
+class Task:
+    name: str
+    due: Any = None
 
 
 class Text(str):
@@ -158,6 +166,25 @@ class TestWhatCannotBeLogged:
             "enum": "red",
             "text": "null",
         }
+
+    def test_instances_of_attrs_classes_are_told_wherever_they_stand(self) -> None:
+        due = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+        body = event_with({"tasks": [Task("a", due), {"next": Task("b")}], "at": Position("e", 7)})
+        told = [{"name": "a", "due": due.isoformat()}, {"next": {"name": "b", "due": None}}]
+        assert orjson.loads(body)["data"] == {"tasks": told, "at": ["e", 7]}
+        assert encode_json(Task("b"), field="result", max_bytes=100) == b'{"name":"b","due":null}'
+
+    @pytest.mark.parametrize("depth", [1, MAX_DEPTH - 2, MAX_DEPTH - 1, MAX_DEPTH + 10])
+    def test_what_is_wrong_within_an_instance_is_found(self, depth: int) -> None:
+        with pytest.raises(InvalidEvent, match=r"data\.x\.due: nan is not JSON"):
+            event_with({"x": Task("a", math.nan)})
+        with pytest.raises(InvalidEvent, match=r"data\.x\.due: a object is not JSON"):
+            event_with({"x": Task("a", object())})
+        if depth < MAX_DEPTH - 1:
+            assert event_with({"x": Task("a", nested(depth))})
+        else:
+            with pytest.raises(InvalidEvent, match="64 levels"):
+                event_with({"x": Task("a", nested(depth))})
 
     @given(st.dictionaries(st.text(), json_values | st.floats() | st.integers() | st.binary(), max_size=5))
     def test_data_comes_back_equal_or_is_refused(self, data: dict[str, Any]) -> None:

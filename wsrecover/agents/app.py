@@ -22,7 +22,7 @@ from .run import Run
 
 __all__ = ["Agent", "AgentFunction", "App", "is_async"]
 
-AgentFunction: TypeAlias = Callable[[Run], Awaitable[dict[str, Any] | None]]
+AgentFunction: TypeAlias = Callable[[Run], Awaitable[dict[str, Any] | attrs.AttrsInstance | None]]
 F = TypeVar("F", bound=AgentFunction)
 H = TypeVar("H", bound=HandlerFunction)
 
@@ -77,6 +77,7 @@ class App:
     ) -> Callable[[F], F]:
         """Register the decorated async function as the agent `name`; it is returned unchanged.
 
+        What it returns is the run's result: a JSON object, an instance of an attrs class, or None.
         `timeout` is in seconds. Where `roles` are given, clients need one of them to start it; to others it
         does not exist. Raises `ConfigError` for a name that is bad or taken, a bad time-out or role, and a
         function that is not async or cannot be called with a `Run` alone.

@@ -11,6 +11,7 @@ from wsrecover.errors import RunError
 from wsrecover.protocol.context import Context
 from wsrecover.protocol.patch import patched
 
+from .arguments import check_text
 from .runlog import RunLog
 from .threads import Threads
 
@@ -63,6 +64,7 @@ class Document:
 
     async def set(self, key: str, value: Any) -> dict[str, Any]:
         """Set one member of the object. As `patch`."""
+        check_text("key", key)
         path = "/" + key.replace("~", "~0").replace("/", "~1")  # RFC 6901, section 3.
         return await self.patch([{"op": "add", "path": path, "value": value}])
 

@@ -41,7 +41,7 @@ class Ending:
     """The status of a run that is over, and what `agent_completed` says beside it."""
 
     status: Status
-    result: dict[str, Any] | None = None
+    result: dict[str, Any] | attrs.AttrsInstance | None = None
     error: dict[str, Any] | None = None
 
     def data(self) -> dict[str, Any]:

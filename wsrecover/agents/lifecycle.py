@@ -47,6 +47,7 @@ from wsrecover.streams.store import (
 )
 
 from .app import Agent
+from .arguments import is_object
 from .ending import (
     CANCELLED,
     LOG_FAILED,
@@ -312,7 +313,7 @@ class Execution:
 
 
 def _returned(result: object) -> Ending:
-    if result is None or isinstance(result, dict):
+    if result is None or is_object(result):
         return Ending("completed", result)
     return failed("exception", f"the agent returned a {type(result).__name__}, not a JSON object")
 

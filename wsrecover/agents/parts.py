@@ -28,7 +28,7 @@ class ToolScope:
     terminal event is what ends it for the client.
     """
 
-    def __init__(self, log: RunLog, id: str, tool: str, input: dict[str, Any]) -> None:  # noqa: A002  # The words of the wire.
+    def __init__(self, log: RunLog, id: str, tool: str, input: object) -> None:  # noqa: A002  # The words of the wire.
         self.id = id
         self.tool = tool
         self._input = input

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeVar, overload
 
+import attrs
 import trio
 
 from wsrecover.errors import InvalidEvent
 from wsrecover.protocol.events import CRITICAL
 from wsrecover.protocol.schema import Schema, fitted
 
-from .arguments import check_text, is_duration
+from .arguments import check_text, is_duration, is_object
 from .asking import Request
 from .documents import Document, history
 from .ending import Status
@@ -26,17 +27,18 @@ class Run:
     """One execution of an agent: who it is for, and how it tells what it does.
 
     `input` is what `start_agent` gave; `started` is in unix seconds; `status` changes from "running" to its
-    last value when the terminal event is on stable storage. `usage` may be set to a JSON object (tokens,
-    cost): it goes into `agent_completed`. `memory` and `workflow` are documents that belong to the thread.
+    last value when the terminal event is on stable storage. `memory` and `workflow` are documents that belong
+    to the thread.
 
-    Events appear in the log in the order in which one task makes them. What raises `InvalidEvent` logged
-    nothing, and the run goes on. After a commit that failed every call raises `RunBroken`, after the end of
-    the run `RunEnded`.
+    Whatever is logged may be, or hold, instances of attrs classes. Events appear in the log in the order in
+    which one task makes them. What raises `InvalidEvent` logged nothing, and the run goes on. After a commit
+    that failed every call raises `RunBroken`, after the end of the run `RunEnded`.
     """
 
     __slots__ = (
         "_log",
         "_parts",
+        "_usage",
         "agent",
         "id",
         "input",
@@ -45,7 +47,6 @@ class Run:
         "status",
         "tenant",
         "thread",
-        "usage",
         "user",
         "workflow",
     )
@@ -68,11 +69,25 @@ class Run:
         self.input = input
         self.started = started
         self.status: Status = "running"
-        self.usage: dict[str, Any] | None = None
+        self._usage: dict[str, Any] | attrs.AttrsInstance | None = None
         self._log = log
         self._parts = 0
         self.memory: Final = Document(log, "memory")
         self.workflow: Final = Document(log, "workflow")
+
+    @property
+    def usage(self) -> dict[str, Any] | attrs.AttrsInstance | None:
+        """What the run took (tokens, cost), as it goes into `agent_completed`: None, or a JSON object.
+
+        Setting it raises `InvalidEvent` for what is none.
+        """
+        return self._usage
+
+    @usage.setter
+    def usage(self, usage: dict[str, Any] | attrs.AttrsInstance | None) -> None:
+        if usage is not None and not is_object(usage):
+            raise InvalidEvent("usage", f"must be an object, not {type(usage).__name__}")
+        self._usage = usage
 
     async def emit(self, type: str, data: Any) -> None:  # noqa: A002  # The word of the wire.
         """Emit an event of the app's own type, or one of the protocol's that says what the agent does.
@@ -81,9 +96,9 @@ class Run:
         `tool_*` and `message_*` are for what no scope fits, such as the callbacks of a library: their author
         sees to it that each id is new, and that what begins ends.
 
-        `data` is a JSON object or an instance of an attrs class, and fits what `App.event` registered for the
-        type. It is encoded before this waits for anything: `InvalidEvent` is raised here, and changing `data`
-        afterwards changes nothing. Returns once the event is queued, which a full journal delays.
+        `data` is an object, and fits what `App.event` registered for the type. It is encoded before this
+        waits for anything: `InvalidEvent` is raised here, and changing `data` afterwards changes nothing.
+        Returns once the event is queued, which a full journal delays.
 
         Cancelled: it was not queued. But only one event in 0.2 s, and one in 33, of a run looks whether its
         task is cancelled; those between are queued nevertheless.
@@ -109,7 +124,7 @@ class Run:
         check_text("text", text)
         await self._log.write(self._log.encode("agent_thinking", {"text": text}))
 
-    def tool(self, name: str, input: dict[str, Any]) -> ToolScope:  # noqa: A002  # The word of the wire.
+    def tool(self, name: str, input: dict[str, Any] | attrs.AttrsInstance) -> ToolScope:  # noqa: A002  # The word of the wire.
         """A tool call as an async context manager; see `ToolScope`.
 
         Raises `InvalidEvent` for a name that is no string.

@@ -2,8 +2,8 @@
 
 JSON by orjson, with what it would bend silently refused: NaN and the infinities (it writes null), integers
 that JavaScript cannot hold (RFC 8259, section 6), and all that would not come back as it was given, save that
-a tuple comes back as a list, a UUID as its text, an enum member as its value, and a `Position` or a frame as
-the wire writes it.
+a tuple comes back as a list, a UUID as its text, an enum member as its value, a `Position` or a frame as the
+wire writes it, and an instance of any other attrs class as `schema.plain` does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 import orjson
 
-from wsrecover.errors import InvalidEvent, caused_by
+from wsrecover.errors import InvalidEvent, Misfit, caused_by
 
 from .cursor import Position
 from .events import EVENT_TYPE, TYPES
@@ -36,6 +36,7 @@ from .frames import (
     ServerFrame,
     StreamInfo,
 )
+from .schema import plain
 
 __all__ = [
     "Logged",
@@ -100,24 +101,25 @@ _FIELDS: Final = {
 
 
 def _plain(value: Any) -> Any:
-    """A frame, or a part of one, as what orjson knows."""
+    """A frame, a part of one, or an instance of another attrs class, as what orjson knows."""
     if type(value) is Position:
         return [value.epoch, value.seq]
     fields = _FIELDS.get(type(value))
     if fields is None:
+        if attrs.has(type(value)):
+            return plain(value, "data")
         raise TypeError(f"a {type(value).__name__} is not JSON")
-    plain = {"op": value.op} if hasattr(value, "op") else {}
+    told = {"op": value.op} if hasattr(value, "op") else {}
     for name, wire, default in fields:
         item = getattr(value, name)
         if default is _REQUIRED or item != default:
-            plain[wire] = item
-    return plain
+            told[wire] = item
+    return told
 
 
 def encode(frame: ServerFrame | ClientFrame) -> bytes:
     """`frame` as one JSON object. Raises `InvalidEvent` where it carries data that is not JSON."""
-    plain = _plain(frame)
-    return _dumps(plain, "")
+    return _dumps(_plain(frame), "")
 
 
 def encode_json(value: object, *, field: str, max_bytes: int) -> bytes:
@@ -175,8 +177,8 @@ def encode_event_of(
         ts = _time(ts)
     try:
         encoded = _to_json(data, None, _STRICT)
-    except TypeError as exc:
-        raise caused_by(_misfit(data, "data", exc), None) from None
+    except TypeError:
+        encoded = _serialize(data, "data")
     for value in data.values():  # Cheaper than to search what is flat for its flaws.
         if type(value) not in _FLAT:
             _refuse_bent(data, "data", encoded)
@@ -226,10 +228,10 @@ def _check_depth(value: object, field: str) -> None:
     level: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
         level = [
-            item
+            item if isinstance(item, dict | list | tuple) else _plain(item)
             for container in level
             for item in (container.values() if isinstance(container, dict) else container)
-            if isinstance(item, dict | list | tuple)
+            if type(item) not in _LEAVES and not isinstance(item, enum.Enum)
         ]
         if not level:
             return
@@ -246,12 +248,8 @@ def _serialize(value: Any, path: str) -> bytes:
     try:
         return orjson.dumps(value, default=_plain, option=_STRICT)
     except TypeError as exc:
-        raise caused_by(_misfit(value, path, exc), None) from None
-
-
-def _misfit(value: Any, path: str, exc: TypeError) -> InvalidEvent:
-    field, problem = _offence(value, path, 0) or (path or "data", str(exc))
-    return InvalidEvent(field, problem)
+        field, problem = _offence(value, path, 0) or (path or "data", str(exc))
+        raise caused_by(InvalidEvent(field, problem), None) from None
 
 
 def _refuse_bent(value: Any, path: str, encoded: bytes) -> None:
@@ -270,8 +268,11 @@ def _offence(value: Any, path: str, depth: int) -> tuple[str, str] | None:
         return path, f"nested deeper than {MAX_DEPTH} levels"
     if isinstance(value, enum.Enum):
         return _offence(value.value, path, depth + 1)
-    if kind in _FIELDS or kind is Position:
-        return _offence(_plain(value), path, depth)
+    if attrs.has(kind):
+        try:
+            return _offence(_plain(value), path, depth)
+        except Misfit as error:
+            return path, error.problem
     if kind is dict:
         return _offence_in_object(value, path, depth)
     if kind is list or kind is tuple:
