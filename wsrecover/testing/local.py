@@ -185,13 +185,21 @@ async def local_server(
 ) -> AsyncIterator[LocalServer]:
     """Serve `app` for the block: on a free port, in memory and with the secret `SECRET`.
 
-    `settings` are those of `Config` and come before all that. At the end of the block the server is
-    cancelled, and has ended.
+    `settings` are those of `Config` and override these. At the end of the block the server is cancelled, and
+    has ended. What the block raises, or `serve`, comes in no group unless both do.
     """
     given = {"port": 0, "store": "memory", "secret": SECRET, **settings}
-    config = attrs.evolve(config or Config(), **given)
-    async with trio.open_nursery() as nursery:
-        run = partial(serve, app or App(), config, authenticator=authenticator, wall_clock=wall_clock)
-        server = await nursery.start(run)
-        yield LocalServer(server, config, given["secret"], wall_clock)
-        nursery.cancel_scope.cancel()
+    config = (config or Config()).evolve(**given)
+    run = partial(serve, app or App(), config, authenticator=authenticator, wall_clock=wall_clock)
+    try:
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(run)
+            yield LocalServer(server, config, given["secret"], wall_clock)
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        alone = group.exceptions[0]
+    else:
+        return
+    raise alone  # Out here it keeps the context that it has.
