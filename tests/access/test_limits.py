@@ -74,14 +74,15 @@ def test_who_may_go_beyond_does_so_and_waits_the_longer_after_it() -> None:
     assert bucket.take(moment(0.0)) == 3.0
 
 
-def test_of_a_smaller_burst_the_rest_stays() -> None:
-    bucket = Bucket(Rate(1, 2))
-    assert bucket.take(moment(0.0), 0, beyond=-1) == 0.0
-    assert bucket.take(moment(0.0), beyond=-1) == 0.0
-    assert bucket.take(moment(0.0), 0, beyond=-1) == 0.0
-    assert bucket.take(moment(0.0), beyond=-1) == 1.0
-    assert bucket.take(moment(0.0)) == 0.0
-    assert bucket.take(moment(0.0), 0, beyond=-1) == 1.0
+@given(RATES, STEPS)
+def test_who_asks_is_told_what_taking_gives_and_takes_nothing(
+    rate: Rate, steps: list[tuple[int, int]]
+) -> None:
+    bucket, now = Bucket(rate), 0
+    for pause, amount in steps:
+        now += pause
+        told = [bucket.wait(moment(now / 1000), amount) for _ in range(3)]
+        assert told == [bucket.take(moment(now / 1000), amount)] * 3
 
 
 def test_what_is_spent_on_credit_is_waited_for_and_what_is_put_back_is_there_again() -> None:

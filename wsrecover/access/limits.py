@@ -53,7 +53,7 @@ class Bucket:
         self._full_at = at - (-max(self._full_at - at, 0) * self._interval // before)
 
     def take(self, at: int, amount: int = 1, *, beyond: int = 0) -> float:
-        """Take `amount` at the moment `at`; the burst is `beyond` larger, or smaller where that is below 0.
+        """Take `amount` at the moment `at`; the burst is `beyond` larger.
 
         0.0: it was taken. Else nothing was, and it is the time in seconds, up to the millisecond, after which
         it would be; an `amount` above the burst never is.
@@ -69,6 +69,14 @@ class Bucket:
             return -(-wait // _MILLISECOND) / 1000
         self._full_at = full_at
         return 0.0
+
+    def wait(self, at: int, amount: int = 1) -> float:
+        """What `take` would give at the moment `at`; nothing is taken.
+
+        Of an `amount` of 0 it is the time until what was spent on credit is there again.
+        """
+        wait = max(self._full_at - at, 0) + amount * self._interval - self._room
+        return -(-wait // _MILLISECOND) / 1000 if wait > 0 else 0.0
 
     def spend(self, at: int, amount: int) -> None:
         """Take `amount`, if need be on credit: until that is there again nothing can be taken. Below 0: put

@@ -39,9 +39,6 @@ TEXT_BYTES: Final = 4096
 NO_ROOM_PAUSE: Final = 0.05
 """Seconds until text is tried again for which there was no room, where nobody is left to wait for some."""
 
-UNBOUNDED: Final = 1 << 40
-"""Events above the rate: what cannot wait any more is counted afterwards."""
-
 
 class RunLog:
     """Encodes and writes the events of one run.
@@ -133,7 +130,8 @@ class RunLog:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._unlooked, self._looked_at = 0, event.ts
         if self.pace is not None:
-            await self._keep_pace(count=True)
+            while wait := self.pace.take(moment(trio.current_time())):  # noqa: ASYNC110  # For time.
+                await trio.sleep(wait)
         if not self._write_nowait(event):
             await self._write((event,))
 
@@ -194,7 +192,8 @@ class RunLog:
             if much:  # A loop that only adds text lets others run.
                 await trio.lowlevel.checkpoint()
             if much or not self.place.delta_interval:
-                await self._keep_pace(count=False)  # That is done when it is sent.
+                while wait := self._over_rate():  # noqa: ASYNC110  # What it waits for is time.
+                    await trio.sleep(wait)
             elif not self._is_due():
                 return
             elif self._alarm < math.inf:  # That had no turn yet, nor has anybody else had one.
@@ -233,16 +232,9 @@ class RunLog:
         if self._ended:
             raise RunEnded(f"run {self.run} has ended")
 
-    async def _keep_pace(self, *, count: bool) -> None:
-        """Wait until one more event is within the run's rate, and `count` it."""
-        while wait := self._over_rate(count=count):  # noqa: ASYNC110  # What it waits for is time.
-            await trio.sleep(wait)
-
-    def _over_rate(self, *, count: bool) -> float:
-        """The time in seconds until one more event is within the rate; `count` it if that is now."""
-        if self.pace is None:
-            return 0.0
-        return self.pace.take(moment(trio.current_time()), int(count), beyond=int(count) - 1)
+    def _over_rate(self) -> float:
+        """The time in seconds until one more event is within the run's rate."""
+        return 0.0 if self.pace is None else self.pace.wait(moment(trio.current_time()))
 
     async def _write(self, events: tuple[Entry, ...]) -> None:
         self._check()
@@ -272,15 +264,15 @@ class RunLog:
     def _sent(self) -> None:
         now = trio.current_time()
         count = self._text.sent(now)
-        if self.pace is not None:
-            self.pace.take(moment(now), count, beyond=UNBOUNDED)
+        if self.pace is not None:  # Text that goes ahead of another event does not wait for the rate.
+            self.pace.spend(moment(now), count)
 
     def _is_due(self) -> bool:
         """Whether the gathered text is to go now. Where the run's rate is against it, it is due later."""
         now, text = trio.current_time(), self._text
         if now < text.due:
             return False
-        wait = self._over_rate(count=False)
+        wait = self._over_rate()
         if wait:
             text.due = now + wait
         return not wait

@@ -114,7 +114,7 @@ class _Allowance:
     def take(self, size: int) -> float:
         """See `Quota.take_replay`."""
         if not size:
-            return self._bucket.take(_now(), 0)
+            return self._bucket.wait(_now(), 0)
         due = self._change + size
         if due > self._most:
             if wait := self._bucket.take(_now(), due):
