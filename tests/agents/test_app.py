@@ -21,11 +21,9 @@ async def helper(run: Run) -> dict[str, Any]:
 def test_a_registered_agent_is_found_by_its_name() -> None:
     app = App()
     assert app.agent("helper", timeout=5)(helper) is helper
-    agent = app.find("helper")
-    assert agent is not None
+    agent = app.agents["helper"]
     assert (agent.name, agent.function, agent.timeout) == ("helper", helper, 5)
     assert dict(app.agents) == {"helper": agent}
-    assert app.find("other") is None
 
 
 def test_a_name_is_given_once() -> None:

@@ -13,7 +13,7 @@ from serving import PATIENCE
 
 from wsrecover import connect
 from wsrecover.client import ClientSession, Event
-from wsrecover.testing.history import History, check
+from wsrecover.testing import History, check
 
 KILLS: Final = 20
 SEED: Final = 3

@@ -16,7 +16,7 @@ from serving import PATIENCE
 from wsrecover import connect
 from wsrecover.client import ClientSession, Event
 from wsrecover.errors import HandshakeRefused
-from wsrecover.testing.history import History, Report, check
+from wsrecover.testing import History, Report, check
 from wsrecover.transport import ClientSocket, open_socket
 from wsrecover.transport.doorway import LONGEST_PAUSE, QUIET
 

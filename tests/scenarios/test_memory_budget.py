@@ -25,7 +25,7 @@ from wsrecover import Event, Position, connect
 from wsrecover.client import ClientSession
 from wsrecover.config import Limits
 from wsrecover.session.pressure import HOLD
-from wsrecover.testing.history import History, check
+from wsrecover.testing import History, check
 
 FULL: Final = os.environ.get("WSRECOVER_FAULTS") == "1"
 MIB: Final = 1024 * 1024

@@ -23,7 +23,7 @@ from wsrecover.session.services import Services
 from wsrecover.session.shedding import weigh
 from wsrecover.streams.store import StreamKey
 from wsrecover.testing import LocalServer, local_server
-from wsrecover.testing.history import Drained
+from wsrecover.testing.recording import Drained
 
 MIB: Final = 1024 * 1024
 LIMITS: Final = Limits(memory_bytes=2 * MIB, tail_events=10_000, tail_bytes=8 * MIB)

@@ -15,9 +15,8 @@ import trio
 from serving import PATIENCE
 
 from wsrecover.client import Changed, ClientSession, Event, Gap, Item, Position, connect
-from wsrecover.testing import LocalServer
-from wsrecover.testing.history import Drained, History, Report, check
-from wsrecover.testing.recording import Publish
+from wsrecover.testing import History, LocalServer, Report, check
+from wsrecover.testing.recording import Drained, Publish
 from wsrecover.transport import ClientSocket, Dial, dial_tcp, open_socket
 
 
@@ -232,7 +231,7 @@ class Client:
         if frame["op"] == "ack":
             self.acks.append(frame["pos"])
             self._acked.unpark_all()
-            self._history.ack(self.name, self.stream, frame["pos"].get("user", 0))
+            self._history.ack()
 
     def _see(self, connection: str, held: tuple[str, int] | None, message: str) -> None:
         """Write down one message of the wire."""

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsrecover.testing.history import ANOMALIES, History, check
+from wsrecover.testing import History, check
+from wsrecover.testing.recording import ANOMALIES
 
 EPOCHS = ("log-g1", "log-g2")
 USERS = ("acme/ann", "acme/bob", "beta/ann")

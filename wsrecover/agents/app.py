@@ -68,10 +68,6 @@ class App:
         """What is registered for types of events, read-only."""
         return MappingProxyType(self._events)
 
-    def find(self, name: str) -> Agent | None:
-        """The agent of this name, if there is one."""
-        return self._agents.get(name)
-
     def agent(
         self, name: str, *, timeout: float | None = None, roles: Iterable[str] = ()
     ) -> Callable[[F], F]:

@@ -76,6 +76,9 @@ START_SECONDS: Final = 60.0
 LOST_PER_UNIT: Final = 100
 """Lost runs that are ended in one unit at start-up."""
 
+LOST_BYTES: Final = 4096
+"""More than the end of a lost run can take, in which nothing but the ids is the app's."""
+
 
 class Execution:
     """One run of an agent, from its start to its end.
@@ -326,9 +329,7 @@ def _terminal_id(run: str) -> str:
     return f"run\t{run}"
 
 
-async def close_lost_runs(
-    store: Store, journal: Journal, *, clock: Callable[[], float], event_bytes: int = 1024 * 1024
-) -> int:
+async def close_lost_runs(store: Store, journal: Journal, *, clock: Callable[[], float]) -> int:
     """At start-up: end the runs that an earlier process left under way; how many there were.
 
     Each gets `agent_completed` {status "failed", error code `producer_lost`, retryable}. Call it before any
@@ -338,24 +339,24 @@ async def close_lost_runs(
     records = await store.runs()
     for first in range(0, len(records), LOST_PER_UNIT):
         some = records[first : first + LOST_PER_UNIT]
-        if not await _end_lost(some, journal, clock(), event_bytes):
+        if not await _end_lost(some, journal, clock()):
             for record in some:
-                if not await _end_lost([record], journal, clock(), event_bytes):
+                if not await _end_lost([record], journal, clock()):
                     log.error("lost_run_not_ended", run=record.run, tenant=record.tenant, user=record.user)
     return len(records)
 
 
-async def _end_lost(records: Sequence[RunRecord], journal: Journal, now: float, event_bytes: int) -> bool:
+async def _end_lost(records: Sequence[RunRecord], journal: Journal, now: float) -> bool:
     """End these runs in one commit; False where an id of a terminal event stands for something else."""
-    entries = tuple(_lost(record, now, event_bytes) for record in records)
+    entries = tuple(_lost(record, now) for record in records)
     unit = Unit(entries, runs_ended=tuple(record.run for record in records))
     return isinstance(await journal.commit(unit), Applied)
 
 
-def _lost(record: RunRecord, now: float, event_bytes: int) -> Entry:
+def _lost(record: RunRecord, now: float) -> Entry:
     data = {**PRODUCER_LOST.data(), "duration": round(max(0.0, now - record.started), 6)}
     body = encode_event(
-        ts=now, type=TERMINAL, data=data, thread=record.thread, run=record.run, max_bytes=event_bytes
+        ts=now, type=TERMINAL, data=data, thread=record.thread, run=record.run, max_bytes=LOST_BYTES
     )
     key = StreamKey("user", record.tenant, record.user)
     return Entry(key, body, now, record.thread, _terminal_id(record.run))

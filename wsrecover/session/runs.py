@@ -81,7 +81,7 @@ class Runs:
         Raises `CommandError("not_found")`, also where the agent is not for the `principal` who asks, if it is
         somebody outside; `field` is where the caller had the name from.
         """
-        agent = self._services.app.find(name)
+        agent = self._services.app.agents.get(name)
         if agent is None or not (principal is None or may(principal, agent.roles)):
             raise CommandError("not_found", "there is no such agent", field=field)
         config = self._services.config

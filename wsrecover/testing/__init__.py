@@ -5,9 +5,11 @@ Real servers, networks that fail on command, the store contract's checker, and t
 
 from __future__ import annotations
 
-from .history import History, Report, check
-from .link import Cut, LossyLink, MemoryNetwork, MemoryPipe, PipeStream, cuts, memory_pipe_pair
+from .history import check
+from .link import Cut, LossyLink, cuts
 from .local import LocalServer, Peer, local_server
+from .memory import MemoryNetwork, MemoryPipe, PipeStream, memory_pipe_pair
+from .recording import History, Report
 from .stores import check_store
 
 __all__ = [

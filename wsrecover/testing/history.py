@@ -24,9 +24,9 @@ import attrs
 
 from wsrecover.protocol.resume import parse_epoch
 
-from .recording import ANOMALIES, Anomaly, Drained, History, Kind, Move, Publish, Report, Seen
+from .recording import Anomaly, Drained, History, Kind, Move, Publish, Report, Seen
 
-__all__ = ["ANOMALIES", "Anomaly", "Drained", "History", "Kind", "Report", "check"]
+__all__ = ["check"]
 
 
 def check(

@@ -13,22 +13,15 @@ from typing import Final, Literal, NoReturn
 import attrs
 import trio
 
-from .memory import MemoryNetwork, MemoryPipe, PipeStream, memory_pipe_pair
-
-__all__ = [
-    "Cut",
-    "LossyLink",
-    "MemoryNetwork",
-    "MemoryPipe",
-    "PipeStream",
-    "cuts",
-    "memory_pipe_pair",
-]
+__all__ = ["Cut", "LossyLink", "cuts"]
 
 Way = Literal["up", "down"]
 """`up` is from the client to the server."""
 
 How = Literal["rst", "fin"]
+
+FINS: Final = 0.25
+"""The share of planned cuts that are no resets."""
 
 _CHUNK: Final = 16 * 1024
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER: on, zero seconds
@@ -43,13 +36,13 @@ class Cut:
     how: How = "rst"
 
 
-def cuts(rng: random.Random, *, mean_bytes: int, fins: float = 0.25) -> Iterator[Cut]:
-    """An endless plan: the same `rng` seed gives the same cuts. `fins` is the share that are no resets."""
+def cuts(rng: random.Random, *, mean_bytes: int) -> Iterator[Cut]:
+    """An endless plan: the same `rng` seed gives the same cuts."""
     while True:
         yield Cut(
             after=int(rng.expovariate(1 / mean_bytes)),
             way=rng.choice(("up", "down")),
-            how="fin" if rng.random() < fins else "rst",
+            how="fin" if rng.random() < FINS else "rst",
         )
 
 

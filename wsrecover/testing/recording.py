@@ -162,8 +162,8 @@ class History:
         chosen = None if threads is None else frozenset(threads)
         self.path.append(Move("follow", connection, stream, seq=seq, threads=chosen))
 
-    def ack(self, connection: str, stream: str, seq: int) -> None:  # noqa: ARG002  # Who acked what is for the reader.
-        """The client acknowledged."""
+    def ack(self) -> None:
+        """A client acknowledged."""
         self.counts["acks"] += 1
 
     def fault(self, name: str) -> None:
