@@ -14,6 +14,7 @@ from wsrecover.agents.alarms import Alarms
 from wsrecover.agents.app import Agent, AgentFunction
 from wsrecover.agents.lifecycle import Execution
 from wsrecover.agents.place import RunPlace
+from wsrecover.agents.requests import Requests
 from wsrecover.errors import StoreError
 from wsrecover.streams.journal import Journal
 from wsrecover.streams.memory import MemoryStore
@@ -99,7 +100,21 @@ class World:
 def make_place(nursery: trio.Nursery, journal: Journal, **more: Any) -> RunPlace:
     alarms = Alarms()
     nursery.start_soon(alarms.run)
-    return RunPlace(journal, KEY, clock=lambda: NOW, event_bytes=64 * 1024, alarms=alarms, **more)
+    given: dict[str, Any] = {
+        "key": KEY,
+        "journal": journal,
+        "requests": Requests(),
+        "threads": None,
+        "schemas": {},
+        "show": None,
+        "clock": lambda: NOW,
+        "alarms": alarms,
+        "event_bytes": 64 * 1024,
+        "events_per_second": None,
+        "delta_interval": 0.025,
+        "timeout": None,
+    }
+    return RunPlace(**(given | more))
 
 
 def make_journal(store: Store, *, max_units: int = 1000) -> Journal:

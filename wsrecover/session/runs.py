@@ -81,23 +81,23 @@ class Runs:
         Raises `CommandError("not_found")`, also where the agent is not for the `principal` who asks, if it is
         somebody outside; `field` is where the caller had the name from.
         """
-        agent = self._services.app.agents.get(name)
+        services, config = self._services, self._services.config
+        agent = services.app.agents.get(name)
         if agent is None or not (principal is None or may(principal, agent.roles)):
             raise CommandError("not_found", "there is no such agent", field=field)
-        config = self._services.config
         place = RunPlace(
-            self._services.journal,
-            self._key,
-            self._services.clock,
-            config.limits.event_bytes,
-            self._services.alarms,
-            timeout=config.timeouts.run,
-            schemas=self._services.app.events,
+            key=self._key,
+            journal=services.journal,
             requests=self.requests,
+            threads=self._contexts,
+            schemas=services.app.events,
+            show=self._show,
+            clock=services.clock,
+            alarms=services.alarms,
+            event_bytes=config.limits.event_bytes,
             events_per_second=self._quota.tier.events_per_second,
             delta_interval=config.timeouts.delta_interval,
-            show=self._show,
-            threads=self._contexts,
+            timeout=config.timeouts.run,
         )
         return Execution(place, agent, run=secrets.token_hex(16), input=input, thread=thread)
 
