@@ -14,7 +14,7 @@ __all__ = ["Gathering", "Text"]
 
 @attrs.define(eq=False)
 class Text:
-    """The text of one message: `length` UTF-16 units so far. What is added is `due` then, by trio's clock."""
+    """The text of one message: `length` UTF-16 units so far. Its next delta may go at `due`, trio's time."""
 
     message_id: str
     length: int = 0
@@ -69,7 +69,8 @@ class Gathering:
         return [delta.data() for delta in self.deltas]
 
     def sent(self, now: float) -> int:
-        """They were sent: how many. Their messages have more to send an interval from `now` on."""
+        """The deltas that `sending` gave were sent, and leave; how many. What their messages add is due an
+        interval after `now`."""
         count = self._sending
         for delta in self.deltas[:count]:
             delta.text.due = now + self._interval
@@ -80,5 +81,5 @@ class Gathering:
         return count
 
     def kept(self) -> None:
-        """They were not sent."""
+        """The deltas that `sending` gave were not sent: they stay, and may grow again."""
         self._sending = 0

@@ -100,8 +100,8 @@ class Run:
         waits for anything: `InvalidEvent` is raised here, and changing `data` afterwards changes nothing.
         Returns once the event is queued, which a full journal delays.
 
-        Cancelled: it was not queued. But only one event in 0.2 s, and one in 33, of a run looks whether its
-        task is cancelled; those between are queued nevertheless.
+        Cancelled: it was not queued. To be cheap, a run's events look for a cancellation at least every 0.2 s
+        and at every 33rd; one in between is queued even if its task was cancelled.
         """
         waiting = self._log.offer(type, data)
         if waiting is not None:

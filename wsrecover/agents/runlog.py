@@ -107,10 +107,11 @@ class RunLog:
             self.place.show(event)
 
     def offer(self, type: Any, data: object) -> Entry | None:  # noqa: A002  # The word of the wire.
-        """Encode and queue an event of the agent's own; where it must wait, give it back for `write`.
+        """Encode and queue an event of the agent's own. None: that is done; else `write` is to queue it.
 
-        So it does now and then where only a cancellation is to be looked for, which costs as much as the
-        encoding. Raises `InvalidEvent`, also where the type is `RESERVED` or the data misfits its schema, and
+        It is given back where it must wait for something, and every so often (`LOOK_EVENTS`, `LOOK_INTERVAL`)
+        so that `write` looks for a cancellation: to look at each event would cost as much as encoding it.
+        Raises `InvalidEvent`, also where the type is `RESERVED` or the data misfits its schema, and
         `RunBroken`.
         """
         if type in RESERVED:
