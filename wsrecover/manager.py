@@ -9,13 +9,14 @@ from typing import Any, Unpack
 import attrs
 import trio
 
+from .agents.arguments import input_of
 from .errors import CommandError, InvalidEvent
 from .protocol import codec
 from .protocol.cursor import Position
 from .protocol.events import CRITICAL
 from .protocol.fields import MAX_ID, is_id
 from .protocol.schema import fitted
-from .session.arguments import check_patience, check_token, input_of, user_of
+from .session.arguments import check_patience, check_token, user_of
 from .session.broadcast import Broadcast, audience
 from .session.connection import ConnectionState
 from .session.drain import drain
@@ -161,14 +162,14 @@ class Server:
         tenant: str,
         user: str,
         agent: str,
-        input: Mapping[str, Any] | None = None,  # noqa: A002  # The word of the wire.
+        input: Mapping[str, Any] | attrs.AttrsInstance | None = None,  # noqa: A002  # The word of the wire.
         *,
         thread: str | None = None,
     ) -> str:
         """Start an agent for a user, connected or not; the run's id, once its start is on stable storage.
 
         Raises `CommandError` (`not_found`, `overloaded`), `InvalidArgument` for a name that no token could
-        carry or an `input` that is no mapping, `InvalidEvent`, `StoreUnavailable`, `StoreFailed`.
+        carry or an `input` that is no object, `InvalidEvent`, `StoreUnavailable`, `StoreFailed`.
         """
         principal, given = user_of(tenant, user), input_of(input)
         runs = self.registry.of(principal).runs

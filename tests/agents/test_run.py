@@ -264,6 +264,15 @@ class TestAnInstanceOfAnAttrsClass:
         assert [data["order"] for data in await world.told("tool_progress")] == [TOLD]
         assert [data["output"] for data in await world.told("tool_completed")] == [TOLD, [TOLD]]
 
+    async def test_comes_to_the_agent_it_starts_as_the_log_has_it(self, world: World) -> None:
+        seen: list[Any] = []
+
+        async def agent(run: Run) -> None:
+            seen.append(run.input)
+
+        await world.finish(agent, given={"order": Order("lamp")})
+        assert seen == [{"order": TOLD}]
+
     async def test_that_cannot_be_logged_is_named_by_its_path(self, world: World) -> None:
         nan: Any = float("nan")
 

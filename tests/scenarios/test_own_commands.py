@@ -23,6 +23,7 @@ from wsrecover.agents import App, Command, Run
 from wsrecover.config import Limits, Timeouts
 from wsrecover.errors import (
     CommandError,
+    InvalidArgument,
     InvalidEvent,
     ScopeEnded,
     StoreError,
@@ -150,6 +151,27 @@ class TestS06EachReachesItsHandler:
         async with local_server(app) as local, local.peer() as peer:
             assert (await peer.command("item", {}))["result"] == {"name": "a", "price": 2.5}
             assert (await peer.command("none", {}))["result"] == {}
+
+    async def test_what_it_starts_an_agent_with_may_be_an_instance_of_an_attrs_class(self) -> None:
+        app = App()
+
+        @app.agent("helper")
+        async def helper(run: Run) -> dict[str, Any]:
+            return run.input
+
+        @app.command("help")
+        async def help_(command: Command, data: Nothing) -> None:
+            wrong: Any = [1]
+            with pytest.raises(InvalidArgument, match="input: must be a mapping, not list"):
+                await command.start_agent("helper", wrong)
+            await command.start_agent("helper", Item("a", 2.5))
+
+        async with local_server(app) as local, local.peer() as peer:
+            assert (await peer.command("help", {}))["status"] == "ok"
+            await local.server.start_agent("acme", "ada", "helper", Item("b", 1.0))
+            ends = [(await peer.until("event", type="agent_completed"))[-1] for _ in range(2)]
+        results = [end["data"]["result"] for end in ends]
+        assert results == [{"name": "a", "price": 2.5}, {"name": "b", "price": 1.0}]
 
     @pytest.mark.parametrize("type_", sorted(OF_RUNS))
     async def test_what_only_a_run_can_make_true_is_refused(self, type_: str) -> None:

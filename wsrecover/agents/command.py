@@ -12,6 +12,8 @@ from wsrecover.access.principal import Principal
 from wsrecover.errors import ConfigError
 from wsrecover.protocol.schema import Schema
 
+from .arguments import input_of
+
 __all__ = ["Command", "Handler", "HandlerFunction", "data_schema"]
 
 HandlerFunction: TypeAlias = "Callable[[Command, Any], Awaitable[Any]]"
@@ -65,16 +67,17 @@ class Command:
     async def start_agent(
         self,
         agent: str,
-        input: Mapping[str, Any] | None = None,  # noqa: A002  # The word of the wire.
+        input: Mapping[str, Any] | attrs.AttrsInstance | None = None,  # noqa: A002  # The word of the wire.
         *,
         thread: str | None = None,
     ) -> str:
         """Start an agent for the sender, in this command's thread or another; the run's id.
 
-        It starts at once, and goes on whatever becomes of the command. Raises `CommandError` (`not_found`,
-        `overloaded`), `InvalidEvent` and `StoreError`. Cancelled, it may start nevertheless.
+        `input` is a mapping or an instance of an attrs class. It starts at once, and goes on whatever becomes
+        of the command. Raises `CommandError` (`not_found`, `overloaded`), `InvalidArgument` and `StoreError`.
+        Cancelled, it may start nevertheless.
         """
-        return await self._effects.start_agent(agent, dict(input or {}), thread or self.thread)
+        return await self._effects.start_agent(agent, input_of(input), thread or self.thread)
 
 
 def data_schema(name: str, function: HandlerFunction) -> Schema[Any]:

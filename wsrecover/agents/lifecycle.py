@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import attrs
+import orjson
 import trio
 
 from wsrecover.errors import (
@@ -130,6 +131,7 @@ class Execution:
             raise StoreUnavailable("the user's log was erased")
         run = self.run
         event = self._log.encode("agent_started", {"agent": run.agent, "input": run.input})
+        run.input = orjson.loads(event.body)["data"]["input"]
         record = RunRecord(run.id, run.tenant, run.user, run.agent, run.started, run.thread)
         answers = () if answer is None else (answer,)
         unit = Unit((event,), answers=answers, runs_started=(record,))

@@ -26,9 +26,9 @@ T = TypeVar("T")
 class Run:
     """One execution of an agent: who it is for, and how it tells what it does.
 
-    `input` is what `start_agent` gave; `started` is in unix seconds; `status` changes from "running" to its
-    last value when the terminal event is on stable storage. `memory` and `workflow` are documents that belong
-    to the thread.
+    `input` is what `start_agent` gave, as the log has it; `started` is in unix seconds; `status` changes from
+    "running" to its last value when the terminal event is on stable storage. `memory` and `workflow` are
+    documents that belong to the thread.
 
     Whatever is logged may be, or hold, instances of attrs classes. Events appear in the log in the order in
     which one task makes them. What raises `InvalidEvent` logged nothing, and the run goes on. After a commit

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from wsrecover.access.claims import MAX_TOKEN_ID
 from wsrecover.access.principal import Principal, name_problem
 from wsrecover.agents.arguments import is_duration
 from wsrecover.errors import InvalidArgument
 
-__all__ = ["check_patience", "check_token", "input_of", "user_of"]
+__all__ = ["check_patience", "check_token", "user_of"]
 
 
 def user_of(tenant: str, user: str) -> Principal:
@@ -31,15 +29,6 @@ def check_token(tenant: object, token_id: object) -> None:
 def _check_name(field: str, name: object) -> None:
     if problem := name_problem(name):
         raise InvalidArgument(field, problem)
-
-
-def input_of(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """An agent's input; the empty one where there is none."""
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise InvalidArgument("input", f"must be a mapping, not {type(given).__name__}")
-    return dict(given)
 
 
 def check_patience(field: str, seconds: object) -> None:
