@@ -75,11 +75,11 @@ class Server:
         self,
         tenant: str,
         user: str,
-        type: str,  # noqa: A002  # The word of the wire.
+        type: str,
         data: object,
         *,
         thread: str | None = None,
-        id: str | None = None,  # noqa: A002  # The word of the wire.
+        id: str | None = None,
     ) -> Position:
         """Log an event in the user's stream, connected or not; its position, once it is on stable storage.
 
@@ -111,7 +111,7 @@ class Server:
         self,
         tenant: str,
         user: str,
-        type: str,  # noqa: A002  # The word of the wire.
+        type: str,
         data: object,
         *,
         thread: str | None = None,
@@ -135,7 +135,7 @@ class Server:
     async def broadcast(
         self,
         to: str,
-        type: str,  # noqa: A002  # The word of the wire.
+        type: str,
         data: object,
         *,
         tenant: str | None = None,
@@ -162,7 +162,7 @@ class Server:
         tenant: str,
         user: str,
         agent: str,
-        input: Mapping[str, Any] | attrs.AttrsInstance | None = None,  # noqa: A002  # The word of the wire.
+        input: Mapping[str, Any] | attrs.AttrsInstance | None = None,
         *,
         thread: str | None = None,
     ) -> str:

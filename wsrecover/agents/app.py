@@ -121,7 +121,7 @@ class App:
 
         return register
 
-    def event(self, type: str, cls: type[Any]) -> None:  # noqa: A002  # The word of the wire.
+    def event(self, type: str, cls: type[Any]) -> None:
         """Hold every event of `type` to `cls`, an attrs class, wherever it comes from.
 
         One that does not fit, or has a field more, is refused where it is emitted or published, and not

@@ -36,10 +36,10 @@ class Handler:
 class Effects(Protocol):
     """What a command leads to."""
 
-    def emit(self, type: str, data: object, thread: str | None) -> None:  # noqa: A002  # The word of the wire.
+    def emit(self, type: str, data: object, thread: str | None) -> None:
         """See `Command.emit`."""
 
-    async def start_agent(self, agent: str, input: dict[str, Any], thread: str | None) -> str:  # noqa: A002  # The word of the wire.
+    async def start_agent(self, agent: str, input: dict[str, Any], thread: str | None) -> str:
         """See `Command.start_agent`."""
 
 
@@ -49,13 +49,13 @@ class Command:
     `id` is the client's, the same on every repeat: a key for whatever else the handler must do once.
     """
 
-    def __init__(self, principal: Principal, id: str, thread: str | None, effects: Effects) -> None:  # noqa: A002  # The word of the wire.
+    def __init__(self, principal: Principal, id: str, thread: str | None, effects: Effects) -> None:
         self.principal = principal
         self.id = id
         self.thread = thread
         self._effects = effects
 
-    def emit(self, type: str, data: object, *, thread: str | None = None) -> None:  # noqa: A002  # The word of the wire.
+    def emit(self, type: str, data: object, *, thread: str | None = None) -> None:
         """Emit an event into the sender's stream, in this command's thread or another.
 
         It is encoded now, and logged in one commit with the answer: not at all if the handler raises or is
@@ -67,7 +67,7 @@ class Command:
     async def start_agent(
         self,
         agent: str,
-        input: Mapping[str, Any] | attrs.AttrsInstance | None = None,  # noqa: A002  # The word of the wire.
+        input: Mapping[str, Any] | attrs.AttrsInstance | None = None,
         *,
         thread: str | None = None,
     ) -> str:

@@ -95,7 +95,7 @@ class Execution:
         agent: Agent,
         *,
         run: str,
-        input: dict[str, Any],  # noqa: A002  # The word of the wire.
+        input: dict[str, Any],
         thread: str | None = None,
     ) -> None:
         self._place = place

@@ -28,7 +28,7 @@ class ToolScope:
     terminal event is what ends it for the client.
     """
 
-    def __init__(self, log: RunLog, id: str, tool: str, input: object) -> None:  # noqa: A002  # The words of the wire.
+    def __init__(self, log: RunLog, id: str, tool: str, input: object) -> None:
         self.id = id
         self.tool = tool
         self._input = input
@@ -106,7 +106,7 @@ class MessageScope:
     ends the message.
     """
 
-    def __init__(self, log: RunLog, id: str, role: str) -> None:  # noqa: A002  # The word of the wire.
+    def __init__(self, log: RunLog, id: str, role: str) -> None:
         self.id = id
         self.role = role
         self._log = log

@@ -43,7 +43,7 @@ class Requests:
         if len(self._resolved) > REMEMBERED:
             self._resolved.popitem(last=False)
 
-    def find(self, id: str) -> Answerable:  # noqa: A002  # The word of the wire.
+    def find(self, id: str) -> Answerable:
         """The open request. Raises `CommandError` (`already_resolved`, `not_found`)."""
         request = self._open.get(id)
         if request is None:

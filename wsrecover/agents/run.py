@@ -58,7 +58,7 @@ class Run:
         agent: str,
         tenant: str,
         user: str,
-        input: dict[str, Any],  # noqa: A002  # The word of the wire.
+        input: dict[str, Any],
         started: float,
     ) -> None:
         self.id = log.run
@@ -89,7 +89,7 @@ class Run:
             raise InvalidEvent("usage", f"must be an object, not {type(usage).__name__}")
         self._usage = usage
 
-    async def emit(self, type: str, data: Any) -> None:  # noqa: A002  # The word of the wire.
+    async def emit(self, type: str, data: Any) -> None:
         """Emit an event of the app's own type, or one of the protocol's that says what the agent does.
 
         `agent_started`, `agent_completed`, `state_patch` and `input_*` are the run's own to make: refused.
@@ -107,7 +107,7 @@ class Run:
         if waiting is not None:
             await self._log.write(waiting)
 
-    async def emit_ephemeral(self, type: str, data: Any) -> None:  # noqa: A002  # The word of the wire.
+    async def emit_ephemeral(self, type: str, data: Any) -> None:
         """Show an event to the clients that are connected and not behind; nobody else ever sees it.
 
         For what is out of date in a moment (a cursor, a level, a percentage): it is not logged, has no seq,
@@ -124,7 +124,7 @@ class Run:
         check_text("text", text)
         await self._log.write(self._log.encode("agent_thinking", {"text": text}))
 
-    def tool(self, name: str, input: dict[str, Any] | attrs.AttrsInstance) -> ToolScope:  # noqa: A002  # The word of the wire.
+    def tool(self, name: str, input: dict[str, Any] | attrs.AttrsInstance) -> ToolScope:
         """A tool call as an async context manager; see `ToolScope`.
 
         Raises `InvalidEvent` for a name that is no string.

@@ -94,7 +94,7 @@ class RunLog:
         self._lock = trio.Lock()
         self.last_words_until = math.inf
 
-    def encode(self, type: object, data: object, id: str | None = None) -> Entry:  # noqa: A002  # The words of the wire.
+    def encode(self, type: object, data: object, id: str | None = None) -> Entry:
         """The event, encoded once. Raises `InvalidEvent`."""
         ts: Any = self._clock()
         body = encode_event_of(self._author, ts, type, data, self._event_bytes)
@@ -106,7 +106,7 @@ class RunLog:
         if self.place.show is not None:
             self.place.show(event)
 
-    def offer(self, type: Any, data: object) -> Entry | None:  # noqa: A002  # The word of the wire.
+    def offer(self, type: Any, data: object) -> Entry | None:
         """Encode and queue an event of the agent's own. None: that is done; else `write` is to queue it.
 
         It is given back where it must wait for something, and every so often (`LOOK_EVENTS`, `LOOK_INTERVAL`)

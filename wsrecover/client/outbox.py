@@ -76,7 +76,7 @@ class Outbox:
     async def call(
         self,
         command_id: str,
-        type: str,  # noqa: A002 - the word of the wire
+        type: str,
         data: Mapping[str, Any],
         thread: str | None,
     ) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Outbox:
             command.settle(answer)
         self._send_on()
 
-    def _make(self, command_id: str, type: str, data: Mapping[str, Any], thread: str | None) -> _Command:  # noqa: A002 - the word of the wire
+    def _make(self, command_id: str, type: str, data: Mapping[str, Any], thread: str | None) -> _Command:
         if not is_id(command_id):
             raise CommandError("invalid", "is not 1 to 128 printable ASCII characters", field="id")
         try:

@@ -70,11 +70,11 @@ class ClientSession:
 
     async def send(
         self,
-        type: str,  # noqa: A002 - the word of the wire
+        type: str,
         data: object,
         *,
         thread: str | None = None,
-        id: str | None = None,  # noqa: A002 - the word of the wire
+        id: str | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """Send a command and return its result. It takes effect once, over however many connections it takes.
@@ -98,7 +98,7 @@ class ClientSession:
     async def start_agent(
         self,
         agent: str,
-        input: object = None,  # noqa: A002 - the word of the wire
+        input: object = None,
         *,
         thread: str | None = None,
         timeout: float | None = None,
@@ -122,7 +122,7 @@ class ClientSession:
         """Log a `chat` event with `data`, which every tab sees; its seq. Raises like `send`."""
         return await self._say("chat", data, thread, timeout)
 
-    async def _say(self, type: str, data: object, thread: str | None, timeout: float | None) -> int:  # noqa: A002 - the word of the wire
+    async def _say(self, type: str, data: object, thread: str | None, timeout: float | None) -> int:
         result = await self.send(type, data, thread=thread, timeout=timeout)
         seq = result.get("seq")
         if not isinstance(seq, int):

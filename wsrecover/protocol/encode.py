@@ -134,7 +134,7 @@ def encode_json(value: object, *, field: str, max_bytes: int) -> bytes:
 def encode_event(
     *,
     ts: object,
-    type: object,  # noqa: A002  # The word of the wire.
+    type: object,
     data: object,
     thread: object = None,
     run: object = None,

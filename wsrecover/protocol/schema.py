@@ -107,7 +107,7 @@ def plain(value: Any, path: str, *, depth: int = 0) -> Any:
     return value
 
 
-def fitted(type: str, data: Any, schemas: Mapping[str, Schema[Any]]) -> Any:  # noqa: A002  # The word of the wire.
+def fitted(type: str, data: Any, schemas: Mapping[str, Schema[Any]]) -> Any:
     """The data of an event of `type`, held to what is registered for it.
 
     That, and an instance of an attrs class, comes as `plain` makes it. Raises `InvalidEvent` for a misfit,

@@ -63,7 +63,7 @@ class Broadcast:
         cls,
         services: Services,
         key: StreamKey,
-        type: str,  # noqa: A002  # The word of the wire.
+        type: str,
         data: object,
         *,
         timeout: float | None = None,

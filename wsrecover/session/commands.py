@@ -112,7 +112,7 @@ class Commands:
             "receipt": partial(answer_receipt, services),
         }
 
-    def admit(self, id: str) -> None:  # noqa: A002  # The word of the wire.
+    def admit(self, id: str) -> None:
         """Make room for a command that `answer` will then take. Raises `CommandError("overloaded")`.
 
         A repeat of one under way waits for that one's answer and is none on top: it has room of its own. Else

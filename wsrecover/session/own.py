@@ -59,7 +59,7 @@ class _Effects:
     entries: list[Entry] = attrs.field(factory=list)
     done: bool = False
 
-    def emit(self, type: str, data: object, thread: str | None) -> None:  # noqa: A002  # The word of the wire.
+    def emit(self, type: str, data: object, thread: str | None) -> None:
         if self.done:
             raise ScopeEnded("the command has been answered")
         if len(self.entries) >= EVENTS:
@@ -76,7 +76,7 @@ class _Effects:
             raise InvalidEvent("type", f"{type} is made by runs alone")
         self.entries.append(Entry(self.key, body, now, thread))
 
-    async def start_agent(self, agent: str, input: dict[str, Any], thread: str | None) -> str:  # noqa: A002  # The word of the wire.
+    async def start_agent(self, agent: str, input: dict[str, Any], thread: str | None) -> str:
         execution = self.runs.prepare(agent, input, thread=thread)
         await self.runs.start(execution)
         return execution.run.id

@@ -63,7 +63,7 @@ class Receipt:
 
     def __init__(
         self,
-        id: str,  # noqa: A002  # The word of the wire.
+        id: str,
         key: StreamKey,
         position: Position,
         presence: Presence,
@@ -149,7 +149,7 @@ class Receipts:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def open(self, id: str, key: StreamKey, position: Position, timeout: float) -> Receipt:  # noqa: A002  # The word of the wire.
+    def open(self, id: str, key: StreamKey, position: Position, timeout: float) -> Receipt:
         """A receipt for what has this moment been committed at `position`, for `timeout` seconds."""
         receipt = Receipt(id, key, position, self._presence, trio.current_time() + timeout)
         self._by_id[id] = receipt
@@ -160,7 +160,7 @@ class Receipts:
             self._end(next(iter(self._by_id.values())))
         return receipt
 
-    def find(self, id: str) -> Receipt | None:  # noqa: A002  # The word of the wire.
+    def find(self, id: str) -> Receipt | None:
         """The receipt of this id, if it has not ended."""
         return self._by_id.get(id)
 

@@ -70,7 +70,7 @@ class Runs:
     def prepare(
         self,
         name: str,
-        input: dict[str, Any],  # noqa: A002  # The word of the wire.
+        input: dict[str, Any],
         *,
         thread: str | None,
         field: str = "agent",

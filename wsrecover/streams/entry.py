@@ -35,7 +35,7 @@ class Entry:
         body: bytes,
         ts: float,
         thread: str | None = None,
-        id: str | None = None,  # noqa: A002  # The word of the wire.
+        id: str | None = None,
         digest: bytes = b"",
         seq: int = 0,
         *,

@@ -47,7 +47,7 @@ class Head:
     def __init__(
         self,
         key: StreamKey,
-        id: int,  # noqa: A002  # The table's word.
+        id: int,
         *,
         incarnation: str,
         epoch: str,

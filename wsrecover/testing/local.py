@@ -83,10 +83,10 @@ class Peer:
 
     async def command(
         self,
-        type: str,  # noqa: A002  # The word of the wire.
+        type: str,
         data: dict[str, Any],
         *,
-        id: str | None = None,  # noqa: A002  # The word of the wire.
+        id: str | None = None,
         **more: Any,
     ) -> dict[str, Any]:
         """Send a command; its reply. Frames that come before it are kept for later."""
