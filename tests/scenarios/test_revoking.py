@@ -325,6 +325,7 @@ async def test_m08_in_the_plain_mode_too(local: LocalServer) -> None:
     async with open_socket(
         f"{local.url}/v1/connect", headers=headers, subprotocols=mode, timeout=5, max_message_bytes=65536
     ) as socket:
+        assert orjson.loads(await socket.receive())["type"] == "welcome"
         await local.server.publish("acme", "ada", "noted", {"n": 1})
         assert orjson.loads(await socket.receive())["data"] == {"n": 1}
         await local.server.revoke("acme", "ada")

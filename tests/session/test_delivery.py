@@ -330,7 +330,7 @@ async def test_what_waits_for_the_quota_holds_up_nothing_else(bench: Bench) -> N
     assert bench.socket.outbox.pending
     assert ops(await bench.frames()) == ["error"] * 20
     bench.connection.quota.settle_replay(-1 << 31)
-    bench.delivery._start_catch_up()
+    bench.delivery._catch_up_on()
     assert numbers(await bench.frames()) == list(range(1, 31))
 
 
@@ -754,7 +754,7 @@ async def test_a_follow_that_a_gap_overtakes_gets_a_snapshot_of_behind_the_gap(b
 async def test_a_gap_that_ends_before_the_snapshot_of_a_follow_leaves_it_as_it_is(bench: Bench) -> None:
     await bench.publish(3)
     lag = Lag(0, announce=False, switches=deque([Switch(frozenset("a"), frozenset("b"), ref="f1")]))
-    lag.take(bench.stream, Snapshot(3, {"b": EMPTY}), part_bytes=1024)
+    lag.begin_snapshot(bench.stream, Snapshot(3, {"b": EMPTY}), part_bytes=1024)
     lag.tell_gap(bench.stream, (1, 2))
     assert lag.snapshot is not None
     assert not lag.tell_snapshot()

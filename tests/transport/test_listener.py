@@ -14,7 +14,15 @@ import trio
 
 from wsrecover.errors import HandshakeRefused, TransportError
 from wsrecover.testing import memory_pipe_pair
-from wsrecover.transport import Acceptance, Refusal, Request, SocketPipe, open_listeners, open_socket
+from wsrecover.transport import (
+    Acceptance,
+    Refusal,
+    Request,
+    SocketPipe,
+    open_listeners,
+    open_socket,
+    text_frame,
+)
 from wsrecover.transport import doorway as doorway_module
 from wsrecover.transport import listener as listener_module
 from wsrecover.transport import upgrade as upgrade_module
@@ -212,7 +220,7 @@ class TestTheUpgrade:
 
     async def test_the_switch_and_the_first_message_are_one_write(self, wire, server) -> None:
         def own(sock: Any) -> None:
-            assert sock.offer(b"welcome")
+            assert sock.outbox.offer(text_frame(b"welcome"))
             assert sock.outbox.taken > 100
             server.own(sock)
 

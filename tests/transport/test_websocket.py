@@ -13,7 +13,7 @@ import websockets.sync.client
 from wsrecover.errors import ConnectionClosed
 from wsrecover.testing import MemoryNetwork, memory_pipe_pair
 from wsrecover.transport import Outbox, ServerSocket, open_socket, text_frame
-from wsrecover.transport.framing import cut_reason, masked_frame, payloads
+from wsrecover.transport.framing import PING_FRAME, cut_reason, masked_frame, payloads
 from wsrecover.transport.listener import Handshakes
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ClientSocket
 
@@ -47,9 +47,9 @@ class TestDialect:
         sock = ServerSocket(Outbox(near), "test", max_message_bytes=100)
         sock.outbox.preface(preface)
         sock.translate(lambda said: b"" if said == b"hush" else text_frame(said.upper()) * 2)
-        assert sock.offer(b"hush")
-        assert sock.offer(b"loud")
-        assert sock.ping()
+        assert sock.outbox.offer(text_frame(b"hush"))
+        assert sock.outbox.offer(text_frame(b"loud"))
+        assert sock.outbox.offer(PING_FRAME)
         assert sock.put(b"last")
         sock.close_nowait(4000)
         closing = b"\x88\x02" + struct.pack("!H", 4000)
@@ -219,8 +219,8 @@ class TestClosing:
             nursery.start_soon(run)
             await trio.testing.wait_all_tasks_blocked()
             sock.close_nowait(4002, "too slow " * 100)
-            assert not sock.offer(b"late")
-            assert not sock.ping()
+            assert not sock.outbox.offer(text_frame(b"late"))
+            assert not sock.outbox.offer(PING_FRAME)
             Outbox(peer).offer(b"\x81\x81\0\0\0\0x")
         assert trio.current_time() == pytest.approx(CLOSE_TIMEOUT)
         assert isinstance(got[0], ConnectionClosed)
@@ -248,7 +248,7 @@ class TestClosing:
     ) -> None:
         pipe, _ = memory_pipe_pair(10)
         sock = ServerSocket(Outbox(pipe), "test", max_message_bytes=100)
-        sock.offer(b"x" * 100)  # a peer that takes nothing either
+        sock.outbox.offer(text_frame(b"x" * 100))  # a peer that takes nothing either
         async with trio.open_nursery() as nursery:
             if reading:
                 nursery.start_soon(sock.run, print)
@@ -273,7 +273,7 @@ class TestClosing:
     async def test_aclose_sends_what_was_pending_and_then_the_close(self, nursery: trio.Nursery) -> None:
         near, far = memory_pipe_pair(capacity=100)
         sock = ServerSocket(Outbox(near), "test", max_message_bytes=1 << 16)
-        assert sock.offer(b"x" * 1000)
+        assert sock.outbox.offer(text_frame(b"x" * 1000))
         nursery.start_soon(partial(sock.aclose, 4000, timeout=60))
         got = b""
         with trio.fail_after(5):
@@ -308,7 +308,7 @@ class TestClosing:
 
     async def test_an_offered_ping_is_answered_by_life(self, wire, server) -> None:
         client = await wire.upgraded(server)
-        assert server.sockets[0].ping()
+        assert server.sockets[0].outbox.offer(PING_FRAME)
         assert await client.frame() == (9, b"")
 
 
@@ -324,8 +324,8 @@ class TestTheClient:
 
     async def test_the_servers_close_is_told_after_the_messages_before_it(self, server) -> None:
         def answer(sock: ServerSocket, message: str | bytes) -> None:
-            sock.offer(b"one")
-            sock.offer(b"two")
+            sock.outbox.offer(text_frame(b"one"))
+            sock.outbox.offer(text_frame(b"two"))
             sock.close_nowait(4500, "replaced")
 
         server.on_message = answer
@@ -393,7 +393,7 @@ class TestTheClient:
         assert got == [str(i) for i in range(50)]
 
     async def test_a_message_that_is_too_large_is_refused(self, server) -> None:
-        server.on_message = lambda sock, message: sock.offer(b"x" * 101)
+        server.on_message = lambda sock, message: sock.outbox.offer(text_frame(b"x" * 101))
         async with connect(server.url, max_message_bytes=100) as client:
             await client.send("go")
             with pytest.raises(ConnectionClosed) as closed:
