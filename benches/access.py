@@ -1,6 +1,7 @@
 """What authentication and limits add to a connect with a remembered token, and to a command.
 
-No socket: what is measured is the code that runs for it, as the server runs it, in this process.
+For a connect that is the whole decision over its upgrade, with the `hello` in its URL, and its audit line. No
+socket: what is measured is the code that runs for it, as the server runs it, in this process.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ import structlog
 import trio
 from _harness import Figure, options, show
 
-from wsrecover import Config, Grant, Limits, Tier
-from wsrecover.access import Credentials
+from wsrecover import Config, Grant, Limits, Principal, Tier
 from wsrecover.access.limits import Bucket, Rate, moment
-from wsrecover.access.origins import is_allowed
+from wsrecover.protocol.frames import SUBPROTOCOL
 from wsrecover.session import audit
+from wsrecover.session.admission import PATH, Admission
 from wsrecover.session.presence import Member
 from wsrecover.testing import LocalServer, local_server
-from wsrecover.transport import Headers
+from wsrecover.transport import Acceptance, Headers, Request
 
 CONNECT, COMMAND = 60.0, 3.0
 """Microseconds of CPU."""
 
 ROUNDS = 20_000
+PEER = "127.0.0.1:50000"
 MEMBER = Member("acme", "ann", "bench")
 MESSAGE = '{"op":"send","id":"0f6c1f5e8a","type":"chat","data":{"text":"hello"}}'
 
@@ -47,6 +49,7 @@ def endless() -> Config:
         limits=Limits(
             address_connects_per_second=many,
             address_connects_burst=many,
+            fresh_connects_per_second=many,
             tenant_commands_per_second=many,
             commands_in_flight=10**9,
             memory_bytes=10**15,
@@ -69,7 +72,7 @@ class Newcomer:
     grant: Grant
     member: Member = MEMBER
     id: str = "c0ffee"
-    peer: str = "127.0.0.1:50000"
+    peer: str = PEER
 
     @property
     def socket(self) -> Newcomer:
@@ -79,33 +82,32 @@ class Newcomer:
 class Parts:
     """What a server asks at each connect and command."""
 
-    def __init__(self, local: LocalServer) -> None:
-        self.config, self.token = local.config, local.token("ann")
+    def __init__(self, local: LocalServer, nursery: trio.Nursery) -> None:
         self.services = local.server._services  # noqa: SLF001  These very parts are measured.
         session = local.server.registry.session("acme", "ann")
         self.quota, self.commands = session.quota, session.commands
-        self.fresh = Bucket(Rate(1_000_000, 1_000_000))
         self.heard_at = trio.current_time()
         self.frames = Bucket(Rate(1_000_000, 1_000_000))
-        self.headers = Headers({"host": "127.0.0.1:8765", "origin": "http://127.0.0.1:8765"})
+        self.admission = Admission(nursery, local.server.registry, self.services)
+        headers = {
+            "host": "127.0.0.1:8765",
+            "origin": "http://127.0.0.1:8765",
+            "authorization": f"Bearer {local.token('ann')}",
+            "sec-websocket-protocol": SUBPROTOCOL,
+        }
+        self.request = Request("GET", PATH, {"client": "bench"}, Headers(headers), PEER)
+        self.newcomer = Newcomer(Grant(Principal("acme", "ann"), expires_at=time.time() + 3600))
 
     async def connect(self) -> None:
-        peer, services = "127.0.0.1:50000", self.services
-        services.addresses.enter(peer)
-        is_allowed(self.config.origins, self.headers["origin"], self.headers["host"], tls=False)
-        grant = await services.authenticator.authenticate(Credentials(self.token, self.headers, peer))
-        assert grant is not None
-        services.revocations.check(grant)
-        now = trio.current_time()
-        services.pressure.wait(now, resumes=False)
-        self.fresh.take(moment(now))
-        services.pressure.enter()
-        services.revocations.check(grant)
-        self.quota.adopt(grant.principal)
-        self.quota.add_connection(0, replaces=False)
-        audit.accepted(Newcomer(grant))
-        self.quota.drop_connection()
-        services.addresses.leave(peer)
+        services, quota = self.services, self.quota
+        services.addresses.enter(PEER)
+        decision = self.admission.answer_now(self.request)
+        assert isinstance(decision, Acceptance)
+        quota.adopt(self.newcomer.grant.principal)
+        quota.add_connection(0, replaces=False)
+        audit.accepted(self.newcomer)
+        quota.drop_connection()
+        services.addresses.leave(PEER)
 
     async def command(self) -> None:
         at = moment(self.heard_at)  # Read when its bytes came, for the heartbeat.
@@ -116,8 +118,8 @@ class Parts:
 
 
 async def measure(connect: Figure, command: Figure, repeat: int) -> None:
-    async with local_server(config=endless()) as local:
-        parts = Parts(local)
+    async with local_server(config=endless()) as local, trio.open_nursery() as nursery:
+        parts = Parts(local, nursery)
         for _ in range(repeat):
             connect.values.append(await per_call(parts.connect))
             command.values.append(await per_call(parts.command))
