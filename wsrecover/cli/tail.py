@@ -49,7 +49,11 @@ def tail(
     ] = (),
     thread: Annotated[
         tuple[str, ...],
-        Parameter(negative=(), show_default=False, help="Only this thread; may be given several times."),
+        Parameter(
+            negative=(),
+            show_default=False,
+            help="Only this thread and what has none; may be given several times.",
+        ),
     ] = (),
     json: Annotated[
         bool,
