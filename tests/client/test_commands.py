@@ -15,7 +15,9 @@ from talking import RESUMED, opened, seqs, stay, take
 from trio.testing import MockClock
 
 from wsrecover.client import ClientSession
+from wsrecover.client.outbox import Outbox
 from wsrecover.errors import BufferFull, CommandError
+from wsrecover.protocol.frames import Reply
 
 
 @attrs.frozen
@@ -97,6 +99,40 @@ class TestCommands:
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(CommandError, match=r"invalid: id: a command with it waits"):
                 await session.send("chat", {}, id="mine")
+
+    async def test_one_that_comes_right_behind_the_answer_to_its_like_is_answered_too(self) -> None:
+        """In the same tick: whichever task then goes on first."""
+        outbox, sent, results = Outbox(lambda: None), list[bytes](), []
+        outbox.attach(sent.append, {})
+
+        async def call() -> None:
+            results.append(await outbox.call("mine", "chat", {}, None))
+
+        for _ in range(20):
+            results.clear()
+            with trio.fail_after(5):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(call)
+                    await trio.testing.wait_all_tasks_blocked()
+                    outbox.reply(Reply("mine", "ok", result={"seq": 4}))
+                    nursery.start_soon(call)
+                    await trio.testing.wait_all_tasks_blocked()
+                    outbox.reply(Reply("mine", "duplicate", result={"seq": 4}))
+            assert results == [{"seq": 4}] * 2
+
+    async def test_one_does_not_get_the_answer_to_another_that_was_given_up(self) -> None:
+        outbox, sent = Outbox(lambda: None), list[bytes]()
+        outbox.attach(sent.append, {})
+        with trio.move_on_after(0):
+            await outbox.call("mine", "chat", {"a": 1, "b": 2}, None)
+        with trio.fail_after(5), pytest.raises(CommandError, match="id_conflict"):
+            await outbox.call("mine", "order", {"a": 1, "b": 2}, None)
+        assert not outbox.waiting
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outbox.call, "mine", "chat", {"b": 2, "a": 1}, None)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(sent) == 1, "the server is at work on it"
+            outbox.reply(Reply("mine", "ok"))
 
     async def test_an_unanswered_one_is_repeated_with_its_id_and_its_age(
         self, autojump_clock: MockClock

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import attrs
+import orjson
 import trio
 
 from wsrecover.errors import CommandError, InvalidEvent, WsrecoverError
@@ -41,6 +42,10 @@ class _Command:
         self.answer = answer
         self.answered.set()
 
+    def is_like(self, other: _Command) -> bool:
+        """Whether they say the same, in whatever order."""
+        return self.encoded == other.encoded or orjson.loads(self.encoded) == orjson.loads(other.encoded)
+
     def message(self) -> bytes:
         """The frame to send now; a repeat says how old it is (protocol: `age`)."""
         # One of these stands still while a machine sleeps, and the other one can be set.
@@ -61,7 +66,7 @@ class Outbox:
 
     def __init__(self, on_urgent: Callable[[], None]) -> None:
         self._commands: dict[str, _Command] = {}
-        self._in_flight: set[str] = set()
+        self._in_flight: dict[str, _Command] = {}
         self._most = MAX_IN_FLIGHT
         self._post: Callable[[bytes], None] | None = None
         self._on_urgent = on_urgent
@@ -86,13 +91,23 @@ class Outbox:
             raise self._end
         if command.id in self._commands:
             raise CommandError("invalid", "a command with it waits for its answer", field="id")
+        sent = self._in_flight.get(command.id)
+        if sent is not None and not sent.is_like(
+            command
+        ):  # Else the answer to that one would be taken for it.
+            raise CommandError(
+                "id_conflict", "another command with it was sent and is not answered", field="id"
+            )
         self._commands[command.id] = command
         self._on_urgent()
         try:
             self._send_on()
             await command.answered.wait()
         finally:
-            self._commands.pop(command.id, None)
+            if (
+                self._commands.get(command.id) is command
+            ):  # By now it may be a repeat that came behind the answer.
+                del self._commands[command.id]
         return _result(command.answer)
 
     def _send_on(self) -> None:
@@ -101,12 +116,12 @@ class Outbox:
             if self._post is None or len(self._in_flight) >= self._most:
                 return
             if command.id not in self._in_flight:
-                self._in_flight.add(command.id)
+                self._in_flight[command.id] = command
                 self._post(command.message())
 
     def _settle(self, name: str, answer: Reply | Exception) -> None:
         """Give a command its answer; one that nobody waits for only makes room."""
-        self._in_flight.discard(name)
+        self._in_flight.pop(name, None)
         command = self._commands.pop(name, None)
         if command is not None:
             command.settle(answer)
@@ -141,8 +156,8 @@ class Outbox:
         Returns whether commands were outstanding that may have been the cause.
         """
         self._post = None
-        suspects, self._in_flight = self._in_flight, set()
-        for name in suspects.intersection(self._commands) if fatal else ():
+        suspects, self._in_flight = self._in_flight, {}
+        for name in suspects.keys() & self._commands.keys() if fatal else ():
             command = self._commands[name]
             command.fatal_closes += 1
             if command.fatal_closes >= FATAL_CLOSES:
