@@ -462,7 +462,9 @@ async def test_s08_all_that_was_outstanding_may_be_repeated_at_once_and_time_and
             await peer.until("pong")
             held.set()
             replies = [(await peer.until("reply"))[-1] for _ in chats]
+            told = local.server.statistics()
     assert {reply["status"] for reply in replies} == {"duplicate"}
+    assert not [kind for kind in told.errors if kind.startswith("command.")], "nobody was refused"
 
 
 @attrs.frozen

@@ -129,10 +129,10 @@ class Commands:
         while self._under_way:
             await next(iter(self._under_way.values())).done.wait()
 
-    async def answer(self, principal: Principal, send: Send, caller: Caller) -> Reply:
+    async def answer(self, principal: Principal, send: Send, caller: Caller) -> Reply | None:
         """The reply to a command that was admitted; never raises what a command can cause.
 
-        Once `caller` is gone a repeat waits no longer for the answer of the one under way; that one goes on.
+        None: `caller` is gone, and its repeat waits no longer for the one under way, which goes on.
         Cancelled, it may have taken effect; a repeat of the same id then gives its answer.
         """
         try:
@@ -151,12 +151,14 @@ class Commands:
             self._admitted[send.id] -= 1
             if not self._admitted[send.id]:
                 del self._admitted[send.id]
+        if reply is None:
+            return None
         self._services.counts[f"commands.{reply.status}"] += 1
         if reply.error is not None:
             self._services.note(f"command.{reply.error.code}")
         return reply
 
-    async def _answer_once(self, principal: Principal, send: Send, caller: Caller) -> Reply:
+    async def _answer_once(self, principal: Principal, send: Send, caller: Caller) -> Reply | None:
         handler = self._handlers.get(send.type)
         if handler is None:
             own = self._services.app.commands.get(send.type)
@@ -168,7 +170,8 @@ class Commands:
         while first is not None:
             if first.digest != digest:
                 raise conflict(send.id)
-            await self._join(first, caller)
+            if not await self._join(first, caller):
+                return None
             if first.reply is not None:
                 return attrs.evolve(first.reply, status="duplicate")
             first = self._under_way.get(send.id)
@@ -184,9 +187,9 @@ class Commands:
             del self._under_way[send.id]
             under_way.done.set()
 
-    async def _join(self, first: UnderWay, caller: Caller) -> None:
-        """Wait until the first one is done. A client that comes back again and again leaves no repeat behind
-        that waits for nobody."""
+    async def _join(self, first: UnderWay, caller: Caller) -> bool:
+        """Wait until the first one is done. False: the caller is gone before, for a client that comes back
+        again and again is to leave no repeat behind that waits for nobody."""
         with trio.CancelScope() as scope:
             if caller.state == "closing":
                 scope.cancel()
@@ -198,8 +201,7 @@ class Commands:
                 scopes.discard(scope)
                 if not scopes:
                     del self._joined[caller]
-        if scope.cancelled_caught:
-            raise CommandError("overloaded", "the connection is gone", retry_after=1.0)
+        return not scope.cancelled_caught
 
     def leave(self, caller: object) -> None:
         """The caller is gone: let its repeats go."""

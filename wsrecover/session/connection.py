@@ -340,7 +340,9 @@ class Connection:
         await self._delivery.opened()
         # From here a command comes to the journal without a checkpoint, so that the next one queues behind.
         begun.set()
-        self._delivery.control(await self._home.commands.answer(self.grant.principal, send, self))
+        reply = await self._home.commands.answer(self.grant.principal, send, self)
+        if reply is not None:
+            self._delivery.control(reply)
 
     async def _refilter(self, follow: Follow, _: trio.Event) -> None:
         wanted = None if follow.threads is None else frozenset(follow.threads)
