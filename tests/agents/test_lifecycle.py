@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import types
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -151,11 +152,13 @@ class TestCompleted:
         assert "data.usage.x" in (await world.finish(agent))["error"]["message"]
 
     async def test_usage_that_is_no_object_is_refused_where_it_is_set(self, world: World) -> None:
-        wrong: Any = "12 tokens"
+        text: Any = "12 tokens"
 
         async def agent(run: Run) -> None:
             with pytest.raises(InvalidEvent, match="usage: must be an object, not str"):
-                run.usage = wrong
+                run.usage = text
+            with pytest.raises(InvalidEvent, match="usage: must be an object, not Counter"):
+                run.usage = Counter(tokens=12)  # What is nested in an event must be a dict itself.
             assert run.usage is None
 
         assert set(await world.finish(agent)) == {"status", "duration"}
