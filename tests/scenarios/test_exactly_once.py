@@ -372,6 +372,7 @@ def one_event(**fields: Any) -> Frame:
         ("publish", {}, "data.user"),
         ("publish", {"user": 7, "events": [EVENT]}, "data.user"),
         ("publish", {"user": LONG * 8, "events": [EVENT]}, "data.user"),
+        ("publish", {"user": "ada", "tenant": LONG * 8, "events": [EVENT]}, "data.tenant"),
         ("publish", {"user": "ada"}, "data.events"),
         ("publish", {"user": "ada", "events": []}, "data.events"),
         ("publish", {"user": "ada", "events": EVENT}, "data.events"),

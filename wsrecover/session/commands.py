@@ -43,7 +43,7 @@ from wsrecover.streams.store import (
 
 from .announcing import answer_broadcast, answer_receipt
 from .calls import Call, Result, Status, conflict, outcome_unknown, refusal, settled
-from .fields import entry_of, object_field, text_field, user_field
+from .fields import entry_of, name_field, object_field, text_field
 from .own import answer_own
 from .runs import Runs
 from .services import Services
@@ -245,9 +245,10 @@ class Commands:
     async def _publish(self, call: Call) -> tuple[Status, Result]:
         require_service(call.principal, "publish")
         data = call.send.data
-        named = text_field(data, "tenant", path="data", required=False) or None
-        tenant = chosen_tenant(call.principal, named)
-        user = user_field(data, "user", tenant=tenant, path="data")
+        tenant = chosen_tenant(
+            call.principal, name_field(data, "tenant", path="data", required=False) or None
+        )
+        user = name_field(data, "user", path="data")
         events = data.get("events")
         if not isinstance(events, list) or not 1 <= len(events) <= PUBLISH_EVENTS:
             raise CommandError(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wsrecover.access.principal import Principal
-from wsrecover.errors import CommandError, InvalidEvent, TokenError
+from wsrecover.access.principal import name_problem
+from wsrecover.errors import CommandError, InvalidEvent
 from wsrecover.protocol import codec
 from wsrecover.protocol.fields import MAX_ID, is_id
 from wsrecover.protocol.schema import Schema, fitted
 from wsrecover.streams.store import Entry, StreamKey
 
-__all__ = ["entry_of", "object_field", "text_field", "user_field"]
+__all__ = ["entry_of", "name_field", "object_field", "text_field"]
 
 
 def text_field(data: Mapping[str, Any], name: str, *, path: str, required: bool = True) -> str:
@@ -34,13 +34,12 @@ def object_field(data: Mapping[str, Any], name: str, *, path: str) -> dict[str, 
     return value
 
 
-def user_field(data: Mapping[str, Any], name: str, *, tenant: str, path: str) -> str:
-    """The name of a user of `tenant`; held to what a token could say."""
-    user = text_field(data, name, path=path)
-    try:
-        return Principal(tenant, user).user
-    except TokenError as error:
-        raise CommandError("invalid", str(error), field=f"{path}.{name}") from error
+def name_field(data: Mapping[str, Any], name: str, *, path: str, required: bool = True) -> str:
+    """The name of a user or tenant: a text as `text_field` takes it, held to what a token could say."""
+    text = text_field(data, name, path=path, required=required)
+    if text and (problem := name_problem(text)):
+        raise CommandError("invalid", problem, field=f"{path}.{name}")
+    return text
 
 
 def entry_of(
