@@ -21,7 +21,7 @@ from trio.testing import MockClock
 
 from wsrecover.access import Credentials, Grant, Principal, TokenVerifier
 from wsrecover.agents import App
-from wsrecover.config import Config, Tokens
+from wsrecover.config import Config, Timeouts, Tokens
 from wsrecover.errors import ConfigError, HandshakeRefused, TokenError
 from wsrecover.server import serve
 from wsrecover.testing import LocalServer, local_server
@@ -309,6 +309,31 @@ async def test_s03_an_authenticator_may_refuse_from_within_a_nursery() -> None:
             async with local.peer(token="any"):
                 pass
     assert refused.value.status == 401
+
+
+async def test_s03_an_authenticator_that_fails_as_its_time_is_up_is_told_of_like_any_other() -> None:
+    class Untidy:
+        async def authenticate(self, credentials: Credentials) -> Grant | None:
+            if credentials.token is not None:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self.look_up)
+                    await trio.sleep_forever()
+            return None
+
+        async def look_up(self) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise OSError("cannot be closed")
+
+    async with (
+        local_server(authenticator=Untidy(), secret=None, timeouts=Timeouts(handshake=0.1)) as local,
+        local.stranger() as peer,
+    ):
+        await peer.send({"op": "hello", "client": "c1", "token": "any"})
+        frames, code = await frames_until_closed(peer)
+        assert ([frame["code"] for frame in frames], code) == (["internal"], 1013)
+        assert local.server.statistics().errors["authenticator"].count == 1
 
 
 async def test_s03_an_authenticator_that_is_not_async_is_refused_at_once() -> None:

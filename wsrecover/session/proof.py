@@ -6,7 +6,7 @@ import trio
 
 from wsrecover.access.authenticator import Credentials
 from wsrecover.access.claims import Grant
-from wsrecover.agents.ending import errors_in
+from wsrecover.agents.ending import errors_in, must_pass_at_once
 from wsrecover.errors import CommandError, TokenError, TokenExpired, TokenRevoked
 from wsrecover.logger import get_logger
 from wsrecover.protocol.closecodes import CloseCode
@@ -38,8 +38,11 @@ async def identify(services: Services, credentials: Credentials) -> Grant | None
         grant: object = await services.authenticator.authenticate(credentials)
     except TokenError:
         raise
-    except Exception as error:
-        for leaf in errors_in(error):
+    except BaseException as error:
+        errors = errors_in(error)  # In a group with the cancellations, where it failed as it was cancelled.
+        if not errors or must_pass_at_once(error):
+            raise
+        for leaf in errors:
             if isinstance(leaf, TokenError):  # Raised within a nursery.
                 raise leaf from error
         log.exception("authenticator_failed", peer=credentials.peer)
