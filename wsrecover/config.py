@@ -131,7 +131,7 @@ class Limits:
     """A larger event goes out in parts of this size: a 10 KB/s link stays alive between two of them. Clients
     bound messages: with 1 MiB, and base64, what goes out at once is well below the Python client's 4 MiB."""
     page_bytes: int = attrs.field(default=256 * 1024, validator=size(4096))
-    """One page of a replay, and one snapshot frame: what a connection holds in memory to catch up."""
+    """One page of a replay: what a connection holds in memory to catch up."""
     page_events: int = attrs.field(default=500, validator=count(1))
     """Events of one page: about a millisecond of reading, so other tasks are not held up."""
     replay_pages: int = attrs.field(default=2, validator=count(1))
