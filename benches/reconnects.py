@@ -1,8 +1,8 @@
 """Reconnecting again and again: clients that drop and come back, missing an event, 100 times in a row.
 
 What is told is the server's CPU per reconnect, from accept to close, of the first and of the last ten of each
-hundred, and how much its resident memory grew over a hundred that missed nothing: the hundredth must cost what
-the first did.
+hundred, and how much its resident memory grew over a hundred that missed nothing: the hundredth must cost
+what the first did.
 """
 
 from __future__ import annotations

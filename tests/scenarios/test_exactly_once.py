@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -471,6 +471,26 @@ async def test_s08_all_that_was_outstanding_may_be_repeated_at_once_and_time_and
 @attrs.frozen
 class Numbered:
     n: int
+
+
+async def test_s08_all_may_be_repeated_behind_the_hello_that_takes_the_connection_over() -> None:
+    app, go_on, limit = App(), trio.Event(), 8
+
+    @app.command("wait")
+    async def wait(_: Command, __: Numbered) -> None:
+        await go_on.wait()
+
+    waits = [{"op": "send", "id": f"w{n}", "type": "wait", "data": {"n": n}} for n in range(limit)]
+    async with local_server(app, limits=Limits(commands_in_flight=limit)) as local, AsyncExitStack() as stack:
+        headers = {"Authorization": f"Bearer {local.token()}"}
+        for _ in range(12):
+            peer = await stack.enter_async_context(local.stranger(headers=headers))
+            await peer.send([{"op": "hello", "client": "tab"}, *waits, {"op": "ping"}])
+            frames = await peer.until("pong")
+            assert [frame for frame in frames if frame["op"] == "reply"] == []
+        go_on.set()
+        replies = [(await peer.until("reply"))[-1] for _ in waits]
+    assert {reply["status"] for reply in replies} == {"duplicate"}
 
 
 async def test_s08_who_repeats_all_that_was_outstanding_has_room_for_another_at_the_first_answer() -> None:

@@ -117,10 +117,11 @@ class Commands:
 
         A repeat of one under way waits for that one's answer and is none on top: it has room of its own. Else
         a client that comes back with all that it had outstanding would be told of each that it was refused,
-        and so of each new one, which it sends when it has an answer.
+        and so of each new one, which it sends when it has an answer. That room is for two rounds: the repeats
+        of a connection that was just replaced are about to leave it.
         """
         limit, admitted = self._services.config.limits.commands_in_flight, self._admitted
-        if admitted.total() >= 2 * limit if id in admitted else len(admitted) >= limit:
+        if admitted.total() >= 3 * limit if id in admitted else len(admitted) >= limit:
             raise CommandError("overloaded", f"{limit} commands are under way, the limit", retry_after=1.0)
         admitted[id] += 1
 
