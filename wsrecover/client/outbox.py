@@ -92,21 +92,16 @@ class Outbox:
         if command.id in self._commands:
             raise CommandError("invalid", "a command with it waits for its answer", field="id")
         sent = self._in_flight.get(command.id)
-        if sent is not None and not sent.is_like(
-            command
-        ):  # Else the answer to that one would be taken for it.
-            raise CommandError(
-                "id_conflict", "another command with it was sent and is not answered", field="id"
-            )
+        if sent is not None and not sent.is_like(command):  # Its answer would be taken for this one's.
+            problem = "another command with it was sent and is not answered"
+            raise CommandError("id_conflict", problem, field="id")
         self._commands[command.id] = command
         self._on_urgent()
         try:
             self._send_on()
             await command.answered.wait()
         finally:
-            if (
-                self._commands.get(command.id) is command
-            ):  # By now it may be a repeat that came behind the answer.
+            if self._commands.get(command.id) is command:  # Or a repeat has come since, behind the answer.
                 del self._commands[command.id]
         return _result(command.answer)
 
