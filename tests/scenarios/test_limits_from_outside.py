@@ -137,6 +137,21 @@ async def test_s05_reconnecting_gives_no_fresh_burst_but_repeats_are_answered(
         assert refusal(await say(peer)) == ("rate_limited", 2.2)
 
 
+async def test_s05_a_repeat_that_a_limit_refuses_leaves_no_doubt_that_there_is_doubt(
+    local: LocalServer, mock_clock: MockClock
+) -> None:
+    async with local.peer(tier="free") as peer:
+        assert (await say(peer, id="c0"))["status"] == "ok"
+        statuses: list[str] = []
+        while statuses[-1:] != ["error"]:
+            again = await say(peer, id="c0", age=1.0)
+            statuses.append(again["status"])
+        code, retry_after = refusal(again)
+        assert (code, set(statuses)) == ("outcome_unknown", {"duplicate", "error"})
+        mock_clock.jump(retry_after)
+        assert (await say(peer, id="c0", age=1.0))["status"] == "duplicate"
+
+
 async def test_s05_a_refresh_to_another_tier_counts_at_once_and_gives_nothing_back(
     local: LocalServer, mock_clock: MockClock
 ) -> None:

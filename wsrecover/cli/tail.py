@@ -49,11 +49,7 @@ def tail(
     ] = (),
     thread: Annotated[
         tuple[str, ...],
-        Parameter(
-            negative=(),
-            show_default=False,
-            help="Only this thread and what has none; may be given several times.",
-        ),
+        Parameter(negative=(), show_default=False, help="This thread, and what has none; may be repeated."),
     ] = (),
     json: Annotated[
         bool,

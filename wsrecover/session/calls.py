@@ -27,6 +27,7 @@ __all__ = [
     "Status",
     "conflict",
     "error_frame",
+    "in_doubt",
     "outcome_unknown",
     "refusal",
     "settled",
@@ -96,6 +97,12 @@ def conflict(ref: str) -> CommandError:
 def outcome_unknown(why: str, *, retry_after: float | None = None) -> CommandError:
     """The command may have taken effect, and nobody knows; a repeat may tell, after so many seconds."""
     return CommandError("outcome_unknown", why, retry_after=retry_after)
+
+
+def in_doubt(error: CommandError) -> CommandError:
+    """What a repeat is told that a limit refuses: an earlier try may have taken effect."""
+    why = f"{error.message}; what an earlier try did was not looked up"
+    return outcome_unknown(why, retry_after=error.retry_after)
 
 
 def refusal(ref: str, error: CommandError) -> Reply:

@@ -44,7 +44,7 @@ from wsrecover.streams.stream import Stream
 from wsrecover.transport.websocket import CLOSE_TIMEOUT, ServerSocket
 
 from . import audit
-from .calls import error_frame, refusal
+from .calls import error_frame, in_doubt, refusal
 from .contexts import Snapshot
 from .delivery import Delivery
 from .following import Following
@@ -331,7 +331,7 @@ class Connection:
                 self._turns.admit()
         except CommandError as error:
             self._services.note_refusal(error.code)
-            self._delivery.control(refusal(frame.id, error))
+            self._delivery.control(refusal(frame.id, in_doubt(error) if repeat else error))
             return
         fail = partial(self.close, CloseCode.INTERNAL_ERROR, "internal error")
         self._turns.start(handle, frame, admitted=not isinstance(frame, Send), fail=fail)
