@@ -39,6 +39,11 @@ class Story:
 
     def saw_status(self, status: str) -> None:
         self.live += status == "live"
+        self._arrival.unpark_all()
+
+    async def until_live(self, times: int) -> None:
+        while self.live < times:
+            await self._arrival.park()
 
     async def until_seen(self, count: int) -> None:
         while self.seen < count:
@@ -143,6 +148,7 @@ async def test_fault_s1_twenty_kills_in_mid_run_lose_nothing_acknowledged_and_en
                         await server.kill()
                         story.history.fault("kill")
                         await server.start()
+                        await story.until_live(kill + 2)
                     story.publishing = False
                 # What the last kill ended is in the log. It is read before it is asked which runs go on: a
                 # start that no killed server had committed has taken effect in the last one.
